@@ -1,0 +1,149 @@
+"""One declaration of a hyperparameter: constructor, bounds, repr and configuration.
+
+A class lists its hyperparameters as annotated class attributes,
+
+    beta_1: float = hyper(0.9, 0, 1)
+
+and `Configurable` reads them: it gives the class a signature, checks every value against its bounds, keeps it in
+`get_config()` and protects it once the object is frozen.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import numbers
+from typing import Any, ClassVar, dataclass_transform
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """What is known of one hyperparameter; made by `hyper`."""
+
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] | None = None
+    integer: bool = False
+
+    def check(self, owner: str, name: str, value: Any) -> Any:
+        """Returns `value` as a plain Python value, or raises `ValueError` saying what is allowed."""
+        if self.choices is not None:
+            valid = value in self.choices
+        elif isinstance(self.default, bool):
+            valid = isinstance(value, bool)
+        elif self.default is None or isinstance(self.default, (int, float)):
+            if value is None and self.default is None:
+                return None
+            valid = isinstance(value, numbers.Real) and not isinstance(value, bool) and self._inside(float(value))
+            if valid:
+                value = int(value) if self._whole else float(value)
+        else:
+            return value
+        if not valid:
+            raise ValueError(f"{owner}: {name} must be {self._expected()}. Received: {name}={value!r}")
+        return value
+
+    @property
+    def _whole(self) -> bool:
+        return self.integer or isinstance(self.default, int)
+
+    def _inside(self, value: float) -> bool:
+        return (
+            abs(value) < float("inf")  # also refuses NaN
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value < self.high)
+            and (not self._whole or value == int(value))
+        )
+
+    def _expected(self) -> str:
+        if self.choices is not None:
+            return "one of " + ", ".join(map(repr, self.choices))
+        if isinstance(self.default, bool):
+            return "True or False"
+        kind = "an integer" if self._whole else "a finite number"
+        left = f"({self.above}" if self.above is not None else f"[{'-inf' if self.low is None else self.low}"
+        return f"{kind} in {left}, {'inf' if self.high is None else self.high})" + (
+            " or None" if self.default is None else ""
+        )
+
+
+def hyper(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    integer: bool = False,
+) -> Any:
+    """Declares a hyperparameter.
+
+    Args:
+        default: its default. `None` makes a number optional.
+        low: smallest allowed value.
+        high: first value that is too large: the range is [low, high).
+        above: largest value that is too small, where the range is open below.
+        choices: the allowed strings.
+        integer: whether an optional number is whole.
+    """
+    return Hyper(default, low, high, above, choices, integer)
+
+
+@dataclass_transform(field_specifiers=(hyper,))
+class Configurable:
+    """Turns `hyper` declarations, its own and inherited ones, into attributes."""
+
+    hypers: ClassVar[dict[str, Hyper]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Hyper)}
+        cls.hypers = {**cls.hypers, **own}
+        for name, declared in own.items():
+            if isinstance(inspect.getattr_static(super(cls, cls), name, None), property):
+                delattr(cls, name)  # the property of a base class keeps its place
+            else:
+                setattr(cls, name, declared.default)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name, inspect.Parameter.POSITIONAL_OR_KEYWORD if i == 0 else keyword, default=declared.default
+                )
+                for i, (name, declared) in enumerate(cls.hypers.items())
+            ]
+        )
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns every hyperparameter by name: those of `options`, checked, and the defaults of the others."""
+        owner = type(self).__name__
+        for name in options:
+            if name not in self.hypers:
+                near = difflib.get_close_matches(name, self.hypers, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(self.hypers)}."
+                raise ValueError(f"{owner} has no argument {name!r}. {hint}")
+        return {
+            name: declared.check(owner, name, options.get(name, declared.default))
+            for name, declared in self.hypers.items()
+        }
+
+    def _frozen(self) -> bool:
+        """Whether the hyperparameters can no longer change."""
+        return False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = self.hypers.get(name)
+        # `None` switches any option off: Keras' own wrappers do so before the first step.
+        if declared is not None and not isinstance(inspect.getattr_static(type(self), name, None), property):
+            if name in vars(self) and self._frozen():
+                if value == getattr(self, name):
+                    return
+                raise AttributeError(
+                    f"{type(self).__name__}.{name} is a constant of the compiled step and cannot change after build. "
+                    "Create a new optimizer; only learning_rate can be set during training."
+                )
+            if value is not None:
+                value = declared.check(type(self).__name__, name, value)
+        super().__setattr__(name, value)

@@ -1,0 +1,41 @@
+"""Pure functions from tensors to tensors, shared by the rules."""
+
+import math
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def ema(old: Tensor, new: Tensor, beta: float) -> Tensor:
+    """Exponential moving average, β old + (1-β) new."""
+    return beta * old + (1.0 - beta) * new
+
+
+def debias(beta: float, t: Tensor) -> Tensor:
+    """Weight of t observations in an average that began at zero, 1 - βᵗ.
+
+    Written with expm1 because 1 - βᵗ cancels in float32: at β = 0.999, t = 1 it is off by 1e-5.
+    """
+    return -ops.expm1(t * (math.log(beta) if beta else -math.inf))
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Squared Euclidean norm over all axes."""
+    return ops.sum(ops.square(x))
+
+
+def round_stochastically(x: Tensor, dtype: str, noise: Tensor) -> Tensor:
+    """Casts to a shorter float so that the expectation of the result is x.
+
+    Adds noise of one unit in the last place before rounding to nearest.
+
+    Args:
+        x: float32 or float64, any shape.
+        dtype: "bfloat16" or "float16".
+        noise: uniform in [-0.5, 0.5), shape of x.
+    """
+    digits, smallest = {"bfloat16": (7, -126), "float16": (10, -14)}[dtype]
+    exponent = ops.floor(ops.log2(ops.maximum(ops.abs(x), 2.0**smallest)))
+    return ops.cast(x + noise * ops.power(2.0, exponent - digits), dtype)

@@ -1,0 +1,47 @@
+"""How a step runs on the other backends of Keras: as plain operations, compiled by whatever compiles the train step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from kopt.optimizers._records import Gradient, Parameter, Write
+
+
+class Engine:
+    """Executes the pure steps of `Optimizer` with `keras.ops` alone."""
+
+    def _execute(self, grads: Sequence[Any], rate: Any) -> None:
+        flags = self._step(grads, rate)
+        if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
+            raise FloatingPointError(f"{type(self).__name__}: a gradient is not finite; the update was skipped.")
+
+    def _commit(self, writes: list[Write]) -> None:
+        for write in writes:
+            write.variable.assign(write.value)
+
+    def _commit_if(self, condition: Any, compute: Callable[[], list[Write]]) -> None:
+        if condition is None:
+            self._commit(compute())
+            return
+        writes = compute()
+        for write in writes:
+            write.value = ops.where(condition, write.value, self._value(write.variable))
+        self._commit(writes)
+
+    def _static_shape(self, g: Any) -> tuple[int | None, ...] | None:
+        return None if g is None else tuple(g.shape)
+
+    def _read_gradient(self, g: Any, p: Parameter) -> Gradient:
+        return Gradient(ops.cast(g, p.dtype))
+
+    def _uniform(self, shape: Any, update: Any, salt: int) -> Any:
+        raise ValueError(
+            "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16') needs the TensorFlow backend."
+        )
+
+    def _add_beside(self, variable: Any, name: str, shape: Any, dtype: str, initializer: Any) -> Any:
+        return self.add_variable(shape, initializer, dtype, name=f"{variable.path.replace('/', '_')}_{name}")
+
+    def _value(self, variable: Any) -> Any:
+        return ops.convert_to_tensor(variable)

@@ -1,0 +1,45 @@
+"""What passes between an optimizer and the engine of its backend."""
+
+import dataclasses
+from typing import Any
+
+from kopt.optimizers._math import Tensor
+
+
+@dataclasses.dataclass
+class Parameter:
+    """A weight and what the optimizer keeps for it."""
+
+    variable: Any
+    path: str
+    dtype: str  # of the arithmetic: float32, or float64 beside float64 weights
+    multiplier: float = 1.0
+    decay: float = 1.0
+    slots: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    residual: Any = None
+    average: Any = None
+    accumulator: Any = None
+
+
+@dataclasses.dataclass
+class Gradient:
+    """The gradient of one parameter, in the precision of the arithmetic.
+
+    Of a table that was read sparsely, `value` holds one row for every entry of `rows`: the sum over its repeated ids.
+    Entries past the number of distinct ids have zero gradient and repeat the first row; `keep` maps them onto it, so
+    that a scatter writes equal values. `touched`, [rows, 1, ...], marks the rows that an accumulated gradient read.
+    """
+
+    value: Tensor
+    rows: Tensor = None
+    keep: Tensor = None
+    touched: Tensor = None
+
+
+@dataclasses.dataclass
+class Write:
+    """An assignment that ends a step: to the whole variable, or to some rows of it."""
+
+    variable: Any
+    value: Tensor
+    rows: Tensor = None

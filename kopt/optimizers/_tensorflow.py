@@ -1,0 +1,157 @@
+"""How a step runs on TensorFlow: XLA, IndexedSlices, tf.distribute. The only file of this wing that imports it."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kopt.optimizers._records import Gradient, Parameter, Write
+
+
+class Engine:
+    """Executes the pure steps of `Optimizer` on TensorFlow.
+
+    On one device the whole step, for all weights, is one XLA-compiled function that updates the variables in place.
+    Under a multi-replica strategy each replica computes the step from the summed gradients, and the results are
+    assigned in cross-replica context.
+    """
+
+    # ------------------------------------------------------------------------------------------------------- run
+
+    def _execute(self, grads: Sequence[Any], rate: tf.Tensor) -> None:
+        if tf.distribute.has_strategy():
+            if tf.distribute.in_cross_replica_context():
+                raise RuntimeError("Under a strategy call apply() in replica context: inside strategy.run(train_step).")
+            flags = self._step(self._sum_over_replicas(grads), rate)
+        else:
+            if self._compiled is None:
+                step = tf.function(self._step, jit_compile=True, autograph=False, reduce_retracing=True)
+                object.__setattr__(self, "_compiled", step)  # past the tracking of state, which it is not
+            flags = self._compiled(grads, rate)
+        if self.on_nonfinite == "raise":
+            self._raise_on(flags, [p.path for p, g in zip(self._parameters, grads, strict=True) if g is not None])
+
+    _compiled: Any = None
+
+    def _sum_over_replicas(self, grads: Sequence[Any]) -> list[Any]:
+        present = [g for g in grads if g is not None]
+        summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, present))
+        return [None if g is None else next(summed) for g in grads]
+
+    def _raise_on(self, flags: tf.Tensor, paths: list[str]) -> None:
+        message = f"{type(self).__name__}: a gradient is not finite; the update was skipped. Weights concerned:"
+        if not tf.executing_eagerly():
+            from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+            if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+                raise ValueError(
+                    f"{type(self).__name__}: on_nonfinite='raise' cannot stop an XLA-compiled train step. Use "
+                    "on_nonfinite='skip', or compile the model with jit_compile=False."
+                )
+            names = tf.boolean_mask(tf.constant(paths), tf.logical_not(flags))
+            tf.debugging.Assert(tf.reduce_all(flags), [message, names], summarize=10)
+        elif not bool(tf.reduce_all(flags)):
+            bad = [path for path, ok in zip(paths, flags.numpy(), strict=True) if not ok]
+            raise FloatingPointError(f"{message} {', '.join(bad[:10])}")
+
+    # ----------------------------------------------------------------------------------------------------- writes
+
+    def _commit(self, writes: list[Write]) -> None:
+        if not tf.distribute.has_strategy():
+            for write in writes:
+                _assign(_native(write.variable), write.value, write.rows)
+            return
+        targets = [_native(w.variable) for w in writes]
+
+        def across_replicas(strategy: tf.distribute.Strategy, values: list[Any], rows: list[Any]) -> None:
+            for target, value, ids in zip(targets, values, rows, strict=True):
+                strategy.extended.update(target, _assign, args=(value, ids), group=False)
+
+        context = tf.distribute.get_replica_context()
+        context.merge_call(across_replicas, args=([w.value for w in writes], [w.rows for w in writes]))
+
+    def _commit_if(self, condition: tf.Tensor | None, compute: Callable[[], list[Write]]) -> None:
+        if condition is None:
+            self._commit(compute())
+        elif not tf.distribute.has_strategy():
+            tf.cond(condition, lambda: self._commit(compute()), lambda: None)
+        else:  # no assignment inside a condition there: choose the values, then assign
+            writes: list[Write] = []
+
+            def new() -> list[tf.Tensor]:
+                writes[:] = compute()
+                return [tf.cast(w.value, w.variable.dtype) for w in writes]
+
+            def old() -> list[tf.Tensor]:
+                return [self._read(w.variable, w.rows) for w in writes]
+
+            for write, value in zip(writes, tf.cond(condition, new, old), strict=True):
+                write.value = value
+            self._commit(writes)
+
+    def _add_beside(self, variable: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> keras.Variable:
+        """Adds a variable on the devices of another one."""
+        label = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
+        with self._distribution_strategy.extended.colocate_vars_with(_native(variable)):
+            return self.add_variable(shape, initializer, dtype, name=f"{label}_{name}")
+
+    def _value(self, variable: Any) -> tf.Tensor:
+        """Reads a variable into a tensor that later assignments leave alone (keras.ops may pass the variable on)."""
+        return tf.convert_to_tensor(_native(variable))
+
+    # -------------------------------------------------------------------------------------------------- gradients
+
+    def _static_shape(self, g: Any) -> tuple[int | None, ...] | None:
+        if g is None or g.shape.rank is None:
+            return None
+        if isinstance(g, tf.IndexedSlices):
+            return (None, *g.values.shape[1:])
+        return tuple(g.shape)
+
+    def _read_gradient(self, g: Any, p: Parameter) -> Gradient:
+        if not isinstance(g, tf.IndexedSlices):
+            return Gradient(tf.cast(g, p.dtype))
+        lazy = self.sparse == "lazy" and self.row_wise
+        if self.sparse == "lazy" and not self.row_wise:
+            warnings.warn(
+                f"{type(self).__name__} is not row-wise: the sparse gradient of {p.path!r} is made dense and every row "
+                "is updated. Say so with sparse='exact', or give the table a row-wise optimizer.",
+                stacklevel=2,
+            )
+        g = tf.IndexedSlices(tf.cast(g.values, p.dtype), g.indices, tf.shape(p.variable, out_type=g.indices.dtype))
+        if lazy and not self.gradient_accumulation_steps:
+            return _sum_repeated(g.values, g.indices)
+        return Gradient(tf.convert_to_tensor(g), touched=True if lazy else None)
+
+    def _uniform(self, shape: Any, update: tf.Tensor, salt: int) -> tf.Tensor:
+        """Noise in [-0.5, 0.5): the same for the same update and salt, on every replica and after a restart."""
+        seed = tf.stack([tf.cast(update, tf.int64), tf.constant(salt, tf.int64)])
+        return tf.random.stateless_uniform(shape, seed, -0.5, 0.5)
+
+
+def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
+    """Sums the rows of repeated ids without a shape that depends on the data, which XLA would compile anew."""
+    order = tf.argsort(ids, stable=True)
+    ids = tf.gather(ids, order)
+    segment = tf.cumsum(tf.cast(tf.concat([ids[:1] != ids[:1], ids[1:] != ids[:-1]], 0), tf.int32))
+    count = tf.shape(ids)[0]
+    position = tf.range(count)
+    keep = tf.where(position <= tf.reduce_max(segment), position, 0)
+    sums = tf.math.unsorted_segment_sum(tf.gather(values, order), segment, count)
+    rows = tf.gather(tf.math.unsorted_segment_max(ids, segment, count), keep)
+    return Gradient(sums, rows, keep)
+
+
+def _native(variable: Any) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _assign(variable: tf.Variable, value: tf.Tensor, rows: tf.Tensor | None) -> None:
+    value = tf.cast(value, variable.dtype)
+    if rows is None:
+        variable.assign(value, read_value=False)
+    else:
+        variable.scatter_update(tf.IndexedSlices(value, rows))
+

@@ -1,0 +1,137 @@
+"""AdaBound and AdaBoundW."""
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace as State
+from typing import Any
+
+import keras
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._slots import Slot
+
+
+class AdaBound(Optimizer):
+    r"""AdaBound: Adam whose step sizes are clipped to bounds that close in on that of SGD.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²              (ams_bound: n ← max(n, v) takes the place of v below)
+        l = f/η₀ (1 - 1/(γ t + 1)),  h = f/η₀ (1 + 1/(γ t))
+        u = clip(√(1-β₂ᵗ) / (1-β₁ᵗ) / (√v + ε), l, h) m
+
+    The authors clip η/√v to bounds around f η/η₀: η cancels from the direction u, so the bounds follow any schedule.
+
+    Slots: m, v and n with ams_bound, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        final_lr: f > 0, the step size of the SGD at the end, at the base learning rate.
+        gamma: γ > 0, how fast the bounds close: they are within a factor of 2 after 1/γ updates.
+        epsilon: ε > 0, beside the uncorrected root.
+        ams_bound: divide by the largest v so far (AMSBound).
+        base_learning_rate: η₀ > 0, the rate that `final_lr` refers to. `None` takes the number given as
+            `learning_rate`, or the peak of the schedule.
+
+    Raises:
+        ValueError: η₀ cannot be told from the schedule.
+
+    Differs from the authors' code in float32 bias corrections alone.
+    Reference: Luo, Xiong, Liu and Sun, 2019, arXiv:1902.09843.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    final_lr: float = hyper(0.1, above=0)
+    gamma: float = hyper(1e-3, above=0)
+    epsilon: float = hyper(1e-8, above=0)
+    ams_bound: bool = hyper(False)
+    base_learning_rate: float | None = hyper(None, above=0)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.base_learning_rate is None:  # kept as a number: the rate of a saved optimizer may have changed
+            self.base_learning_rate = _peak(self.get_config()["learning_rate"], self._learning_rate)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The moments m and v, the maximum n with ams_bound."""
+        return {"m": Slot(), "v": Slot()} | ({"n": Slot()} if self.ams_bound else {})
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Updates the moments and multiplies the first by the bounded rate."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        if self.ams_bound:
+            new.n = ops.maximum(s.n, new.v)
+        return self.rate(new, t) * new.m, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """Adam's rate, clipped to the bounds."""
+        lower, upper = self.bounds(t)
+        return ops.minimum(ops.maximum(self._unbounded(s, t), lower), upper)
+
+    def bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns l and h, as multiples of the learning rate."""
+        final = self.final_lr / self.base_learning_rate
+        return final * (1 - 1 / (self.gamma * t + 1)), final * (1 + 1 / (self.gamma * t))
+
+    def measure(self, s: Any, t: Tensor) -> dict[str, Tensor]:
+        """The bounds as step sizes, and the share of the elements that sit at each."""
+        (lower, upper), free = self.bounds(t), self._unbounded(s, t)
+        return {
+            "lower_bound": lower * ops.cast(self.learning_rate, lower.dtype),
+            "upper_bound": upper * ops.cast(self.learning_rate, upper.dtype),
+            "share_at_lower_bound": ops.mean(ops.cast(free <= lower, lower.dtype)),
+            "share_at_upper_bound": ops.mean(ops.cast(free >= upper, upper.dtype)),
+        }
+
+    def _unbounded(self, s: Any, t: Tensor) -> Tensor:
+        v = s.n if self.ams_bound else s.v
+        correction = ops.sqrt(debias(self.beta_2, t)) / debias(self.beta_1, t)
+        return correction / (ops.sqrt(v) + self.epsilon)
+
+
+class AdaBoundW(AdaBound):
+    r"""AdaBoundW: `AdaBound` with decoupled weight decay.
+
+        w ← w - η u - (η/η₀) λ w
+
+    Slots: as `AdaBound`.  Row-wise.
+
+    Args:
+        weight_decay: λ ≥ 0, the share of the weight that one update removes at the base learning rate.
+
+    Differs from the authors' code under a schedule: they remove λ w whatever the rate; here the decay follows it, as
+    the schedule multiplier of AdamW does. Equal at a constant rate.
+    Reference: the authors' code to Luo et al., 2019, arXiv:1902.09843; Loshchilov and Hutter, 2019, arXiv:1711.05101.
+    """
+
+    weight_decay: float | None = hyper(5e-4, 0)
+
+    @property
+    def decay(self) -> float:
+        """λ/η₀."""
+        return (self.weight_decay or 0.0) / self.base_learning_rate
+
+
+def _peak(number: Any, rate: Any) -> float:
+    """Returns the rate given as a number, or the one a schedule is built around: Keras names it, others begin with it."""
+    if isinstance(number, float):
+        peak: float | None = number
+    else:
+        known = [getattr(rate, name, None) for name in ("warmup_target", "initial_learning_rate", "peak_learning_rate")]
+        values = getattr(rate, "values", None)  # of PiecewiseConstantDecay
+        known += [max(values)] if isinstance(values, (list, tuple)) else []
+        peak = next((float(value) for value in known if value), None)
+        if peak is None and isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            peak = float(ops.convert_to_numpy(rate(0)))
+    if peak is None or not 0 < peak < math.inf:
+        raise ValueError(
+            f"AdaBound cannot tell the rate that final_lr refers to from learning_rate={rate!r}. "
+            "Give the peak of the schedule as base_learning_rate."
+        )
+    return peak

@@ -1,0 +1,49 @@
+"""AdaGrad."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor
+from kopt.optimizers._slots import Slot
+
+
+class AdaGrad(Optimizer):
+    r"""AdaGrad: steps shrink with the sum of all squared gradients of a coordinate.
+
+        a ← a + g²
+        u = g / (√a + ε)
+
+    Slots: a, like w (4 bytes/parameter).  Row-wise; a row that was not read does not move in either case, so that
+    `sparse="lazy"` and "exact" are equal.
+
+    Args:
+        initial_accumulator_value: a before the first step, ≥ 0.
+        epsilon: ε > 0, keeps the quotient finite.
+
+    Differs from `keras.optimizers.Adagrad`: ε outside of the root and a = 0 at first, as in the paper; agrees with
+    `torch.optim.Adagrad`.
+    Reference: Duchi, Hazan and Singer, 2011, jmlr.org/papers/v12/duchi11a.
+    """
+
+    learning_rate: LearningRate = hyper(0.01)
+    initial_accumulator_value: float = hyper(0.0, 0)
+    epsilon: float = hyper(1e-10, above=0)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The accumulator a."""
+        return {"a": Slot(self.initial_accumulator_value)}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divides by the root of the accumulated squares."""
+        new = State(a=s.a + ops.square(g))
+        return self.rate(new, t) * g, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√a + ε)."""
+        return 1.0 / (ops.sqrt(s.a) + self.epsilon)

@@ -1,0 +1,122 @@
+"""Adam and its nearest kin: AdamW and Nadam."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._slots import Slot
+
+
+class Adam(Optimizer):
+    r"""Adam: momentum over a running root mean square, both corrected for their start at zero.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        v̂ = v / (1-β₂ᵗ)                   (amsgrad: n ← max(n, v), v̂ = n / (1-β₂ᵗ))
+        u = m / (1-β₁ᵗ) / (√v̂ + ε)
+
+    Slots: m, v and n with amsgrad, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        epsilon: ε > 0 of the paper's Algorithm 1, beside the corrected root.
+        amsgrad: divide by the largest v so far.
+
+    Differs from `keras.optimizers.Adam`: there ε stands beside the uncorrected root ("epsilon hat") and is 1e-7;
+    agrees with `torch.optim.Adam`, with amsgrad too.
+    Reference: Kingma and Ba, 2015, arXiv:1412.6980; Reddi et al., 2018, arXiv:1904.09237.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    epsilon: float = hyper(1e-8, above=0)
+    amsgrad: bool = hyper(False)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The moments m and v, the maximum n with amsgrad."""
+        return {"m": Slot(), "v": Slot()} | ({"n": Slot()} if self.amsgrad else {})
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Updates the moments and divides one by the root of the other."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        if self.amsgrad:
+            new.n = ops.maximum(s.n, new.v)
+        return self.rate(new, t) * new.m, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (1-β₁ᵗ) / (√v̂ + ε)."""
+        v = s.n if self.amsgrad else s.v
+        root = ops.sqrt(v) / ops.sqrt(debias(self.beta_2, t))
+        return 1.0 / debias(self.beta_1, t) / (root + self.epsilon)
+
+
+class AdamW(Adam):
+    r"""AdamW: `Adam` with decoupled weight decay switched on, w ← w - η (u + λ w).
+
+    Slots: as `Adam`.  Row-wise.
+
+    Args:
+        weight_decay: λ ≥ 0.
+
+    Differs from `keras.optimizers.AdamW`: ε as in `Adam`, λ = 0.01 instead of 0.004; agrees with
+    `torch.optim.AdamW`.
+    Reference: Loshchilov and Hutter, 2019, arXiv:1711.05101.
+    """
+
+    weight_decay: float | None = hyper(0.01, 0)
+
+
+class Nadam(Optimizer):
+    r"""Nadam: Adam with Nesterov momentum that warms up.
+
+        μₜ = β₁ (1 - 0.96^(ψ t) / 2),  P ← P μₜ
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        u = (μₜ₊₁ m / (1 - P μₜ₊₁) + (1-μₜ) g / (1 - P)) / (√(v / (1-β₂ᵗ)) + ε)
+
+    Slots: m, v, each like w (4 bytes/parameter), and the scalar P.  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        epsilon: ε > 0, keeps the quotient finite.
+        momentum_decay: ψ ≥ 0, speed of the warm-up.
+
+    Differs from `keras.optimizers.Nadam`, which has ψ = 1, and from `optax.nadam`, which has no warm-up; agrees with
+    `torch.optim.NAdam`.
+    Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    epsilon: float = hyper(1e-8, above=0)
+    momentum_decay: float = hyper(0.004, 0)
+    slots = {"m": Slot(), "v": Slot()}
+    shared = {"product": 1.0}
+
+    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
+        """P ← P μₜ."""
+        return {"product": s.product * self._mu(t)}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mixes the gradient with the momentum of the next step."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        now, ahead = self._mu(t), self._mu(t + 1)
+        mixed = ahead * new.m / (1 - s.product * ahead) + (1 - now) * g / (1 - s.product)
+        return self.rate(new, t) * mixed, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√(v / (1-β₂ᵗ)) + ε)."""
+        return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+
+    def _mu(self, t: Tensor) -> Tensor:
+        return self.beta_1 * (1 - 0.5 * ops.power(0.96, self.momentum_decay * t))

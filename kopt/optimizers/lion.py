@@ -1,0 +1,38 @@
+"""Lion."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class Lion(Optimizer):
+    r"""Lion: the sign of an interpolated momentum.
+
+        u = sign(β₁ m + (1-β₁) g)
+        m ← β₂ m + (1-β₂) g
+        w ← w - η (u + λ w)
+
+    Slots: m, like w (4 bytes/parameter).  Row-wise.  Scale-free.
+
+    Args:
+        beta_1: β₁ in [0, 1), weight of the old momentum in the step.
+        beta_2: β₂ in [0, 1), weight of the old momentum in the memory.
+
+    Differs from `keras.optimizers.Lion`: decay touches only updated rows.
+    Reference: Chen et al., 2023, arXiv:2302.06675.
+    """
+
+    learning_rate: LearningRate = hyper(1e-4)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.99, 0, 1)
+    slots = {"m": Slot()}
+    scale_free = True
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps along the sign, then remembers the gradient."""
+        return ops.sign(ema(s.m, g, self.beta_1)), {"m": ema(s.m, g, self.beta_2)}

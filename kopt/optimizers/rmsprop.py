@@ -1,0 +1,60 @@
+"""RMSprop."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class RMSprop(Optimizer):
+    r"""RMSprop: divides by a running root mean square of the gradient.
+
+        v ← ρ v + (1-ρ) g²
+        a ← ρ a + (1-ρ) g                 (centered; else a = 0)
+        u = g / (√(v - a²) + ε)
+        b ← μ b + u,  u = b               (with momentum)
+
+    Slots: v, a if centered, b with momentum, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        rho: ρ in [0, 1), memory of the mean square.
+        momentum: μ in [0, 1), memory of the steps.
+        epsilon: ε > 0, keeps the quotient finite.
+        centered: divide by the standard deviation instead of the root mean square.
+
+    Differs from `keras.optimizers.RMSprop`: ε outside of the root, and the momentum buffer is free of the learning
+    rate; agrees with `torch.optim.RMSprop`.
+    Reference: Tieleman and Hinton, Lecture 6.5, 2012; centered: Graves, 2013, arXiv:1308.0850.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    rho: float = hyper(0.9, 0, 1)
+    momentum: float = hyper(0.0, 0, 1)
+    epsilon: float = hyper(1e-8, above=0)
+    centered: bool = hyper(False)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The mean square v, the mean a if centered, the buffer b with momentum."""
+        return {"v": Slot()} | ({"a": Slot()} if self.centered else {}) | ({"b": Slot()} if self.momentum else {})
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scales the gradient, then accumulates the steps."""
+        new = State(v=ema(s.v, ops.square(g), self.rho))
+        if self.centered:
+            new.a = ema(s.a, g, self.rho)
+        u = self.rate(new, t) * g
+        if self.momentum:
+            u = new.b = self.momentum * s.b + u
+        return u, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√(v - a²) + ε); the variance is not negative, but its difference may be by rounding."""
+        variance = ops.maximum(s.v - ops.square(s.a), 0.0) if self.centered else s.v
+        return 1.0 / (ops.sqrt(variance) + self.epsilon)

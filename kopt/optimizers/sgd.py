@@ -1,0 +1,77 @@
+"""Stochastic gradient descent, with and without momentum."""
+
+from typing import Any
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor
+from kopt.optimizers._slots import Slot
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent.
+
+        u = g
+        w ← w - η u
+
+    Slots: none.  Row-wise.
+
+    Reference: Robbins and Monro, A Stochastic Approximation Method, 1951, doi:10.1214/aoms/1177729586.
+    """
+
+    learning_rate: LearningRate = hyper(0.01)
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient itself."""
+        return g, {}
+
+
+class Momentum(Optimizer):
+    r"""Gradient descent with heavy-ball momentum.
+
+        b ← μ b + g
+        u = b
+
+    Slots: b, like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        momentum: μ in [0, 1), what a step keeps of the one before.
+
+    Differs from `keras.optimizers.SGD(momentum=...)`: the buffer holds gradients, not steps, so that a change of the
+    learning rate acts at once (the form of `torch.optim.SGD`).
+    Reference: Polyak, 1964, doi:10.1016/0041-5553(64)90137-5.
+    """
+
+    learning_rate: LearningRate = hyper(0.01)
+    momentum: float = hyper(0.9, 0, 1)
+    slots = {"b": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Accumulates the gradients in a buffer and follows it."""
+        b = self.momentum * s.b + g
+        return b, {"b": b}
+
+
+class NAG(Optimizer):
+    r"""Nesterov's accelerated gradient.
+
+        b ← μ b + g
+        u = g + μ b
+
+    Slots: b, like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        momentum: μ in [0, 1), what a step keeps of the one before.
+
+    Differs from `keras.optimizers.SGD(nesterov=True)` when the learning rate changes: see `Momentum`.
+    Reference: Nesterov, 1983; in this form Sutskever et al., 2013, proceedings.mlr.press/v28/sutskever13.
+    """
+
+    learning_rate: LearningRate = hyper(0.01)
+    momentum: float = hyper(0.9, 0, 1)
+    slots = {"b": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Looks one momentum step ahead."""
+        b = self.momentum * s.b + g
+        return g + self.momentum * b, {"b": b}
