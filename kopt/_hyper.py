@@ -102,8 +102,8 @@ class Configurable:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Hyper)}
         cls.hypers = {**cls.hypers, **own}
         for name, declared in own.items():
-            if isinstance(inspect.getattr_static(super(cls, cls), name, None), property):
-                delattr(cls, name)  # the property of a base class keeps its place
+            if any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
+                delattr(cls, name)  # a property of a base class keeps its place
             else:
                 setattr(cls, name, declared.default)
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -137,7 +137,7 @@ class Configurable:
         declared = self.hypers.get(name)
         # `None` switches any option off: Keras' own wrappers do so before the first step.
         if declared is not None and not isinstance(inspect.getattr_static(type(self), name, None), property):
-            if name in vars(self) and self._frozen():
+            if self._frozen():
                 if value == getattr(self, name):
                     return
                 raise AttributeError(

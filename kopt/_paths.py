@@ -13,8 +13,8 @@ from typing import Any
 Rules = Sequence[tuple[str, float]]
 
 
-def check_rules(owner: str, rules: Iterable[Any]) -> list[list[Any]]:
-    """Returns `rules` as a list of [pattern, factor], fit for a JSON configuration.
+def check_rules(owner: str, rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
+    """Returns `rules` as (pattern, factor) pairs.
 
     Raises:
         ValueError: an entry is no pair, a pattern is no regular expression, a factor is negative or not finite.
@@ -32,8 +32,8 @@ def check_rules(owner: str, rules: Iterable[Any]) -> list[list[Any]]:
                 f"{owner} takes pairs (regular expression, factor), as in [(r'bias$', 0.0)]. "
                 f"Received: {rule!r} ({error})"
             ) from None
-        checked.append([pattern, factor])
-    return checked
+        checked.append((pattern, factor))
+    return tuple(checked)
 
 
 def resolve(owner: str, rules: Rules, paths: Sequence[str], default: float = 1.0) -> list[float]:

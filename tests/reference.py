@@ -51,7 +51,7 @@ def momentum(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
 
 
 def nag(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
-    """Nesterov 1983 in the variables of arXiv:1212.0901, eq. 7: b = μ b + g, u = g + μ b."""
+    """Nesterov 1983 in the variables of arXiv:1212.0901: b = μ b + g, u = g + μ b."""
     b = 0.0
 
     def direction(g, t):
@@ -63,7 +63,7 @@ def nag(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
 
 
 def adagrad(w, *, learning_rate, initial_accumulator_value, epsilon, weight_decay=0.0) -> Step:
-    """Diagonal AdaGrad; Duchi, Hazan & Singer 2011 (JMLR 12), Figure 1."""
+    """Diagonal AdaGrad; Duchi, Hazan & Singer 2011 (JMLR 12)."""
     a = initial_accumulator_value
 
     def direction(g, t):
@@ -112,7 +112,7 @@ def adam(w, *, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=0.0
 
 
 def nadam(w, *, learning_rate, beta_1, beta_2, epsilon, momentum_decay, weight_decay=0.0) -> Step:
-    """Dozat 2016 (ICLR workshop), Algorithm 2, with the momentum schedule of its section 3."""
+    """Dozat 2016 (ICLR workshop), with the schedule μ_t of the momentum; `momentum_decay` is his 1/250."""
     m = v = 0.0
     product = 1.0  # of μ_1 ... μ_t
 
@@ -144,18 +144,79 @@ def adamax(w, *, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0) -> St
     return _descent(w, learning_rate, weight_decay, direction)
 
 
-def adabound(
-    w, *, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bound, base_learning_rate, weight_decay=0.0
-) -> Step:
-    """arXiv:1902.09843, Algorithm 2, with bias correction and bounds as in its authors' code.
+def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bound, base_learning_rate):
+    """Returns the map from g to (lr, η m): arXiv:1902.09843, Algorithms 2 and 3.
 
-    The bounds follow the learning rate, relative to `base_learning_rate`; None means a constant learning rate.
+    Bias correction and bounds are those of the authors' code. The bounds follow the learning rate relative to
+    `base_learning_rate`; None stands for a constant learning rate.
     """
-    return _bounded(weight_decay, True, **{k: x for k, x in locals().items() if k != "weight_decay"})
+    t, m, v, largest = 0, 0.0, 0.0, 0.0
+
+    def change(g):
+        nonlocal t, m, v, largest
+        t, lr = t + 1, _at(learning_rate, t + 1)
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g**2
+        largest = np.maximum(largest, v)
+        final = final_lr * lr / (learning_rate if base_learning_rate is None else base_learning_rate)
+        low, high = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))
+        adam_rate = lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        eta = np.clip(adam_rate / (np.sqrt(largest if ams_bound else v) + epsilon), low, high)
+        return lr, eta * m
+
+    return change
 
 
-def adaboundw(
-    w, *, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bound, base_learning_rate, weight_decay=0.0
-) -> Step:
-    """AdaBound with the decay of its authors' code, w <- w - η m - weight_decay w."""
-    return _bounded(weight_decay, False, **{k: x for k, x in locals().items() if k != "weight_decay"})
+def adabound(w, *, weight_decay=0.0, **hyper) -> Step:
+    """AdaBound and AMSBound (`ams_bound`); hyperparameters and source: see `_bounded`."""
+    w, change = np.array(w, "float64"), _bounded(**hyper)
+
+    def step(g):
+        nonlocal w
+        lr, bounded = change(np.asarray(g, "float64"))
+        w = w - bounded - lr * weight_decay * w
+        return w.copy()
+
+    return step
+
+
+def adaboundw(w, *, weight_decay=0.0, **hyper) -> Step:
+    """AdaBound with the decay of its authors' code, the same at every learning rate."""
+    w, change = np.array(w, "float64"), _bounded(**hyper)
+
+    def step(g):
+        nonlocal w
+        _, bounded = change(np.asarray(g, "float64"))
+        w = w - bounded - weight_decay * w
+        return w.copy()
+
+    return step
+
+
+def lion(w, *, learning_rate, beta_1, beta_2, weight_decay=0.0) -> Step:
+    """Lion; arXiv:2302.06675, Algorithm 2."""
+    m = 0.0
+
+    def direction(g, t):
+        nonlocal m
+        u = np.sign(beta_1 * m + (1 - beta_1) * g)
+        m = beta_2 * m + (1 - beta_2) * g
+        return u
+
+    return _descent(w, learning_rate, weight_decay, direction)
+
+
+REFERENCES: dict[str, Callable[..., Step]] = {
+    "SGD": sgd,
+    "Momentum": momentum,
+    "NAG": nag,
+    "AdaGrad": adagrad,
+    "RMSprop": rmsprop,
+    "Adam": adam,
+    "AdamW": adam,
+    "Nadam": nadam,
+    "AdaMax": adamax,
+    "AdaBound": adabound,
+    "AdaBoundW": adaboundw,
+    "Lion": lion,
+}

@@ -5,38 +5,32 @@ slots to a direction and new slots. `Optimizer` computes a whole step as a list 
 engine of the backend compiles that computation and carries the writes out.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 
 from kopt import _paths
-from kopt._hyper import Configurable, Hyper, hyper
+from kopt._hyper import Configurable, hyper
 from kopt._registry import register
-from kopt.optimizers._math import Tensor, round_stochastically, sum_of_squares
-from kopt.optimizers._records import Gradient, Parameter, Write
+from kopt.optimizers._math import Tensor
+from kopt.optimizers._rate import LearningRate, Rate
+from kopt.optimizers._records import Parameter
 from kopt.optimizers._slots import CODECS, Slot
 from kopt.optimizers._state import StateFile
+from kopt.optimizers._step import Step, cast_all, is_short
 
 if keras.backend.backend() == "tensorflow":
     from kopt.optimizers._tensorflow import Engine
 else:
     from kopt.optimizers._portable import Engine  # type: ignore[assignment]
 
-LearningRate = float | keras.optimizers.schedules.LearningRateSchedule | Callable[..., Any]
 
-
-class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
+class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Optimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u.
-
-    Order within a step: sum the gradients of all replicas and of repeated ids, accumulate, unscale, look for
-    non-finite values, clip, settle global sums, run the rule and the decay on each weight, round, average.
-
     Args:
         learning_rate: η ≥ 0: a number, a `LearningRateSchedule`, or a callable of no argument or of the number of
             updates done. Inside `fit` a callable is traced once: let it read variables. A number can be set at any
@@ -155,45 +149,6 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
         for name, value in values.items():
             setattr(self, name, value)
 
-    # ---------------------------------------------------------------------------------------------- learning rate
-
-    def _check_rate(self, value: Any) -> Any:
-        if callable(value) or ops.is_tensor(value):
-            return value
-        return Hyper(0.0, 0).check(type(self).__name__, "learning_rate", value)
-
-    @property
-    def learning_rate(self) -> Any:
-        """The rate of the next update."""
-        return self._get_current_learning_rate()
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        value = self._check_rate(value)
-        if callable(value) or not isinstance(self._learning_rate, keras.Variable):
-            raise TypeError(
-                f"{type(self).__name__}.learning_rate can be set to a number if it was created with a number. Received: "
-                f"{value!r} for {self._learning_rate!r}. Create a new optimizer to change the schedule."
-            )
-        self._learning_rate.assign(value)
-
-    def _shortest(self, rate: Any) -> Any:
-        """The shortest decimal that the variable rounds to the same value: 0.001, not 0.0010000000474974513."""
-        variable = self._learning_rate
-        return float(str(np.dtype(variable.dtype).type(rate))) if isinstance(variable, keras.Variable) else rate
-
-    def _updates(self) -> Tensor:
-        return self._value(self._iterations) // (self.gradient_accumulation_steps or 1)
-
-    def _get_current_learning_rate(self) -> Any:
-        rate = self._learning_rate
-        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            return rate(self._updates())  # updates, where Keras counts batches
-        if isinstance(rate, keras.Variable):
-            return rate
-        needed = [p for p in inspect.signature(rate).parameters.values() if p.default is p.empty]
-        return rate(self._updates()) if needed else rate()
-
     # ------------------------------------------------------------------------------------------------------ build
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
@@ -224,12 +179,14 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
         self.clipped_steps = self._add_scalar("clipped_steps", 0, "int")
         self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
         self._watched = self._add_scalar("watched", False, "bool")
-        self._shared_scalars = {k: self._add_scalar(k, initial, "float32") for k, initial in self.shared.items()}
+        self._scalar_dtype = dtype = "float64" if "float64" in map(_work_dtype, variables) else "float32"
+        self._shared_scalars = {k: self._add_scalar(k, initial, dtype) for k, initial in self.shared.items()}
         self._parameters = tuple(
             self._add_state(i, v, Parameter(v, path, _work_dtype(v), multiplier, decay))
             for i, (v, path, multiplier, decay) in enumerate(zip(variables, paths, multipliers, decays, strict=True))
         )
-        self._restore_pending()
+        with self._outside_graph():
+            self._restore_pending()
 
     def _add_scalar(self, name: str, initial: float, dtype: str) -> Any:
         constant = keras.initializers.Constant(initial)
@@ -247,7 +204,7 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
                 )
                 for part, (part_shape, dtype) in stored.items()
             }
-        if self.rounding == "kahan" and _is_short(variable):
+        if self.rounding == "kahan" and is_short(variable):
             parameter.residual = self._add_beside(variable, "residual", shape, variable.dtype, "zeros")
         if self.use_ema:
             parameter.average = self._model_variables_moving_average[index]
@@ -296,10 +253,6 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
             by_index[self._get_variable_index(v)] = g
         self._execute(by_index, ops.cast(self.learning_rate, self._scalar_dtype))
 
-    @property
-    def _scalar_dtype(self) -> str:
-        return "float64" if any(p.dtype == "float64" for p in self._parameters) else "float32"
-
     def _check_shape(self, g: Any, v: Any) -> None:
         shape, expected = self._static_shape(g), tuple(v.shape)
         if shape is not None and (
@@ -309,153 +262,6 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
                 f"{type(self).__name__}: gradient of shape {shape} for {_path(v)!r} of shape {expected}. "
                 "Give gradients and variables in the same order."
             )
-
-    def _step(self, grads: Sequence[Any], rate: Tensor) -> Tensor:
-        """Carries out one call of `apply`; returns which gradients were finite, or None if nobody asked."""
-        active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
-        count, steps = self._value(self._iterations), self.gradient_accumulation_steps or 1
-        after = [Write(self._iterations, count + 1)]
-        due = finite = None
-        if steps > 1:
-            due = ops.equal((count + 1) % steps, 0)
-            active, cleared = self._accumulate(active, due, steps)
-            after += cleared
-        flags = None
-        if self.on_nonfinite != "ignore":
-            flags = ops.stack([ops.all(ops.isfinite(g.value)) for _, g in active])
-            finite = ops.all(flags) if due is None else ops.logical_or(ops.all(flags), ops.logical_not(due))
-            # A skipped update takes back the batches that led to it, so that `iterations` counts real updates.
-            after[0] = Write(self._iterations, ops.where(finite, count + 1, count + 1 - steps))
-            skipped = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
-            after.append(Write(self.nonfinite_steps, self.nonfinite_steps + skipped))
-        conditions = [c for c in (due, finite) if c is not None]
-        go = None if not conditions else ops.all(ops.stack(conditions))
-        self._commit_if(go, lambda: self._update(active, rate))
-        self._commit(after)
-        return flags
-
-    def _gradient(self, p: Parameter, g: Any) -> Gradient:
-        gradient = self._read_gradient(g, p)
-        if self.loss_scale_factor:
-            gradient.value = gradient.value / self.loss_scale_factor
-        return gradient
-
-    def _accumulate(self, active: Any, due: Tensor, steps: int) -> tuple[Any, list[Write]]:
-        means, writes = [], []
-        for p, g in active:
-            total = self._value(p.accumulator) + g.value
-            touched = g.touched
-            if touched is not None:  # of a row that was read some accumulated gradient is not zero
-                touched = ops.any(total != 0, axis=tuple(range(1, len(p.variable.shape))), keepdims=True)
-            means.append((p, Gradient(total / steps, touched=touched)))
-            writes.append(Write(p.accumulator, ops.where(due, ops.zeros_like(total), total)))
-        return means, writes
-
-    def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor) -> list[Write]:
-        """Computes one update; assigns nothing."""
-        writes = self._clip(active)
-        update = self._updates() + 1
-        slots = [self._read_slots(p, g.rows) for p, g in active]
-        weights = [self._read_weight(p, g.rows) for p, g in active]
-        shared = {k: self._value(v) for k, v in self._shared_scalars.items()}
-        times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
-        if shared:
-            sums: dict[str, Tensor] = {}
-            for (p, g), w, s in zip(active, weights, slots, strict=True):
-                for k, x in self.contribute(g.value, w, SimpleNamespace(**s, **shared), times[p.dtype]).items():
-                    sums[k] = sums.get(k, 0.0) + x
-            shared = self.settle(sums, SimpleNamespace(**shared), times["float32"])
-            writes += [Write(self._shared_scalars[k], x) for k, x in shared.items()]
-        for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
-            u, new = self.rule(g.value, w, SimpleNamespace(**s, **_cast(shared, p.dtype)), times[p.dtype])
-            if decay := self.decay * p.decay:
-                u = u + decay * w
-            moved = w - (ops.cast(rate, p.dtype) * p.multiplier) * u
-            if g.touched is not None:
-                moved = ops.where(g.touched, moved, w)
-                new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
-            writes += self._write_weight(p, g, moved, update, salt=2 * i)
-            writes += self._write_slots(p, g, new, update, salt=2 * i + 1)
-        return writes
-
-    def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
-        """Clips the gradients in place of their records; returns the writes of norm and counter."""
-
-        def norm() -> Tensor:
-            return ops.sqrt(sum(ops.cast(sum_of_squares(g.value), "float32") for _, g in active))
-
-        if self.global_clipnorm:
-            total = norm()
-            factors = [self.global_clipnorm / ops.maximum(total, self.global_clipnorm)] * len(active)
-        else:
-            old = self._value(self.gradient_norm)
-            total = ops.cond(self._value(self._watched), norm, lambda: old)
-            factors = []
-        writes = [Write(self.gradient_norm, total)]
-        if self.clipnorm:
-            norms = [ops.sqrt(sum_of_squares(g.value)) for _, g in active]
-            factors = [self.clipnorm / ops.maximum(n, self.clipnorm) for n in norms]
-        clipped = [factor < 1 for factor in factors]
-        for (_, g), factor in zip(active, factors, strict=False):
-            g.value = g.value * ops.cast(factor, g.value.dtype)
-        if self.clipvalue:
-            clipped = [ops.any(ops.abs(g.value) > self.clipvalue) for _, g in active]
-            for _, g in active:
-                g.value = ops.clip(g.value, -self.clipvalue, self.clipvalue)
-        if clipped:
-            hit = ops.cast(ops.any(ops.stack(clipped)), self.clipped_steps.dtype)
-            writes.append(Write(self.clipped_steps, self.clipped_steps + hit))
-        return writes
-
-    # --------------------------------------------------------------------------------------------- read and write
-
-    def _read(self, variable: Any, rows: Tensor) -> Tensor:
-        value = self._value(variable)
-        return value if rows is None else ops.take(value, rows, axis=0)
-
-    def _read_weight(self, p: Parameter, rows: Tensor) -> Tensor:
-        w = ops.cast(self._read(p.variable, rows), p.dtype)
-        return w if p.residual is None else w + ops.cast(self._read(p.residual, rows), p.dtype)
-
-    def _read_slots(self, p: Parameter, rows: Tensor = None) -> dict[str, Tensor]:
-        codec = CODECS[self.state_dtype]
-        return {
-            name: codec.decode({part: self._read(v, rows) for part, v in parts.items()}, p.dtype)
-            for name, parts in p.slots.items()
-        }
-
-    def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
-        codec, noise = CODECS[self.state_dtype], self._noise(update, salt)
-        return [
-            _to_rows(p.slots[name][part], x, g)
-            for name, value in new.items()
-            for part, x in codec.encode(value, noise).items()
-        ]
-
-    def _write_weight(self, p: Parameter, g: Gradient, w: Tensor, update: Tensor, salt: int) -> list[Write]:
-        writes, constraint = [], getattr(p.variable, "constraint", None)
-        if g.rows is not None and (constraint or p.average is not None):  # these see the whole weight
-            w = ops.scatter_update(self._read_weight(p, None), g.rows[:, None], ops.take(w, g.keep, axis=0))
-            g = Gradient(g.value)
-        if constraint:
-            w = constraint(w)
-        if p.average is not None:
-            kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)
-            average = w + ops.cast(kept, p.dtype) * (self._value(p.average) - w)
-            writes.append(Write(p.average, average))
-            if self.ema_overwrite_frequency:
-                w = ops.where(ops.equal(update % self.ema_overwrite_frequency, 0), average, w)
-        dtype = keras.backend.standardize_dtype(p.variable.dtype)
-        if self.rounding == "stochastic" and _is_short(p.variable):
-            stored = round_stochastically(w, dtype, self._noise(update, salt)(w))
-        else:
-            stored = ops.cast(w, dtype)
-        if p.residual is not None:
-            writes.append(_to_rows(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype), g))
-        return [*writes, _to_rows(p.variable, stored, g)]
-
-    def _noise(self, update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: ops.cast(self._uniform(x.shape, update, salt), x.dtype)
 
     # -------------------------------------------------------------------------------------- statistics and config
 
@@ -468,20 +274,25 @@ class Optimizer(Configurable, StateFile, Engine, keras.optimizers.Optimizer):
         result = {}
         for p in self._parameters:
             t = ops.cast(ops.maximum(self.iterations, 1), p.dtype)
-            s = SimpleNamespace(**self._read_slots(p), **_cast(self._shared_scalars, p.dtype))
+            s = SimpleNamespace(**self._read_slots(p), **cast_all(self._shared_scalars, p.dtype))
             rate = ops.cast(self.learning_rate, p.dtype) * p.multiplier
             result[p.path] = {"effective_learning_rate": rate * self.rate(s, t), **self.measure(s, t)}
         return result
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""
-        config = {"name": self.name, "learning_rate": self._shortest(super().get_config()["learning_rate"])}
+        rate = self._given_rate()
+        if not isinstance(rate, float):
+            rate = keras.saving.serialize_keras_object(rate)
+        config = {"name": self.name, "learning_rate": rate}
         own = {name: getattr(self, name) for name in self.hypers if name not in config}
         return config | {k: [list(pair) for pair in v] if isinstance(v, tuple) else v for k, v in own.items()}
 
     def __repr__(self) -> str:
         config = self.get_config()
-        changed = [f"{k}={config[k]!r}" for k, h in self.hypers.items() if k != "name" and config[k] != _plain(h.default)]
+        changed = [
+            f"{k}={config[k]!r}" for k, h in self.hypers.items() if k != "name" and config[k] != _plain(h.default)
+        ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
@@ -497,14 +308,6 @@ def _work_dtype(variable: Any) -> str:
     return "float64" if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
 
 
-def _is_short(variable: Any) -> bool:
-    return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
-
-
-def _cast(values: Mapping[str, Any], dtype: str) -> dict[str, Tensor]:
-    return {k: ops.cast(x, dtype) for k, x in values.items()}
-
-
 def _initial(codec: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         if slot.init == "weight":
@@ -514,7 +317,3 @@ def _initial(codec: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., T
         return codec.encode(x, ops.zeros_like)[part]
 
     return initializer
-
-
-def _to_rows(variable: Any, value: Tensor, g: Gradient) -> Write:
-    return Write(variable, value if g.rows is None else ops.take(value, g.keep, axis=0), g.rows)

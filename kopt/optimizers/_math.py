@@ -29,13 +29,14 @@ def sum_of_squares(x: Tensor) -> Tensor:
 def round_stochastically(x: Tensor, dtype: str, noise: Tensor) -> Tensor:
     """Casts to a shorter float so that the expectation of the result is x.
 
-    Adds noise of one unit in the last place before rounding to nearest.
+    Counts x in units of the last place of `dtype` and rounds up with the probability of the fraction.
 
     Args:
         x: float32 or float64, any shape.
         dtype: "bfloat16" or "float16".
-        noise: uniform in [-0.5, 0.5), shape of x.
+        noise: uniform in [0, 1), shape of x.
     """
-    digits, smallest = {"bfloat16": (7, -126), "float16": (10, -14)}[dtype]
+    digits, smallest = {"bfloat16": (7, -119), "float16": (10, -14)}[dtype]  # the unit must not underflow
     exponent = ops.floor(ops.log2(ops.maximum(ops.abs(x), 2.0**smallest)))
-    return ops.cast(x + noise * ops.power(2.0, exponent - digits), dtype)
+    unit = ops.power(2.0, exponent - digits)
+    return ops.cast(ops.floor(x / unit + noise) * unit, dtype)

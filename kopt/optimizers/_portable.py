@@ -1,14 +1,15 @@
 """How a step runs on the other backends of Keras: as plain operations, compiled by whatever compiles the train step."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras import ops
 
-from kopt.optimizers._records import Gradient, Parameter, Write
+from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 
 
-class Engine:
+class Engine(OptimizerParts):
     """Executes the pure steps of `Optimizer` with `keras.ops` alone."""
 
     def _execute(self, grads: Sequence[Any], rate: Any) -> None:
@@ -42,6 +43,9 @@ class Engine:
 
     def _add_beside(self, variable: Any, name: str, shape: Any, dtype: str, initializer: Any) -> Any:
         return self.add_variable(shape, initializer, dtype, name=f"{variable.path.replace('/', '_')}_{name}")
+
+    def _outside_graph(self) -> Any:
+        return contextlib.nullcontext()
 
     def _value(self, variable: Any) -> Any:
         return ops.convert_to_tensor(variable)

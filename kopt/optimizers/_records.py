@@ -1,7 +1,7 @@
 """What passes between an optimizer and the engine of its backend."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from kopt.optimizers._math import Tensor
 
@@ -43,3 +43,45 @@ class Write:
     variable: Any
     value: Tensor
     rows: Tensor = None
+
+
+class OptimizerParts:
+    """What the parts that make up an optimizer (rate, state, step, engine) see of each other; types only."""
+
+    built: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    gradient_accumulation_steps: int | None
+    loss_scale_factor: float | None
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    on_nonfinite: str
+    rounding: str
+    sparse: str
+    state_dtype: str
+    nonfinite_steps: Any
+    clipped_steps: Any
+    gradient_norm: Any
+    _iterations: Any
+    _learning_rate: Any
+    _distribution_strategy: Any
+    _parameters: tuple[Parameter, ...]
+    _scalar_dtype: str
+    _shared_scalars: dict[str, Any]
+    _watched: Any
+
+    row_wise: ClassVar[bool]
+    decay: Any
+    rule: Any
+    contribute: Any
+    settle: Any
+    add_variable: Any
+    _step: Any
+    _read: Any
+    _updates: Any
+    _value: Any
+    _uniform: Any
+    _read_gradient: Any
+    _commit: Any
+    _commit_if: Any

@@ -45,7 +45,7 @@ class Codec(Protocol):
         """Returns the slot as the rule sees it."""
 
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Returns the parts to store; `uniform(x)` draws noise in [-0.5, 0.5) of the shape of x."""
+        """Returns the parts to store; `uniform(x)` draws noise in [0, 1) of the shape of x."""
 
 
 class Float32:

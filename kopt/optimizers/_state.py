@@ -6,10 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from kopt.optimizers._records import OptimizerParts
+
 MANIFEST = "manifest"
 
 
-class StateFile:
+class StateFile(OptimizerParts):
     """Saves and restores the variables of an optimizer by name.
 
     Weights are told apart by their order: their paths change when a model is loaded again. The manifest keeps name,
@@ -35,16 +37,14 @@ class StateFile:
         return state
 
     def _manifest(self) -> dict[str, Any]:
-        entries = {
-            name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in self._state().items()
-        }
+        entries = {name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in self._state().items()}
         paths = [p.path for p in self._parameters] if self.built else []
         return {"format": 1, "optimizer": type(self).__name__, "built": self.built, "paths": paths, "entries": entries}
 
     def save_own_variables(self, store: Any) -> None:
         """Writes state and manifest into a Keras store."""
         for name, variable in self._state().items():
-            store[name] = keras.ops.convert_to_numpy(variable)
+            store[name] = variable.numpy()
         store[MANIFEST] = np.frombuffer(json.dumps(self._manifest()).encode(), dtype=np.uint8)
 
     def load_own_variables(self, store: Any) -> None:

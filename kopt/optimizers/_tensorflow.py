@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kopt.optimizers._records import Gradient, Parameter, Write
+from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 
 
-class Engine:
+class Engine(OptimizerParts):
     """Executes the pure steps of `Optimizer` on TensorFlow.
 
     On one device the whole step, for all weights, is one XLA-compiled function that updates the variables in place.
@@ -97,6 +97,10 @@ class Engine:
         with self._distribution_strategy.extended.colocate_vars_with(_native(variable)):
             return self.add_variable(shape, initializer, dtype, name=f"{label}_{name}")
 
+    def _outside_graph(self) -> Any:
+        """Lets assignments happen now, even if `build` is called while a train step is traced."""
+        return tf.init_scope()
+
     def _value(self, variable: Any) -> tf.Tensor:
         """Reads a variable into a tensor that later assignments leave alone (keras.ops may pass the variable on)."""
         return tf.convert_to_tensor(_native(variable))
@@ -126,9 +130,9 @@ class Engine:
         return Gradient(tf.convert_to_tensor(g), touched=True if lazy else None)
 
     def _uniform(self, shape: Any, update: tf.Tensor, salt: int) -> tf.Tensor:
-        """Noise in [-0.5, 0.5): the same for the same update and salt, on every replica and after a restart."""
+        """Noise in [0, 1): the same for the same update and salt, on every replica and after a restart."""
         seed = tf.stack([tf.cast(update, tf.int64), tf.constant(salt, tf.int64)])
-        return tf.random.stateless_uniform(shape, seed, -0.5, 0.5)
+        return tf.random.stateless_uniform(shape, seed)
 
 
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
@@ -154,4 +158,3 @@ def _assign(variable: tf.Variable, value: tf.Tensor, rows: tf.Tensor | None) -> 
         variable.assign(value, read_value=False)
     else:
         variable.scatter_update(tf.IndexedSlices(value, rows))
-

@@ -55,7 +55,12 @@ class AdaBound(Optimizer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.base_learning_rate is None:  # kept as a number: the rate of a saved optimizer may have changed
-            self.base_learning_rate = _peak(self.get_config()["learning_rate"], self._learning_rate)
+            self.base_learning_rate = _peak(self._given_rate())
+
+    @property
+    def _base(self) -> float:
+        assert self.base_learning_rate is not None
+        return self.base_learning_rate
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -76,7 +81,7 @@ class AdaBound(Optimizer):
 
     def bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns l and h, as multiples of the learning rate."""
-        final = self.final_lr / self.base_learning_rate
+        final = self.final_lr / self._base
         return final * (1 - 1 / (self.gamma * t + 1)), final * (1 + 1 / (self.gamma * t))
 
     def measure(self, s: Any, t: Tensor) -> dict[str, Tensor]:
@@ -115,13 +120,13 @@ class AdaBoundW(AdaBound):
     @property
     def decay(self) -> float:
         """λ/η₀."""
-        return (self.weight_decay or 0.0) / self.base_learning_rate
+        return (self.weight_decay or 0.0) / self._base
 
 
-def _peak(number: Any, rate: Any) -> float:
+def _peak(rate: Any) -> float:
     """Returns the rate given as a number, or the one a schedule is built around: Keras names it, others begin with it."""
-    if isinstance(number, float):
-        peak: float | None = number
+    if isinstance(rate, float):
+        peak: float | None = rate
     else:
         known = [getattr(rate, name, None) for name in ("warmup_target", "initial_learning_rate", "peak_learning_rate")]
         values = getattr(rate, "values", None)  # of PiecewiseConstantDecay

@@ -1,0 +1,179 @@
+"""One step as a pure computation: from gradients to the writes that end it.
+
+Order: read the gradients and sum repeated rows, unscale, accumulate, look for non-finite values, clip, settle the
+shared scalars, run the rule and the decay on each weight, constrain, average, round.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+from keras import ops
+
+from kopt.optimizers._math import Tensor, round_stochastically, sum_of_squares
+from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
+from kopt.optimizers._slots import CODECS
+
+
+class Step(OptimizerParts):
+    """Computes the steps of an optimizer; the engine of the backend runs them."""
+
+    def _step(self, grads: Sequence[Any], rate: Tensor) -> Tensor:
+        """Carries out one call of `apply`; returns which gradients were finite, or None if nobody asked."""
+        active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
+        count, steps = self._value(self._iterations), self.gradient_accumulation_steps or 1
+        after = [Write(self._iterations, count + 1)]
+        due = finite = None
+        if steps > 1:
+            due = ops.equal((count + 1) % steps, 0)
+            active, cleared = self._accumulate(active, due, steps)
+            after += cleared
+        flags = None
+        if self.on_nonfinite != "ignore":
+            flags = ops.stack([ops.all(ops.isfinite(g.value)) for _, g in active])
+            finite = ops.all(flags) if due is None else ops.logical_or(ops.all(flags), ops.logical_not(due))
+            # A skipped update takes back the batches that led to it, so that `iterations` counts real updates.
+            after[0] = Write(self._iterations, ops.where(finite, count + 1, count + 1 - steps))
+            skipped = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
+            after.append(Write(self.nonfinite_steps, self.nonfinite_steps + skipped))
+        conditions = [c for c in (due, finite) if c is not None]
+        go = None if not conditions else ops.all(ops.stack(conditions))
+        self._commit_if(go, lambda: self._update(active, rate))
+        self._commit(after)
+        return flags
+
+    def _gradient(self, p: Parameter, g: Any) -> Gradient:
+        gradient = self._read_gradient(g, p)
+        if self.loss_scale_factor:
+            gradient.value = gradient.value / self.loss_scale_factor
+        return gradient
+
+    def _accumulate(self, active: Any, due: Tensor, steps: int) -> tuple[Any, list[Write]]:
+        means, writes = [], []
+        for p, g in active:
+            total = self._value(p.accumulator) + g.value
+            touched = g.touched
+            if touched is not None:  # of a row that was read some accumulated gradient is not zero
+                touched = ops.any(total != 0, axis=tuple(range(1, len(p.variable.shape))), keepdims=True)
+            means.append((p, Gradient(total / steps, touched=touched)))
+            writes.append(Write(p.accumulator, ops.where(due, ops.zeros_like(total), total)))
+        return means, writes
+
+    def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor) -> list[Write]:
+        """Computes one update; assigns nothing."""
+        writes = self._clip(active)
+        update = self._updates() + 1
+        slots = [self._read_slots(p, g.rows) for p, g in active]
+        weights = [self._read_weight(p, g.rows) for p, g in active]
+        shared = {k: self._value(v) for k, v in self._shared_scalars.items()}
+        times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
+        if shared:
+            sums: dict[str, Tensor] = {}
+            for (p, g), w, s in zip(active, weights, slots, strict=True):
+                for k, x in self.contribute(
+                    g.value, w, SimpleNamespace(**s, **cast_all(shared, p.dtype)), times[p.dtype]
+                ).items():
+                    sums[k] = sums.get(k, 0.0) + ops.cast(x, self._scalar_dtype)
+            shared = self.settle(sums, SimpleNamespace(**shared), times[self._scalar_dtype])
+            writes += [Write(self._shared_scalars[k], x) for k, x in shared.items()]
+        for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
+            u, new = self.rule(g.value, w, SimpleNamespace(**s, **cast_all(shared, p.dtype)), times[p.dtype])
+            if decay := self.decay * p.decay:
+                u = u + decay * w
+            moved = w - (ops.cast(rate, p.dtype) * p.multiplier) * u
+            if g.touched is not None:
+                moved = ops.where(g.touched, moved, w)
+                new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
+            writes += self._write_weight(p, g, moved, update, salt=2 * i)
+            writes += self._write_slots(p, g, new, update, salt=2 * i + 1)
+        return writes
+
+    def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
+        """Clips the gradients in place of their records; returns the writes of norm and counter."""
+
+        def norm() -> Tensor:
+            return ops.sqrt(sum(ops.cast(sum_of_squares(g.value), "float32") for _, g in active))
+
+        if self.global_clipnorm:
+            total = norm()
+            factors = [self.global_clipnorm / ops.maximum(total, self.global_clipnorm)] * len(active)
+        else:
+            old = self._value(self.gradient_norm)
+            total = ops.cond(self._value(self._watched), norm, lambda: old)
+            factors = []
+        writes = [Write(self.gradient_norm, total)]
+        if self.clipnorm:
+            norms = [ops.sqrt(sum_of_squares(g.value)) for _, g in active]
+            factors = [self.clipnorm / ops.maximum(n, self.clipnorm) for n in norms]
+        clipped = [factor < 1 for factor in factors]
+        for (_, g), factor in zip(active, factors, strict=False):
+            g.value = g.value * ops.cast(factor, g.value.dtype)
+        if self.clipvalue:
+            clipped = [ops.any(ops.abs(g.value) > self.clipvalue) for _, g in active]
+            for _, g in active:
+                g.value = ops.clip(g.value, -self.clipvalue, self.clipvalue)
+        if clipped:
+            hit = ops.cast(ops.any(ops.stack(clipped)), self.clipped_steps.dtype)
+            writes.append(Write(self.clipped_steps, self.clipped_steps + hit))
+        return writes
+
+    def _read(self, variable: Any, rows: Tensor) -> Tensor:
+        value = self._value(variable)
+        return value if rows is None else ops.take(value, rows, axis=0)
+
+    def _read_weight(self, p: Parameter, rows: Tensor) -> Tensor:
+        w = ops.cast(self._read(p.variable, rows), p.dtype)
+        return w if p.residual is None else w + ops.cast(self._read(p.residual, rows), p.dtype)
+
+    def _read_slots(self, p: Parameter, rows: Tensor = None) -> dict[str, Tensor]:
+        codec = CODECS[self.state_dtype]
+        return {
+            name: codec.decode({part: self._read(v, rows) for part, v in parts.items()}, p.dtype)
+            for name, parts in p.slots.items()
+        }
+
+    def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
+        codec, noise = CODECS[self.state_dtype], self._noise(update, salt)
+        return [
+            _to_rows(p.slots[name][part], x, g)
+            for name, value in new.items()
+            for part, x in codec.encode(value, noise).items()
+        ]
+
+    def _write_weight(self, p: Parameter, g: Gradient, w: Tensor, update: Tensor, salt: int) -> list[Write]:
+        writes, constraint = [], getattr(p.variable, "constraint", None)
+        if g.rows is not None and (constraint or p.average is not None):  # these see the whole weight
+            w = ops.scatter_update(self._read_weight(p, None), g.rows[:, None], ops.take(w, g.keep, axis=0))
+            g = Gradient(g.value)
+        if constraint:
+            w = constraint(w)
+        if p.average is not None:
+            kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)
+            average = w + ops.cast(kept, p.dtype) * (self._value(p.average) - w)
+            writes.append(Write(p.average, average))
+            if self.ema_overwrite_frequency:
+                w = ops.where(ops.equal(update % self.ema_overwrite_frequency, 0), average, w)
+        dtype = keras.backend.standardize_dtype(p.variable.dtype)
+        if self.rounding == "stochastic" and is_short(p.variable):
+            stored = round_stochastically(w, dtype, self._noise(update, salt)(w))
+        else:
+            stored = ops.cast(w, dtype)
+        if p.residual is not None:
+            writes.append(_to_rows(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype), g))
+        return [*writes, _to_rows(p.variable, stored, g)]
+
+    def _noise(self, update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: ops.cast(self._uniform(x.shape, update, salt), x.dtype)
+
+
+def is_short(variable: Any) -> bool:
+    return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
+
+
+def cast_all(values: Mapping[str, Any], dtype: str) -> dict[str, Tensor]:
+    return {k: ops.cast(x, dtype) for k, x in values.items()}
+
+
+def _to_rows(variable: Any, value: Tensor, g: Gradient) -> Write:
+    return Write(variable, value if g.rows is None else ops.take(value, g.keep, axis=0), g.rows)

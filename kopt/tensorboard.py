@@ -1,0 +1,353 @@
+"""What the optimizer did, in TensorBoard."""
+
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kopt.optimizers import Optimizer
+from kopt.optimizers._math import Tensor, sum_of_squares
+
+OLDEST = (2, 21)
+SAMPLE = 2**14
+"""Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
+
+
+class OptimizerStats(keras.callbacks.Callback):
+    """Writes what the optimizer does to TensorBoard, for `fit`.
+
+    The step axis counts updates (`optimizer.iterations`): not batches, and on from where a resumed run left off. A point
+    is written after every `every`-th update and after the last one. Of any Keras optimizer:
+
+    - `optimizer/learning_rate`, of the next update, and `optimizer/loss_scale` under a `LossScaleOptimizer`;
+    - `optimizer/param_norm`, `/update_norm` and `/update_to_param`: the norm of all trainable weights w together, of
+      their change Δw in this update, and ‖Δw‖/‖w‖ with the old w. With `steps_per_execution` > 1, Δw is the change
+      over the whole execution;
+    - `throughput/examples_per_second` since the last point or the begin of the epoch; `throughput/updates_per_second`
+      if the model has a `train_step` of its own that does not count examples in Keras' loss metric.
+
+    Of a kopt optimizer also:
+
+    - `optimizer/grad_norm`, of all gradients together, before clipping;
+    - `optimizer/clip_fraction`, the share of the updates since the last point that were clipped, if a clipping is set;
+    - `optimizer/nonfinite_steps`, the steps skipped so far, if `on_nonfinite` looks for them;
+    - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction;
+    - what the rule measures, as `<rule>/<name>`, averaged over all elements: `adabound/lower_bound` and so on.
+
+    The pages Text and Custom Scalars show the optimizer's arguments and the weights, and the effective rates as margin
+    charts. HParams shows `hparams` and the metrics given to `finish`; they lie in a run of their own, `hparams` below
+    `log_dir`, because the page takes every scalar of a run that has hyperparameters for a metric.
+
+    Args:
+        log_dir: folder of the run.
+        every: ≥ 1, updates from one point to the next.
+        hparams: flags of the run. Those that are None are left out; what is no bool, number or string becomes a string.
+        text: Markdown for the Text page, by title.
+
+    Raises:
+        ImportError: tensorboard is missing, broken or too old.
+        ValueError: `every` is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        every: int = 100,
+        hparams: Mapping[str, Any] | None = None,
+        text: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"OptimizerStats.every must be an integer ≥ 1. Received: {every!r}")
+        self._board = _load_tensorboard()
+        self.log_dir, self.every = os.fspath(log_dir), every
+        self.hparams = None if hparams is None else _flags(hparams)
+        self.text = dict(text or {})
+        self._writer: Any = None
+        self._described = self._laid_out = False
+        self._step = 0
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Writes the final metrics for the HParams page and marks the run as done. Call it once, after `fit`."""
+        writer = self._open("hparams")
+        self._write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
+        if self.hparams is not None:
+            success = self._board.api_pb2.Status.Value("STATUS_SUCCESS")
+            self._write(writer, self._board.session_end_pb(success), self._step)
+        writer.close()
+
+    # ------------------------------------------------------------------------------------------- when to look
+    # Nothing here overrides on_train_batch_end: Keras would then wait for the result of every batch. The effect of a
+    # batch is looked at when the next one, the validation or the end of the epoch begins.
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Opens the event file and describes the run."""
+        if getattr(self.model, "optimizer", None) is None:
+            raise ValueError(f"OptimizerStats needs a model compiled with an optimizer. Received: {self.model!r}")
+        self._outer = optimizer = self.model.optimizer
+        while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        self._optimizer = optimizer
+        self._ours = isinstance(optimizer, Optimizer)
+        self._stride = optimizer.gradient_accumulation_steps or 1
+        self._chunk = self.model.steps_per_execution
+        self._loss = next((m for m in self.model.metrics if m.name == "loss" and hasattr(m, "count")), None)
+        self._armed, self._before, self._due = False, None, math.inf
+        self._warm = False
+        self._clock: tuple[float, float, int] | None = None
+        self._step, self._clipped = self._batches() // self._stride, self._count_clipped()
+        self._watch(False)  # an interrupted fit may have left it on
+        self._writer = self._open()
+        if not self._described:
+            self._describe()
+            self._described = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Finds out where the count stands: steps that were skipped are not in it."""
+        self._offset = self._batches()
+        steps = self.params.get("steps")
+        self._end = self._offset + (self.params["epochs"] - epoch) * steps if steps else None
+        self._clock = (time.perf_counter(), 0.0, self._offset) if self._warm else None
+        self._aim(self._offset)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Looks at the batch before, if its result is due, and prepares for this one, if its will be."""
+        if self._armed:
+            count = self._settle()
+            self._offset = count - batch
+            self._aim(count)
+        elif batch and not self._warm:  # the first batch traces and compiles
+            self._warm = True
+            self._clock = (time.perf_counter(), self._examples(), self._batches())
+        if self._offset + batch + self._chunk >= self._due:
+            self._armed = True
+            self._before = [ops.copy(v) for v in self.model.trainable_weights]
+            self._watch(True)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Validation within `fit` resets the metrics and may swap the weights."""
+        self._settle()
+        self._clock = None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Looks at the last batch."""
+        self._settle()
+        self._clock = None
+        self._warm = True
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Writes a last point, where the end was not foreseen, and closes the file."""
+        self._settle()
+        if self._batches() // self._stride > self._step:
+            self._point(self._batches(), None)
+        self._writer.close()
+        self._writer = None
+
+    def _aim(self, count: int) -> None:
+        """Sets the number of batches after which the next point is due; accumulated ones make one update."""
+        period = self.every * self._stride
+        self._due = (count // period + 1) * period
+        last = 0 if self._end is None else self._end // self._stride * self._stride
+        if count < last:
+            self._due = min(self._due, last)
+
+    def _settle(self) -> int:
+        """Writes the point that was prepared, if its update took place; returns the number of batches."""
+        if not getattr(self, "_armed", False):
+            return 0
+        before, self._before, self._armed = self._before, None, False
+        self._watch(False)
+        count = self._batches()
+        if count >= self._due:
+            self._point(count, before)
+        return count
+
+    def _watch(self, on: bool) -> None:
+        if self._ours and self._optimizer.built:
+            self._optimizer.watch(on)
+
+    def _batches(self) -> int:
+        return int(ops.convert_to_numpy(self._optimizer._iterations))
+
+    def _examples(self) -> float:
+        return 0.0 if self._loss is None else float(ops.convert_to_numpy(self._loss.count))
+
+    def _count_clipped(self) -> int:
+        return int(ops.convert_to_numpy(self._optimizer.clipped_steps)) if self._ours and self._optimizer.built else 0
+
+    # --------------------------------------------------------------------------------------------- what to see
+
+    def _point(self, count: int, before: list[Tensor] | None) -> None:
+        step, optimizer = count // self._stride, self._optimizer
+        values = {"optimizer/learning_rate": _number(optimizer.learning_rate)}
+        values |= self._throughput(count)
+        values |= self._norms(before)
+        if self._outer is not optimizer:
+            values["optimizer/loss_scale"] = _number(self._outer.dynamic_scale)
+        if self._ours:
+            if before is not None or optimizer.global_clipnorm:
+                values["optimizer/grad_norm"] = _number(optimizer.gradient_norm)
+            if optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm:
+                clipped = self._count_clipped()
+                values["optimizer/clip_fraction"] = (clipped - self._clipped) / (step - self._step)
+                self._clipped = clipped
+            if optimizer.on_nonfinite != "ignore":
+                values["optimizer/nonfinite_steps"] = _number(optimizer.nonfinite_steps)
+            values |= self._statistics()
+        self._step = step
+        self._write_scalars(self._writer, values, step)
+
+    def _throughput(self, count: int) -> dict[str, float]:
+        """Measures the time in which the batches since the clock was set were trained, and sets it anew."""
+        now, seen, start = time.perf_counter(), self._examples(), self._clock
+        self._clock = (now, seen, count)
+        if start is None or count <= start[2]:
+            return {}
+        if seen > start[1]:
+            return {"throughput/examples_per_second": (seen - start[1]) / (now - start[0])}
+        return {"throughput/updates_per_second": (count - start[2]) / self._stride / (now - start[0])}
+
+    def _norms(self, before: list[Tensor] | None) -> dict[str, float]:
+        after = [ops.cast(v, "float32") for v in self.model.trainable_weights]
+        rows = [[sum_of_squares(w) for w in after]]
+        if before is not None:
+            old = [ops.cast(w, "float32") for w in before]
+            rows += [[sum_of_squares(w) for w in old]]
+            rows += [[sum_of_squares(w - o) for w, o in zip(after, old, strict=True)]]
+        squares = ops.convert_to_numpy(ops.stack([x for row in rows for x in row])).astype(float)
+        norms = np.sqrt(squares.reshape(len(rows), -1).sum(axis=1)).tolist()
+        values = {"optimizer/param_norm": norms[0]}
+        if before is not None:
+            values["optimizer/update_norm"] = norms[2]
+            if norms[1]:
+                values["optimizer/update_to_param"] = norms[2] / norms[1]
+        return values
+
+    def _statistics(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        sums: dict[str, float] = {}
+        sizes: dict[str, int] = {}
+        elements = {v.path: math.prod(v.shape) for v in self.model.trainable_weights}
+        statistics = self._optimizer.statistics()
+        for path, measured in statistics.items():
+            for name, x in measured.items():
+                mean, low, high = _summarise(x, percentiles=name == "effective_learning_rate")
+                sums[name] = sums.get(name, 0.0) + mean * elements[path]
+                sizes[name] = sizes.get(name, 0) + elements[path]
+                if name == "effective_learning_rate":
+                    names = [f"layer/{path}/effective_lr_{k}" for k in ("mean", "p5", "p95")]
+                    values |= dict(zip(names, (mean, low, high), strict=True))
+        rule = type(self._optimizer).__name__.lower()
+        values |= {f"{rule}/{name}": total / sizes[name] for name, total in sums.items()}
+        if not self._laid_out:
+            self._write(self._writer, self._layout(rule, list(sums), list(statistics)), self._step)
+            self._laid_out = True
+        return values
+
+    # ------------------------------------------------------------------------------------------- how to write it
+
+    def _open(self, run: str = "") -> Any:
+        return self._board.EventFileWriter(os.path.join(self.log_dir, run), flush_secs=5)
+
+    def _write(self, writer: Any, summary: Any, step: int) -> None:
+        # Some plugins give TensorFlow's class of the message, others TensorBoard's; the bytes are the same.
+        summary = self._board.Summary.FromString(summary.SerializeToString())
+        writer.add_event(self._board.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write_scalars(self, writer: Any, values: Mapping[str, float], step: int) -> None:
+        # One event for all: `tf.summary.scalar` takes as long for each of them as a batch of a small model.
+        value = self._board.Summary.Value
+        self._write(writer, self._board.Summary(value=[value(tag=k, simple_value=x) for k, x in values.items()]), step)
+
+    def _describe(self) -> None:
+        optimizer = {k: v for k, v in self._optimizer.get_config().items() if v is not None}
+        rows = [
+            (f"`{w.path}`", list(w.shape), keras.backend.standardize_dtype(w.dtype), w.trainable, math.prod(w.shape))
+            for w in self.model.weights
+        ]
+        trainable, total = sum(row[-1] for row in rows if row[-2]), sum(row[-1] for row in rows)
+        share = f"{100 * trainable / max(total, 1):.4g} % of the parameters are trainable: {trainable:,} of {total:,}."
+        pages = {
+            "parameters": f"{share}\n\n" + _table(("path", "shape", "dtype", "trainable", "count"), rows),
+            "optimizer": f"{type(self._optimizer).__name__}\n\n" + _table(("argument", "value"), optimizer.items()),
+        }
+        for title, markdown in (pages | self.text).items():
+            self._write(self._writer, self._board.text_pb(title, markdown), self._step)
+        if self.hparams is not None:
+            writer = self._open("hparams")
+            self._write(writer, self._board.hparams_pb(self.hparams), self._step)
+            writer.close()
+
+    def _layout(self, rule: str, names: list[str], paths: list[str]) -> Any:
+        """The Custom Scalars page: a band from a lower to an upper value around a middle one."""
+        board = self._board.layout_pb2
+
+        def band(title: str, middle: str, lower: str, upper: str) -> Any:
+            series = board.MarginChartContent.Series(value=middle, lower=lower, upper=upper)
+            return board.Chart(title=title, margin=board.MarginChartContent(series=[series]))
+
+        charts = [band(path, *(f"layer/{path}/effective_lr_{k}" for k in ("mean", "p5", "p95"))) for path in paths]
+        if {"lower_bound", "upper_bound"} <= set(names):
+            tags = [f"{rule}/{name}" for name in ("effective_learning_rate", "lower_bound", "upper_bound")]
+            charts.insert(0, band("all weights, between the bounds", *tags))
+        category = board.Category(title="effective learning rate: mean, and 5 % to 95 % of the elements", chart=charts)
+        return self._board.layout_summary(board.Layout(category=[category]))
+
+
+def _load_tensorboard() -> SimpleNamespace:
+    """Imports what is needed of tensorboard: late, because it is slow, but before a training begins that needs it."""
+    wanted = f"OptimizerStats needs tensorboard >= {'.'.join(map(str, OLDEST))}: pip install -U tensorboard."
+    try:
+        from tensorboard.version import VERSION
+    except ImportError as error:
+        raise ImportError(f"{wanted} It cannot be imported: {error}") from error
+    if tuple(int(n) for n in re.findall(r"\d+", VERSION)[:2]) < OLDEST:
+        raise ImportError(f"{wanted} Found: {VERSION}")
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.custom_scalar import layout_pb2
+        from tensorboard.plugins.custom_scalar.summary import pb as layout_summary
+        from tensorboard.plugins.hparams import api_pb2
+        from tensorboard.plugins.hparams.api import hparams_pb
+        from tensorboard.plugins.hparams.summary import session_end_pb
+        from tensorboard.plugins.text.summary_v2 import text_pb
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError as error:
+        raise ImportError(f"{wanted} Version {VERSION} is broken: {error}") from error
+    return SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("wanted", "VERSION")})
+
+
+def _number(value: Any) -> float:
+    return float(ops.convert_to_numpy(value))
+
+
+def _flags(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in hparams.items()}
+    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in plain.items() if v is not None}
+
+
+def _summarise(x: Tensor, percentiles: bool) -> tuple[float, float, float]:
+    """Returns the mean over the elements and, if asked, their 5th and 95th percentile."""
+    size = math.prod(ops.shape(x))
+    if not percentiles or size <= SAMPLE:
+        sample = ops.convert_to_numpy(x).ravel()
+        mean = float(np.mean(sample, dtype=float))
+    else:
+        mean, stride = _number(ops.mean(x)), -(-size // SAMPLE)
+        while math.gcd(stride, size) > 1:  # else the stride could stay in some columns of the weight
+            stride += 1
+        sample = ops.convert_to_numpy(ops.reshape(x, (-1,))[::stride])
+    return (mean, *np.percentile(sample, (5, 95)).tolist()) if percentiles else (mean, mean, mean)
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

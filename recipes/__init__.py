@@ -1,0 +1,1 @@
+"""Training recipes: one readable file each, run as `python -m recipes.NAME`."""

@@ -1,0 +1,91 @@
+"""Pictures of a classifier's results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes._run import atomic
+
+Array = np.ndarray[Any, Any]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")  # not pyplot: that keeps every figure alive
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_confusion(path: Path, counts: Array, names: Sequence[str], title: str) -> None:
+    """Writes a confusion matrix as PNG.
+
+    Args:
+        path: file to write.
+        counts: [true class, predicted class].
+        names: of the classes.
+        title: above the picture.
+    """
+    size = 2.5 + 0.5 * len(names)
+    figure = _figure(size, size)
+    axes = figure.add_subplot()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The square root lets single errors be seen beside a diagonal of thousands.
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            axes.text(j, i, f"{count}", ha="center", va="center", color="white" if share[i, j] > 0.3 else "black")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    _save(figure, path)
+
+
+def plot_errors(
+    path: Path, images: Array, y: Array, probabilities: Array, names: Sequence[str], title: str, rows: int = 4
+) -> None:
+    """Writes a grid of the worst errors as PNG: those whose true class was given the least probability.
+
+    Args:
+        path: file to write.
+        images: [n, height, width].
+        y: true classes.
+        probabilities: [n, class].
+        names: of the classes.
+        title: above the grid.
+        rows: of eight images each.
+    """
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != y)
+    worst = wrong[np.argsort(probabilities[wrong, y[wrong]], kind="stable")][: rows * 8]
+    rows = max(1, -(-len(worst) // 8))
+    figure = _figure(11, 0.7 + 1.65 * rows)
+    grid = list(figure.subplots(rows, 8, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, i in zip(grid, worst, strict=False):
+        axes.imshow(images[i], cmap="gray", vmin=0, vmax=255)
+        label = f"true {names[y[i]]} ({probabilities[i, y[i]]:.1%})"
+        label += f"\npredicted {names[predicted[i]]} ({probabilities[i].max():.1%})"
+        axes.set_title(label, fontsize=9)
+    figure.suptitle(title if len(worst) else f"{title}: none")
+    _save(figure, path)
+
+
+def log_images(log_dir: Path, images: dict[str, Path], step: int) -> None:
+    """Writes PNG files as images for TensorBoard."""
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(log_dir))
+    with writer.as_default(step=step):
+        for name, path in images.items():
+            tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None])
+    writer.close()

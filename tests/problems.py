@@ -1,0 +1,76 @@
+"""Small problems shared by the tests."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kopt
+
+RATE = 2.0**-5  # exact in binary, so that float32 and float64 runs have the same rate
+
+
+def rules():
+    """Returns the rules of kopt by class name."""
+    return {cls.__name__: cls for cls in kopt.registry().values() if cls.__module__.startswith("kopt.")}
+
+
+def own_hypers(cls):
+    """Returns the hyperparameters that the base does not have."""
+    return {name: h for name, h in cls.hypers.items() if name not in kopt.Optimizer.hypers}
+
+
+def other_value(name, declared):
+    """Returns a value of a hyperparameter that differs visibly from its default."""
+    default = declared.default
+    if isinstance(default, bool):
+        return not default
+    if default is None:
+        return 2 * RATE
+    if declared.high == 1:
+        return 0.5 if default < 0.4 or default > 0.6 else 0.7
+    return 0.01 if default < 1e-6 else 3 * default
+
+
+def weights_and_gradients(steps=20, shapes=((4, 3), (3,)), seed=0):
+    """Returns first weights and, for each step, gradients, as float64 arrays."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=s) for s in shapes], [[0.5 * rng.normal(size=s) for s in shapes] for _ in range(steps)]
+
+
+def variables(arrays, dtype="float32"):
+    """Returns Keras variables named kernel, bias, ..."""
+    names = ["kernel", "bias", "gamma", "beta"]
+    return [keras.Variable(a, dtype=dtype, name=name) for a, name in zip(arrays, names, strict=False)]
+
+
+def descend(optimizer, weights, gradients, dtype="float32", call=None):
+    """Applies every gradient and returns the final weights as float64 arrays."""
+    ws = variables(weights, dtype)
+    optimizer.build(ws)
+    apply = call(lambda *g: optimizer.apply(list(g), ws)) if call else lambda *g: optimizer.apply(list(g), ws)
+    for gs in gradients:
+        apply(*[tf.constant(g, dtype) for g in gs])
+    return [w.numpy().astype("float64") for w in ws]
+
+
+def network(optimizer, **compile_options):
+    """Returns a compiled two-layer network with deterministic weights."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)], name="net"
+    )
+    model.compile(optimizer, "mse", **compile_options)
+    return model
+
+
+def regression(batch=16, rows=64):
+    """Returns a dataset for `network` whose order is fixed."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(rows, 5)).astype("float32")
+    y = np.tanh(x @ rng.normal(size=(5, 1))).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+
+
+def flat(model):
+    """Returns all weights of a model as one array."""
+    return np.concatenate([w.ravel() for w in model.get_weights()])

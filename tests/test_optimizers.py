@@ -1,0 +1,354 @@
+"""The contract of an optimizer, for every rule of the registry. No test names a rule."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from problems import (
+    RATE,
+    descend,
+    flat,
+    network,
+    other_value,
+    own_hypers,
+    regression,
+    rules,
+    variables,
+    weights_and_gradients,
+)
+from reference import REFERENCES
+
+import kopt
+
+RULES = rules()
+PEERS = json.loads((pathlib.Path(__file__).parent / "peers.json").read_text())
+VARIANTS = [(name, {}) for name in RULES] + [
+    (name, {k: other_value(k, h)}) for name, cls in RULES.items() for k, h in own_hypers(cls).items()
+]
+every_rule = pytest.mark.parametrize("name", RULES)
+every_variant = pytest.mark.parametrize(
+    ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
+)
+
+
+def reference(optimizer, weights, gradients, learning_rate=RATE):
+    """Runs the NumPy reference of an optimizer with its hyperparameters."""
+    config = optimizer.get_config()
+    hyper = {k: config[k] for k in own_hypers(type(optimizer))}
+    hyper |= {"learning_rate": learning_rate, "weight_decay": config["weight_decay"] or 0.0}
+    steps = [REFERENCES[type(optimizer).__name__](w, **hyper) for w in weights]
+    for gs in gradients:
+        weights = [step(g) for step, g in zip(steps, gs, strict=True)]
+    return weights
+
+
+def distance(a, b):
+    """Returns the largest difference of two lists of arrays, relative to the largest element of the second."""
+    return max(np.abs(x - y).max() for x, y in zip(a, b, strict=True)) / max(np.abs(y).max() for y in b)
+
+
+# ------------------------------------------------------------------------------------------------- the rules are right
+
+
+@every_variant
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_equals_the_float64_reference(name, options, dtype, tolerance):
+    weights, gradients = weights_and_gradients()
+    optimizer = RULES[name](RATE, **options)
+    assert distance(descend(optimizer, weights, gradients, dtype), reference(optimizer, weights, gradients)) < tolerance
+
+
+@every_variant
+def test_decay_equals_the_reference(name, options):
+    weights, gradients = weights_and_gradients()
+    optimizer = RULES[name](RATE, weight_decay=0.1, **options)
+    assert distance(descend(optimizer, weights, gradients), reference(optimizer, weights, gradients)) < 1e-6
+
+
+@pytest.mark.parametrize("run", PEERS["runs"], ids=lambda r: f"{r['peer']}-{r['optimizer']}-{r['rule']}")
+def test_equals_its_peer(run):
+    weights = [np.array(PEERS["W0"]), np.array(PEERS["b0"])]
+    gradients = [[np.array(w), np.array(b)] for w, b in zip(PEERS["grads_W"], PEERS["grads_b"], strict=True)]
+    for point in run["trajectory"]:
+        keras.utils.set_random_seed(0)
+        done = descend(RULES[run["rule"]](**run["hyper"]), weights, gradients[: point["after_step"]], "float64")
+        moved = max(np.abs(a - w).max() for a, w in zip(done, weights, strict=True))
+        for mine, theirs in zip(done, (point["W"], point["b"]), strict=True):
+            assert np.abs(mine - np.array(theirs)).max() < 2e-6 * moved
+
+
+@pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[1]], ids=str)
+def test_every_own_argument_changes_the_result(name, options):
+    weights, gradients = weights_and_gradients()
+    plain = descend(RULES[name](RATE), weights, gradients)
+    assert distance(descend(RULES[name](RATE, **options), weights, gradients), plain) > 1e-5
+
+
+@every_rule
+def test_a_schedule_is_followed(name):
+    schedule = keras.optimizers.schedules.PolynomialDecay(RATE, 30, 0.0)
+    weights, gradients = weights_and_gradients()
+    optimizer = RULES[name](schedule)
+    rates = [RATE * (1 - t / 30) for t in range(20)]
+    if optimizer.weight_decay and "base_learning_rate" in optimizer.hypers:
+        optimizer = RULES[name](schedule, weight_decay=0.0)  # its decay follows the schedule, the authors' does not
+    expected = reference_with_base(optimizer, weights, gradients, lambda t: rates[t - 1])
+    assert distance(descend(optimizer, weights, gradients), expected) < 2e-6
+
+
+def reference_with_base(optimizer, weights, gradients, rate):
+    return reference(optimizer, weights, gradients, learning_rate=rate)
+
+
+# ------------------------------------------------------------------------------------------------- it runs anywhere
+
+
+@every_rule
+def test_eager_graph_and_xla_agree(name):
+    weights, gradients = weights_and_gradients()
+    eager = descend(RULES[name](RATE), weights, gradients)
+    graph = descend(RULES[name](RATE), weights, gradients, call=lambda f: tf.function(f, autograph=False))
+    xla = descend(
+        RULES[name](RATE), weights, gradients, call=lambda f: tf.function(f, jit_compile=True, autograph=False)
+    )
+    assert distance(graph, eager) < 1e-6
+    assert distance(xla, eager) < 1e-6
+
+
+@every_rule
+def test_one_trace_for_a_thousand_steps(name):
+    traces = []
+
+    class Counted(RULES[name]):
+        def rule(self, g, w, s, t):
+            traces.append(g.shape)
+            return super().rule(g, w, s, t)
+
+    optimizer, ws = Counted(), variables([np.ones(3)])
+    for step in range(1000):
+        optimizer.apply([tf.constant(np.full(3, 1.0 + step), tf.float32)], ws)
+        if step == 500:
+            optimizer.learning_rate = 1e-4
+    assert len(traces) == 1
+    assert int(optimizer.iterations) == 1000
+
+
+@every_rule
+@pytest.mark.parametrize(
+    "how", [{"jit_compile": "auto"}, {"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}], ids=str
+)
+def test_fit(name, how):
+    model = network(RULES[name](), **how)
+    losses = model.fit(regression(), shuffle=False, epochs=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert int(model.optimizer.iterations) == 32
+
+
+@every_rule
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("jit", [True, False])
+def test_fit_in_mixed_precision(name, policy, jit):
+    keras.config.set_dtype_policy(policy)
+    model = network(RULES[name](), jit_compile=jit)
+    before = flat(model)
+    losses = model.fit(regression(), shuffle=False, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert np.abs(flat(model) - before).max() > 0
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+
+
+@every_rule
+def test_two_replicas_equal_one(name, two_devices):
+    options = {"global_clipnorm": 0.3, "gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 3}
+    one = network(RULES[name](**options))
+    one.fit(regression(), shuffle=False, epochs=4, verbose=0)
+    with two_devices.scope():
+        two = network(RULES[name](**options))
+    two.fit(regression(), shuffle=False, epochs=4, verbose=0)
+    assert np.abs(flat(one) - flat(two)).max() < 1e-6
+    assert int(two.optimizer.iterations) == 8
+
+
+# ------------------------------------------------------------------------------------------------- sparse rows
+
+
+def rows(ids, values, height):
+    return tf.IndexedSlices(tf.constant(values, tf.float32), tf.constant(ids), tf.constant([height, len(values[0])]))
+
+
+def random_rows(rng, height, count=7, width=3):
+    return rng.integers(0, height, count), rng.normal(size=(count, width))
+
+
+@every_rule
+def test_exact_rows_equal_the_dense_gradient(name):
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(6, 3))
+    (sparse,), (dense,) = variables([table]), variables([table])
+    a, b = RULES[name](RATE, sparse="exact"), RULES[name](RATE)
+    for _ in range(5):
+        ids, values = random_rows(rng, 6)
+        a.apply([rows(ids, values, 6)], [sparse])
+        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 6)], [dense])
+    np.testing.assert_allclose(sparse.numpy(), dense.numpy(), atol=1e-6)
+
+
+@every_rule
+@pytest.mark.parametrize("graph", [False, True])
+def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
+    rng = np.random.default_rng(4)
+    table = rng.normal(size=(9, 3))
+    cls = RULES[name]
+    (sparse,), (dense,) = variables([table]), variables([table[:5]])
+    a, b = cls(RATE, weight_decay=0.1), cls(RATE, weight_decay=0.1)
+    a.build([sparse])
+    step = lambda ids, values: a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])  # noqa: E731
+    step = tf.function(step, jit_compile=True, autograph=False) if graph else step
+    for _ in range(4):
+        ids = np.concatenate([rng.permutation(5), rng.integers(0, 5, 4)])  # each of the first five, some twice
+        values = rng.normal(size=(9, 3))
+        step(tf.constant(ids), tf.constant(values, tf.float32))
+        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 5)], [dense])
+    np.testing.assert_allclose(sparse.numpy()[:5], dense.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(sparse.numpy()[5:], table[5:].astype("float32"))  # bit for bit
+
+
+@every_rule
+@pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
+    rng = np.random.default_rng(5)
+    ids, y = rng.integers(0, 6, (32, 3)), rng.normal(size=(32, 1)).astype("float32")
+    table = rng.normal(size=(6, 4)).astype("float32")
+
+    def trained(first, x):
+        keras.utils.set_random_seed(6)
+        model = keras.Sequential([keras.Input(x.shape[1:]), first, keras.layers.Flatten(), keras.layers.Dense(1)])
+        first.set_weights([table])
+        model.compile(RULES[name](RATE, sparse="exact", **options), "mse")
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        return flat(model)
+
+    one_hot = np.eye(6, dtype="float32")[ids]
+    embedded, dense = (
+        trained(keras.layers.Embedding(6, 4), ids),
+        trained(keras.layers.Dense(4, use_bias=False), one_hot),
+    )
+    np.testing.assert_allclose(embedded, dense, atol=2e-6)
+
+
+@every_rule
+def test_declared_facts_hold(name):
+    cls = RULES[name]
+    (weight, _), gradients = weights_and_gradients(6)
+    whole = descend(cls(RATE), [weight], [[g] for g, _ in gradients])[0]
+    part = descend(cls(RATE), [weight[1:3]], [[g[1:3]] for g, _ in gradients])[0]
+    assert cls.row_wise == np.array_equal(part, whole[1:3])
+    scaled = descend(cls(RATE), [weight], [[2.0**-20 * g] for g, _ in gradients])[0]
+    assert cls.scale_free == np.array_equal(scaled, whole)
+
+
+# ------------------------------------------------------------------------------------------------- low precision
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
+def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
+    weights, gradients = [np.linspace(0.5, 2.0, 600)], [[np.full(600, 0.1)]] * 40
+    optimizer = RULES[name](rounding=rounding)
+    short, full = descend(optimizer, weights, gradients, dtype)[0], descend(RULES[name](), weights, gradients)[0]
+    assert np.isfinite(short).all()
+    moved, expected = (short - weights[0]).mean(), (full - weights[0]).mean()
+    assert moved == pytest.approx(expected, rel=0.1, abs=1e-4)
+
+
+@every_rule
+@pytest.mark.parametrize("gradient", [0.0, 1e-7, 1e4])
+def test_short_weights_stay_finite(name, gradient):
+    for dtype in ("bfloat16", "float16"):
+        assert np.isfinite(descend(RULES[name](), [np.ones(4)], [[np.full(4, gradient)]] * 20, dtype)[0]).all()
+
+
+@every_rule
+def test_bfloat16_state_keeps_its_bound(name):
+    weights, gradients = weights_and_gradients(20, ((40, 30),))
+    full, short = RULES[name](RATE), RULES[name](RATE, state_dtype="bfloat16")
+    descend(full, weights, gradients[:1]), descend(short, weights, gradients[:1])
+    for slot, parts in full._parameters[0].slots.items():
+        exact, stored = parts["value"].numpy(), short._parameters[0].slots[slot]["value"]
+        assert keras.backend.standardize_dtype(stored.dtype) == "bfloat16"
+        assert np.all(np.abs(stored.numpy().astype("float32") - exact) <= 2.0**-7 * np.abs(exact))
+    a, b = (descend(RULES[name](RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", "bfloat16"))
+    assert np.abs(a - b).mean() < 0.02 * np.abs(a - weights[0]).mean()
+
+
+# ------------------------------------------------------------------------------------------------- files and configs
+
+
+@every_variant
+def test_config_round_trip(name, options):
+    optimizer = RULES[name](
+        RATE, multipliers=[("bias", 0.5)], decay_mask=[("bias", 0)], weight_decay=0.1, use_ema=True, **options
+    )
+    config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    restored = keras.optimizers.deserialize(config)
+    assert type(restored) is RULES[name]
+    assert restored.get_config() == optimizer.get_config()
+
+
+@every_rule
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_ema": True, "ema_overwrite_frequency": 3, "gradient_accumulation_steps": 2},
+        {"state_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_five_epochs_save_load_five_equal_ten(name, options, tmp_path):
+    data = regression()
+    straight = network(RULES[name](**options))
+    straight.fit(data, shuffle=False, epochs=5, verbose=0)
+    straight.save(tmp_path / "m.keras")
+    straight.fit(data, shuffle=False, epochs=5, verbose=0)
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    loaded.fit(data, shuffle=False, epochs=5, verbose=0)
+    np.testing.assert_array_equal(flat(straight), flat(loaded))
+    assert int(loaded.optimizer.iterations) == int(straight.optimizer.iterations)
+
+
+@every_rule
+def test_decay_only_where_masked(name):
+    weights, gradients = weights_and_gradients(3)
+    cls = RULES[name]
+    plain = descend(cls(RATE, weight_decay=0.0), weights, gradients)
+    masked = descend(cls(RATE, weight_decay=0.5, decay_mask=[("bias$", 0.0)]), weights, gradients)
+    assert not np.allclose(masked[0], plain[0])
+    np.testing.assert_array_equal(masked[1], plain[1])
+
+
+@every_rule
+def test_multipliers_scale_the_rate(name):
+    weights, gradients = weights_and_gradients(3)
+    options = {"base_learning_rate": RATE} if "base_learning_rate" in RULES[name].hypers else {}
+    halved = descend(RULES[name](RATE, multipliers=[("bias$", 0.5)], **options), weights, gradients)
+    whole, half = (descend(RULES[name](r, **options), weights, gradients) for r in (RATE, RATE / 2))
+    np.testing.assert_array_equal(halved[0], whole[0])
+    np.testing.assert_allclose(halved[1], half[1], rtol=1e-6)
+
+
+@every_rule
+def test_names_and_documentation(name):
+    assert type(kopt.get(name.upper())) is RULES[name]
+    assert getattr(kopt, name) is RULES[name]
+    for part in (
+        "Slots:",
+        "Row-wise" if RULES[name].row_wise else "Not row-wise",
+        "Reference:",
+        *own_hypers(RULES[name]),
+    ):
+        assert part in RULES[name].__doc__
