@@ -47,7 +47,9 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[Array]:
                 )
             return [archive[key] for key in keys]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: {_reason(error, 'not a readable .npz, perhaps cut short')}. Get it again.") from error
+        raise DataError(
+            f"{path}: {_reason(error, 'not a readable .npz, perhaps cut short')}. Check the path or get it again."
+        ) from error
 
 
 def read_npy(path: Path) -> Array:
@@ -76,7 +78,7 @@ def read_idx(path: Path) -> Array:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {_reason(error, 'not a readable file')}. Get it again.") from error
+        raise DataError(f"{path}: {_reason(error, 'not a readable file')}. Check the path or get it again.") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{path}: not an IDX file of unsigned bytes (it begins with {content[:4].hex() or 'nothing'}).")
     start = 4 + 4 * content[3]

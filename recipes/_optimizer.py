@@ -125,7 +125,9 @@ def _construct(cls: type, options: dict[str, Any]) -> Any:
     allowed = sorted(own - {"self", "args", "options", "kwargs"})
     for name in options:
         if name not in allowed:
-            raise UsageError(f"--opt {name}={options[name]}: {cls.__name__} takes {', '.join(allowed)}.")
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise UsageError(f"--opt {name}={options[name]}: unknown. {hint}{cls.__name__} takes {', '.join(allowed)}.")
     try:
         return cls(**options)
     except (ValueError, TypeError) as error:

@@ -32,9 +32,13 @@ def other_value(name, declared):
 
 
 def weights_and_gradients(steps=20, shapes=((4, 3), (3,)), seed=0):
-    """Returns first weights and, for each step, gradients, as float64 arrays."""
+    """Returns first weights and, for each step, gradients, as float64 arrays.
+
+    The gradients fade, so that maxima matter, and span four decades, so that bounds and epsilons do.
+    """
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=s) for s in shapes], [[0.5 * rng.normal(size=s) for s in shapes] for _ in range(steps)]
+    weights, scales = [rng.normal(size=s) for s in shapes], [10 ** rng.uniform(-2.5, 1.5, s) for s in shapes]
+    return weights, [[k * 0.7**t * rng.normal(size=k.shape) for k in scales] for t in range(steps)]
 
 
 def variables(arrays, dtype="float32"):
@@ -44,12 +48,20 @@ def variables(arrays, dtype="float32"):
 
 
 def descend(optimizer, weights, gradients, dtype="float32", call=None):
-    """Applies every gradient and returns the final weights as float64 arrays."""
+    """Applies every gradient and returns the final weights as float64 arrays.
+
+    Runs operation by operation, which for a few small steps is faster than to compile them, unless `call` wraps the
+    step; that all ways agree is a test of its own.
+    """
     ws = variables(weights, dtype)
     optimizer.build(ws)
-    apply = call(lambda *g: optimizer.apply(list(g), ws)) if call else lambda *g: optimizer.apply(list(g), ws)
-    for gs in gradients:
-        apply(*[tf.constant(g, dtype) for g in gs])
+    apply = (call or (lambda f: f))(lambda *g: optimizer.apply(list(g), ws))
+    tf.config.run_functions_eagerly(call is None)
+    try:
+        for gs in gradients:
+            apply(*[tf.constant(g, dtype) for g in gs])
+    finally:
+        tf.config.run_functions_eagerly(False)
     return [w.numpy().astype("float64") for w in ws]
 
 

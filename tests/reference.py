@@ -6,7 +6,7 @@ function of t. Weight decay is decoupled (arXiv:1711.05101): with the direction 
 
     w <- w - lr (u + weight_decay w)
 
-except in AdaBoundW, whose decay does not follow the learning rate.
+except in AdaBoundW, whose decay is relative to the base learning rate.
 """
 
 from collections.abc import Callable
@@ -145,7 +145,7 @@ def adamax(w, *, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0) -> St
 
 
 def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bound, base_learning_rate):
-    """Returns the map from g to (lr, η m): arXiv:1902.09843, Algorithms 2 and 3.
+    """Returns the map from g to (lr, lr / base, η m): arXiv:1902.09843, Algorithms 2 and 3.
 
     Bias correction and bounds are those of the authors' code. The bounds follow the learning rate relative to
     `base_learning_rate`; None stands for a constant learning rate.
@@ -158,11 +158,12 @@ def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bou
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g**2
         largest = np.maximum(largest, v)
-        final = final_lr * lr / (learning_rate if base_learning_rate is None else base_learning_rate)
+        relative = lr / (learning_rate if base_learning_rate is None else base_learning_rate)
+        final = final_lr * relative
         low, high = final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))
         adam_rate = lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
         eta = np.clip(adam_rate / (np.sqrt(largest if ams_bound else v) + epsilon), low, high)
-        return lr, eta * m
+        return lr, relative, eta * m
 
     return change
 
@@ -173,7 +174,7 @@ def adabound(w, *, weight_decay=0.0, **hyper) -> Step:
 
     def step(g):
         nonlocal w
-        lr, bounded = change(np.asarray(g, "float64"))
+        lr, _, bounded = change(np.asarray(g, "float64"))
         w = w - bounded - lr * weight_decay * w
         return w.copy()
 
@@ -181,13 +182,13 @@ def adabound(w, *, weight_decay=0.0, **hyper) -> Step:
 
 
 def adaboundw(w, *, weight_decay=0.0, **hyper) -> Step:
-    """AdaBound with the decay of its authors' code, the same at every learning rate."""
+    """AdaBound with the decay of its authors' code at the base rate, following the schedule as in arXiv:1711.05101."""
     w, change = np.array(w, "float64"), _bounded(**hyper)
 
     def step(g):
         nonlocal w
-        _, bounded = change(np.asarray(g, "float64"))
-        w = w - bounded - weight_decay * w
+        _, relative, bounded = change(np.asarray(g, "float64"))
+        w = w - bounded - relative * weight_decay * w
         return w.copy()
 
     return step
