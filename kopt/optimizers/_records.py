@@ -80,6 +80,7 @@ class OptimizerParts:
     _step: Any
     _read: Any
     _updates: Any
+    _static_shape: Any
     _value: Any
     _uniform: Any
     _read_gradient: Any

@@ -44,6 +44,14 @@ class Step(OptimizerParts):
         return flags
 
     def _gradient(self, p: Parameter, g: Any) -> Gradient:
+        shape, expected = self._static_shape(g), tuple(p.variable.shape)
+        if shape is not None and (
+            len(shape) != len(expected) or any(a not in (None, b) for a, b in zip(shape, expected, strict=True))
+        ):
+            raise ValueError(
+                f"{type(self).__name__}: gradient of shape {shape} for {p.path!r} of shape {expected}. "
+                "Give gradients and variables in the same order."
+            )
         gradient = self._read_gradient(g, p)
         if self.loss_scale_factor:
             gradient.value = gradient.value / self.loss_scale_factor

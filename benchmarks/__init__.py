@@ -1,0 +1,1 @@
+"""Benchmarks: one command, one table, ratios against peers in the same run."""

@@ -1,0 +1,218 @@
+"""README.md keeps its word: its code runs, its table is that of the registry, its commands work.
+
+python tests/test_readme.py --write
+
+brings the generated parts up to date: the table of optimizers, and the results of the runs under saved_models/.
+"""
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from problems import rules
+
+import kopt
+import kopt._registry
+from kopt.optimizers._slots import CODECS
+from recipes import _cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
+
+
+# ------------------------------------------------------------------------------------------------- generated parts
+
+
+def section(text, name):
+    """Returns what stands between the markers `<!-- name -->` and `<!-- /name -->`."""
+    return text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+
+
+def replaced(text, name, content):
+    """Returns the text with another content between the markers."""
+    head, tail = text.split(f"<!-- {name} -->\n")[0], text.split(f"<!-- /{name} -->")[1]
+    return f"{head}<!-- {name} -->\n{content}<!-- /{name} -->{tail}"
+
+
+def optimizer_table():
+    """Returns the optimizers of the registry as Markdown."""
+    lines = ["| optimizer | slots | bytes/parameter | row-wise | reference |", "|---|---|---:|---|---|"]
+    for name, cls in rules().items():
+        optimizer = cls()
+        slots = ", ".join(optimizer.slots) or "none"
+        cells = (f"`{name}`", slots, f"{state_bytes(optimizer):g}", "yes" if cls.row_wise else "no", reference(cls))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def state_bytes(optimizer, shape=(1024, 1024)):
+    """Returns the bytes of the slots for each element of a float32 weight."""
+    stored = sum(math.prod(slot.shape_for(shape)) for slot in optimizer.slots.values())
+    return round(stored * CODECS[optimizer.state_dtype].bytes_per_element / math.prod(shape), 2)
+
+
+def reference(cls):
+    """Returns the reference in the docstring, with links."""
+    text = " ".join(cls.__doc__.split("Reference: ")[1].split()).removesuffix(".")
+    text = re.sub(r"arXiv:(\d{4}\.\d{5}|\d{4}\.\d{4})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"doi:(\S+)", r"[doi:\1](https://doi.org/\1)", text)
+
+
+def runs():
+    """Returns the command and the metrics of the latest complete run of each command, the default one first."""
+    found = {}
+    for path in sorted((ROOT / "saved_models").glob("*/*/metrics.json"), key=lambda p: p.stat().st_mtime):
+        found[command(path.parent)] = json.loads(path.read_text(encoding="utf-8"))
+    return dict(sorted(found.items(), key=lambda item: (len(item[0].split()) > 3, item[0])))
+
+
+def command(folder):
+    """Returns the command that repeats a run, from its settings; where data lay and results went is left out."""
+    recipe = folder.parent.name
+    defaults = _cli.flatten(importlib.import_module(f"recipes.{recipe}").Train())
+    words = ["python", "-m", f"recipes.{recipe}"]
+    for key, value in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).items():
+        if value == defaults[key] or key in ("data", "progress"):
+            continue
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag[2:])
+        else:
+            words += [word for v in (value if isinstance(value, list) else [value]) for word in (flag, str(v))]
+    return shlex.join(words)
+
+
+def result_table(found):
+    """Returns the runs as Markdown."""
+    lines = ["| command | images | epochs | test accuracy | test loss | seconds |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| `{command}` | {m['train_examples']:,} | {m['epochs']} | {m['test_accuracy']:.4f} | {m['test_loss']:.4f} "
+        f"| {m['train_seconds']:.0f} |"
+        for command, m in found.items()
+    ]
+    return "\n".join([*lines, ""])
+
+
+def headline(command, m):
+    """Returns a command and its result in two lines."""
+    return (
+        f"```text\n$ {command}\ntest accuracy {m['test_accuracy']:.4f}, test loss {m['test_loss']:.4f} on "
+        f"{m['test_examples']:,} images after {m['epochs']} epochs\n```\n"
+    )
+
+
+def write():
+    """Brings README.md and recipes/README.md up to date; without runs their results stay."""
+    text, found = replaced(README.read_text(encoding="utf-8"), "optimizers", optimizer_table()), runs()
+    main = "python -m recipes.mnist"
+    if main in found:
+        text = replaced(text, "mnist", headline(main, found[main]))
+    README.write_text(text, encoding="utf-8")
+    if found:
+        table = replaced(RECIPES.read_text(encoding="utf-8"), "results", result_table(found))
+        RECIPES.write_text(table, encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------- tests
+
+
+def blocks(language):
+    """Returns the fenced blocks of README.md in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """Returns the commands of README.md, but those that install and those that run the tests."""
+    parts = [part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")]
+    return [part for part in parts if not part.startswith(("pip install", "pytest"))]
+
+
+def test_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kopt._registry, "_CLASSES", dict(kopt._registry._CLASSES))
+    names = {"__name__": "readme"}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert type(names["model"].optimizer).__name__ == "SignMomentum"
+    assert (tmp_path / "model.keras").exists() and list((tmp_path / "logs").glob("events*"))
+
+
+def test_a_loaded_model_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks("python")[0], names)
+    assert int(names["model"].optimizer.iterations) == 16
+    assert type(names["model"].optimizer) is kopt.AdaBound
+
+
+def test_table_is_that_of_the_registry():
+    assert section(README.read_text(encoding="utf-8"), "optimizers") == optimizer_table(), (
+        "Run `python tests/test_readme.py --write`."
+    )
+
+
+def test_state_takes_the_bytes_of_the_table():
+    for cls in rules().values():
+        optimizer = cls()
+        optimizer.build([keras.Variable(np.zeros((8, 8)), dtype="float32")])
+        slots = optimizer._parameters[0].slots.values()
+        assert sum(part.numpy().nbytes for slot in slots for part in slot.values()) == 64 * state_bytes(
+            optimizer, (8, 8)
+        )
+
+
+def test_links_lead_somewhere():
+    for page in (README, RECIPES, ROOT / "CONTRIBUTING.md", ROOT / "saved_models" / "README.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_results_repeat():
+    lines = re.findall(r"`(python -m recipes\.\w+.*?)`", section(RECIPES.read_text(encoding="utf-8"), "results"))
+    assert lines
+    for line in lines:
+        recipe = importlib.import_module(line.split()[2])
+        _cli.parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
+
+
+def test_commands_of_runs(tmp_path):
+    folder = tmp_path / "mnist" / "run"
+    folder.mkdir(parents=True)
+    changed = {"data": "mnist.npz", "optimizer": "sgd", "opt": ["nesterov=true", "momentum=0.9"], "augment": True}
+    defaults = _cli.flatten(importlib.import_module("recipes.mnist").Train())
+    (folder / "config.yaml").write_text(yaml.safe_dump(defaults | changed, sort_keys=False))
+    expected = "--augment --optimizer sgd --opt nesterov=true --opt momentum=0.9"
+    assert command(folder) == f"python -m recipes.mnist {expected}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", commands())
+def test_commands_work(line, tmp_path):
+    env = os.environ | {
+        "HOME": str(tmp_path),
+        "KERAS_HOME": str(tmp_path / "keras"),
+        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "https_proxy": "http://127.0.0.1:9",  # no network: the small digits that come with scikit-learn
+    }
+    done = subprocess.run(shlex.split(line), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, textwrap.indent(done.stderr, "    ")
+    (metrics,) = (tmp_path / "saved_models").glob("*/*/metrics.json")
+    assert json.loads(metrics.read_text())["test_accuracy"] > 0.9
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    write()

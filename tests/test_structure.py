@@ -1,0 +1,163 @@
+"""The architecture: imports point downwards only, TensorFlow stands in one file, `import kopt` is cheap."""
+
+import ast
+import inspect
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from problems import rules
+
+import kopt
+import kopt.tensorboard
+
+ROOT = pathlib.Path(__file__).parents[1]
+LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
+    {"kopt._hyper", "kopt._registry", "kopt._paths"},
+    {"kopt.optimizers._math"},
+    {"kopt.optimizers._slots"},
+    {"kopt.optimizers._records"},
+    {"kopt.optimizers._rate", "kopt.optimizers._state", "kopt.optimizers._step"},
+    {"kopt.optimizers._tensorflow", "kopt.optimizers._portable"},
+    {"kopt.optimizers._base"},
+    "rules",
+    {"kopt.optimizers"},
+    {"kopt.tensorboard"},
+    {"kopt"},
+]
+MAY_IMPORT_TENSORFLOW = {"kopt.optimizers._tensorflow"}
+
+
+def module_name(path):
+    """Returns the dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {module_name(p): p for package in ("kopt", "recipes") for p in (ROOT / package).rglob("*.py")}
+KOPT = [name for name in SOURCES if name.split(".")[0] == "kopt"]
+
+
+def imports(name):
+    """Returns the modules that a module imports, anywhere in its file."""
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                child = f"{node.module}.{alias.name}"
+                found.add(child if child in SOURCES else node.module)
+    return found
+
+
+def layer(name):
+    """Returns the height of a module of kopt."""
+    for height, members in enumerate(LAYERS):
+        if name in members or (members == "rules" and re.fullmatch(r"kopt\.optimizers\.[a-z]\w*", name)):
+            return height
+    raise AssertionError(f"{name} has no layer. Give it one in {__file__}.")
+
+
+@pytest.mark.parametrize("name", KOPT)
+def test_imports_point_downwards(name):
+    for imported in imports(name) & set(SOURCES):
+        assert imported in KOPT, f"{name} imports {imported}"
+        assert layer(imported) < layer(name), f"{name} imports {imported}, which is not below it"
+
+
+def test_imports_are_acyclic():
+    graph = {name: imports(name) & set(SOURCES) for name in SOURCES}
+    while leaves := [name for name, below in graph.items() if not below & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in a circle: {graph}"
+
+
+def test_recipes_do_not_import_each_other():
+    recipes = {name for name in SOURCES if re.fullmatch(r"recipes\.[a-z]\w*", name)}
+    assert recipes
+    for name in SOURCES:
+        assert not imports(name) & (recipes - {name}), name
+
+
+def test_kopt_imports_no_tests():
+    tests = {"tests", *(p.stem for p in (ROOT / "tests").glob("*.py"))}
+    for name in SOURCES:
+        assert not {imported.split(".")[0] for imported in imports(name)} & tests, name
+
+
+def test_tensorflow_stands_in_one_file():
+    using = {n for n in KOPT if any(imported.split(".")[0] == "tensorflow" for imported in imports(n))}
+    assert using == MAY_IMPORT_TENSORFLOW
+
+
+def test_facades_only_import():
+    for name in ("kopt", "kopt.optimizers"):
+        _, *statements = ast.parse(SOURCES[name].read_text(encoding="utf-8")).body
+        for node in statements:
+            if isinstance(node, ast.ImportFrom):
+                assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
+            else:
+                assert ast.unparse(node).startswith("__version__ = "), ast.unparse(node)
+
+
+def test_files_are_small_and_have_names():
+    for path in [*SOURCES.values(), *(ROOT / "benchmarks").rglob("*.py")]:
+        assert path.stem.strip("_") not in ("utils", "util", "helpers", "common", "misc"), path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_import_is_cheap():
+    program = """
+import json, sys, time
+import keras
+before, seconds = set(sys.modules), []
+for _ in range(3):
+    for name in [name for name in sys.modules if name.split(".")[0] == "kopt"]:
+        del sys.modules[name]
+    began = time.process_time()  # other work on the machine does not count
+    import kopt
+    seconds.append(time.process_time() - began)
+print(json.dumps([min(seconds), sorted({name.split(".")[0] for name in set(sys.modules) - before})]))
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    seconds, added = json.loads(done.stdout)
+    assert seconds <= 0.05
+    assert "kopt" in added
+    assert not {"torch", "transformers", "matplotlib", "tensorboard"} & set(added)
+
+
+def test_everything_public_is_documented():
+    public = {name: thing for name, thing in vars(kopt).items() if not name.startswith("_") and callable(thing)}
+    public["OptimizerStats"] = kopt.tensorboard.OptimizerStats
+    assert len(public) > 12
+    for name, thing in public.items():
+        assert thing.__doc__, name
+        for key, member in vars(thing).items() if isinstance(thing, type) else ():
+            if not key.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+                assert inspect.getdoc(getattr(thing, key)), f"{name}.{key}"
+
+
+def test_types_are_published():
+    assert (ROOT / "kopt" / "py.typed").exists()
+
+
+def test_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == kopt.__version__ == citation["version"]
+    assert project["license"] == citation["license"]
+    assert f"## {kopt.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_contract_names_no_rule():
+    text = (ROOT / "tests" / "test_optimizers.py").read_text(encoding="utf-8")
+    assert not re.findall(rf"\b({'|'.join(rules())})\b", text)
