@@ -4,7 +4,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,34 +17,45 @@ from kopt.optimizers import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 
 OLDEST = (2, 21)
+NEEDED = {
+    "Event": "tensorboard.compat.proto.event_pb2",
+    "Summary": "tensorboard.compat.proto.summary_pb2",
+    "EventFileWriter": "tensorboard.summary.writer.event_file_writer",
+    "text_pb": "tensorboard.plugins.text.summary_v2",
+    "hparams_pb": "tensorboard.plugins.hparams.api",
+    "session_end_pb": "tensorboard.plugins.hparams.summary",
+    "Status": "tensorboard.plugins.hparams.api_pb2",
+    "pb": "tensorboard.plugins.custom_scalar.summary",
+    "layout_pb2": "tensorboard.plugins.custom_scalar",
+}
 SAMPLE = 2**14
 """Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
+BAND = ("mean", "p5", "p95")
 
 
 class OptimizerStats(keras.callbacks.Callback):
-    """Writes what the optimizer does to TensorBoard, for `fit`.
+    """Writes what the optimizer does in `fit` to TensorBoard.
 
-    The step axis counts updates (`optimizer.iterations`): not batches, and on from where a resumed run left off. A point
-    is written after every `every`-th update and after the last one. Of any Keras optimizer:
+    The step axis counts updates (`optimizer.iterations`), not batches, and goes on where a resumed run left off. There
+    is a point after every `every`-th update and after the last one. Of any Keras optimizer:
 
-    - `optimizer/learning_rate`, of the next update, and `optimizer/loss_scale` under a `LossScaleOptimizer`;
-    - `optimizer/param_norm`, `/update_norm` and `/update_to_param`: the norm of all trainable weights w together, of
-      their change Δw in this update, and ‖Δw‖/‖w‖ with the old w. With `steps_per_execution` > 1, Δw is the change
-      over the whole execution;
+    - `optimizer/learning_rate`, of the next update; `optimizer/loss_scale` under a `LossScaleOptimizer`;
+    - `optimizer/param_norm`, `/update_norm`, `/update_to_param`: ‖w‖ of all trainable weights together, ‖Δw‖ of their
+      change, and the ratio of ‖Δw‖ to ‖w‖ before it. With `steps_per_execution`, Δw is that of the whole execution;
     - `throughput/examples_per_second` since the last point or the begin of the epoch; `throughput/updates_per_second`
-      if the model has a `train_step` of its own that does not count examples in Keras' loss metric.
+      if a `train_step` of your own does not count examples in Keras' loss metric.
 
     Of a kopt optimizer also:
 
     - `optimizer/grad_norm`, of all gradients together, before clipping;
     - `optimizer/clip_fraction`, the share of the updates since the last point that were clipped, if a clipping is set;
-    - `optimizer/nonfinite_steps`, the steps skipped so far, if `on_nonfinite` looks for them;
+    - `optimizer/nonfinite_steps`, the number of skipped updates, if `on_nonfinite` looks for them;
     - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction;
     - what the rule measures, as `<rule>/<name>`, averaged over all elements: `adabound/lower_bound` and so on.
 
-    The pages Text and Custom Scalars show the optimizer's arguments and the weights, and the effective rates as margin
-    charts. HParams shows `hparams` and the metrics given to `finish`; they lie in a run of their own, `hparams` below
-    `log_dir`, because the page takes every scalar of a run that has hyperparameters for a metric.
+    Text shows the optimizer's arguments and the weights, Custom Scalars the effective rates as bands. HParams shows
+    `hparams` and what `finish` is given; these lie in a run of their own, `hparams` below `log_dir`, because that page
+    takes every scalar of a run with hyperparameters for a metric.
 
     Args:
         log_dir: folder of the run.
@@ -64,14 +76,16 @@ class OptimizerStats(keras.callbacks.Callback):
         text: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"OptimizerStats.every must be an integer ≥ 1. Received: {every!r}")
         self._board = _load_tensorboard()
         self.log_dir, self.every = os.fspath(log_dir), every
         self.hparams = None if hparams is None else _flags(hparams)
         self.text = dict(text or {})
         self._writer: Any = None
-        self._described = self._laid_out = False
+        self._described = self._laid_out = self._armed = self._warm = False
+        self._before: list[Tensor] | None = None
+        self._clock: tuple[float, float, int] | None = None
         self._step = 0
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -79,13 +93,12 @@ class OptimizerStats(keras.callbacks.Callback):
         writer = self._open("hparams")
         self._write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
         if self.hparams is not None:
-            success = self._board.api_pb2.Status.Value("STATUS_SUCCESS")
-            self._write(writer, self._board.session_end_pb(success), self._step)
+            self._write(writer, self._board.session_end_pb(self._board.Status.Value("STATUS_SUCCESS")), self._step)
         writer.close()
 
     # ------------------------------------------------------------------------------------------- when to look
-    # Nothing here overrides on_train_batch_end: Keras would then wait for the result of every batch. The effect of a
-    # batch is looked at when the next one, the validation or the end of the epoch begins.
+    # on_train_batch_end is left alone: Keras waits for the result of every batch if a callback defines it. The effect of
+    # a batch is seen when the next batch, the validation or the end of the epoch begins.
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and describes the run."""
@@ -99,9 +112,7 @@ class OptimizerStats(keras.callbacks.Callback):
         self._stride = optimizer.gradient_accumulation_steps or 1
         self._chunk = self.model.steps_per_execution
         self._loss = next((m for m in self.model.metrics if m.name == "loss" and hasattr(m, "count")), None)
-        self._armed, self._before, self._due = False, None, math.inf
-        self._warm = False
-        self._clock: tuple[float, float, int] | None = None
+        self._armed = self._warm = False
         self._step, self._clipped = self._batches() // self._stride, self._count_clipped()
         self._watch(False)  # an interrupted fit may have left it on
         self._writer = self._open()
@@ -160,7 +171,7 @@ class OptimizerStats(keras.callbacks.Callback):
 
     def _settle(self) -> int:
         """Writes the point that was prepared, if its update took place; returns the number of batches."""
-        if not getattr(self, "_armed", False):
+        if not self._armed:
             return 0
         before, self._before, self._armed = self._before, None, False
         self._watch(False)
@@ -231,25 +242,27 @@ class OptimizerStats(keras.callbacks.Callback):
         return values
 
     def _statistics(self) -> dict[str, float]:
-        values: dict[str, float] = {}
-        sums: dict[str, float] = {}
-        sizes: dict[str, int] = {}
-        elements = {v.path: math.prod(v.shape) for v in self.model.trainable_weights}
-        statistics = self._optimizer.statistics()
-        for path, measured in statistics.items():
+        values, sums, sizes = {}, dict[str, float](), dict[str, int]()
+        elements = {v.path: math.prod(v.shape) for v in self.model.weights}
+        adaptive = []
+        for path, measured in self._optimizer.statistics().items():
+            size = elements.get(path, 1)
             for name, x in measured.items():
-                mean, low, high = _summarise(x, percentiles=name == "effective_learning_rate")
-                sums[name] = sums.get(name, 0.0) + mean * elements[path]
-                sizes[name] = sizes.get(name, 0) + elements[path]
                 if name == "effective_learning_rate":
-                    names = [f"layer/{path}/effective_lr_{k}" for k in ("mean", "p5", "p95")]
-                    values |= dict(zip(names, (mean, low, high), strict=True))
+                    mean, low, high = _distribution(x)
+                    values |= {
+                        f"layer/{path}/effective_lr_{k}": v for k, v in zip(BAND, (mean, low, high), strict=True)
+                    }
+                    adaptive += [path] if low < high else []
+                else:
+                    mean = float(np.mean(ops.convert_to_numpy(x), dtype=float))
+                sums[name] = sums.get(name, 0.0) + mean * size
+                sizes[name] = sizes.get(name, 0) + size
         rule = type(self._optimizer).__name__.lower()
-        values |= {f"{rule}/{name}": total / sizes[name] for name, total in sums.items()}
         if not self._laid_out:
-            self._write(self._writer, self._layout(rule, list(sums), list(statistics)), self._step)
+            self._lay_out(rule if {"lower_bound", "upper_bound"} <= set(sums) else None, adaptive)
             self._laid_out = True
-        return values
+        return values | {f"{rule}/{name}": total / sizes[name] for name, total in sums.items()}
 
     # ------------------------------------------------------------------------------------------- how to write it
 
@@ -285,44 +298,42 @@ class OptimizerStats(keras.callbacks.Callback):
             self._write(writer, self._board.hparams_pb(self.hparams), self._step)
             writer.close()
 
-    def _layout(self, rule: str, names: list[str], paths: list[str]) -> Any:
-        """The Custom Scalars page: a band from a lower to an upper value around a middle one."""
+    def _lay_out(self, bounded: str | None, paths: Sequence[str]) -> None:
+        """Writes the page Custom Scalars: bands from a lower to an upper value around a middle one."""
         board = self._board.layout_pb2
 
-        def band(title: str, middle: str, lower: str, upper: str) -> Any:
-            series = board.MarginChartContent.Series(value=middle, lower=lower, upper=upper)
-            return board.Chart(title=title, margin=board.MarginChartContent(series=[series]))
+        def category(title: str, bands: Mapping[str, Sequence[str]]) -> Any:
+            charts = []
+            for name, (middle, lower, upper) in reversed(bands.items()):  # the page shows the last chart first
+                series = board.MarginChartContent.Series(value=middle, lower=lower, upper=upper)
+                charts.append(board.Chart(title=name, margin=board.MarginChartContent(series=[series])))
+            return board.Category(title=title, chart=charts)
 
-        charts = [band(path, *(f"layer/{path}/effective_lr_{k}" for k in ("mean", "p5", "p95"))) for path in paths]
-        if {"lower_bound", "upper_bound"} <= set(names):
-            tags = [f"{rule}/{name}" for name in ("effective_learning_rate", "lower_bound", "upper_bound")]
-            charts.insert(0, band("all weights, between the bounds", *tags))
-        category = board.Category(title="effective learning rate: mean, and 5 % to 95 % of the elements", chart=charts)
-        return self._board.layout_summary(board.Layout(category=[category]))
+        categories = []
+        if bounded:
+            tags = [f"{bounded}/{name}" for name in ("effective_learning_rate", "lower_bound", "upper_bound")]
+            categories.append(category(f"{bounded}: effective learning rate between its bounds", {"all weights": tags}))
+        if paths:
+            bands = {path: [f"layer/{path}/effective_lr_{k}" for k in BAND] for path in paths}
+            categories.append(category("effective learning rate: mean, and 5 % to 95 % of the elements", bands))
+        if categories:
+            self._write(self._writer, self._board.pb(board.Layout(category=categories)), self._step)
 
 
 def _load_tensorboard() -> SimpleNamespace:
     """Imports what is needed of tensorboard: late, because it is slow, but before a training begins that needs it."""
     wanted = f"OptimizerStats needs tensorboard >= {'.'.join(map(str, OLDEST))}: pip install -U tensorboard."
     try:
-        from tensorboard.version import VERSION
+        version = import_module("tensorboard.version").VERSION
+        if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
+            raise ImportError(f"version {version} is too old")
+        return SimpleNamespace(**{name: _find(name, module) for name, module in NEEDED.items()})
     except ImportError as error:
-        raise ImportError(f"{wanted} It cannot be imported: {error}") from error
-    if tuple(int(n) for n in re.findall(r"\d+", VERSION)[:2]) < OLDEST:
-        raise ImportError(f"{wanted} Found: {VERSION}")
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.custom_scalar import layout_pb2
-        from tensorboard.plugins.custom_scalar.summary import pb as layout_summary
-        from tensorboard.plugins.hparams import api_pb2
-        from tensorboard.plugins.hparams.api import hparams_pb
-        from tensorboard.plugins.hparams.summary import session_end_pb
-        from tensorboard.plugins.text.summary_v2 import text_pb
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError as error:
-        raise ImportError(f"{wanted} Version {VERSION} is broken: {error}") from error
-    return SimpleNamespace(**{name: value for name, value in locals().items() if name not in ("wanted", "VERSION")})
+        raise ImportError(f"{wanted} Received: {error}") from error
+
+
+def _find(name: str, module: str) -> Any:
+    return import_module(f"{module}.{name}") if name.endswith("_pb2") else getattr(import_module(module), name)
 
 
 def _number(value: Any) -> float:
@@ -334,20 +345,20 @@ def _flags(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in plain.items() if v is not None}
 
 
-def _summarise(x: Tensor, percentiles: bool) -> tuple[float, float, float]:
-    """Returns the mean over the elements and, if asked, their 5th and 95th percentile."""
-    size = math.prod(ops.shape(x))
-    if not percentiles or size <= SAMPLE:
-        sample = ops.convert_to_numpy(x).ravel()
-        mean = float(np.mean(sample, dtype=float))
-    else:
-        mean, stride = _number(ops.mean(x)), -(-size // SAMPLE)
-        while math.gcd(stride, size) > 1:  # else the stride could stay in some columns of the weight
+def _distribution(x: Tensor) -> tuple[float, float, float]:
+    """Returns the mean over the elements and their 5th and 95th percentile."""
+    size, stride = math.prod(ops.shape(x)), 1
+    if size > SAMPLE:
+        stride = -(-size // SAMPLE)
+        while math.gcd(stride, size) > 1:  # else the sample could stay in some columns of the weight
             stride += 1
-        sample = ops.convert_to_numpy(ops.reshape(x, (-1,))[::stride])
-    return (mean, *np.percentile(sample, (5, 95)).tolist()) if percentiles else (mean, mean, mean)
+    sample = ops.convert_to_numpy(ops.reshape(x, (-1,))[::stride] if stride > 1 else x)
+    mean = _number(ops.mean(x)) if stride > 1 else float(np.mean(sample, dtype=float))
+    low, high = np.percentile(sample, (5, 95)).tolist()
+    return mean, low, high
 
 
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    lines = [head, ("---",) * len(head), *rows]
+def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -32,6 +32,7 @@ else:
 
 class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Optimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u.
+
     Args:
         learning_rate: η ≥ 0: a number, a `LearningRateSchedule`, or a callable of no argument or of the number of
             updates done. Inside `fit` a callable is traced once: let it read variables. A number can be set at any

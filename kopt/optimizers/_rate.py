@@ -34,7 +34,7 @@ class Rate(OptimizerParts):
         value = self._check_rate(value)
         if callable(value) or not isinstance(self._learning_rate, keras.Variable):
             raise TypeError(
-                f"{type(self).__name__}.learning_rate can be set to a number if it was created with a number. Received: "
+                f"{type(self).__name__}.learning_rate can be set to a number if it was created with one. Received: "
                 f"{value!r} for {self._learning_rate!r}. Create a new optimizer to change the schedule."
             )
         self._learning_rate.assign(value)

@@ -53,13 +53,16 @@ class Float32:
 
     bytes_per_element = 4.0
 
-    def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:  # noqa: D102
+    def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
+        """See `Codec`."""
         return {"value": (shape, dtype)}
 
-    def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:  # noqa: D102
+    def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
+        """See `Codec`."""
         return parts["value"]
 
-    def encode(self, x: Tensor, uniform: Any) -> dict[str, Tensor]:  # noqa: D102
+    def encode(self, x: Tensor, uniform: Any) -> dict[str, Tensor]:
+        """See `Codec`."""
         return {"value": x}
 
 
@@ -72,13 +75,16 @@ class BFloat16:
 
     bytes_per_element = 2.0
 
-    def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:  # noqa: D102
+    def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
+        """See `Codec`."""
         return {"value": (shape, "bfloat16")}
 
-    def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:  # noqa: D102
+    def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
+        """See `Codec`."""
         return ops.cast(parts["value"], dtype)
 
-    def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: D102
+    def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """See `Codec`."""
         return {"value": round_stochastically(x, "bfloat16", uniform(x))}
 
 

@@ -124,7 +124,7 @@ class AdaBoundW(AdaBound):
 
 
 def _peak(rate: Any) -> float:
-    """Returns the rate given as a number, or the one a schedule is built around: Keras names it, others begin with it."""
+    """Returns the number, or the rate that a schedule is built around: Keras names it, others begin with it."""
     if isinstance(rate, float):
         peak: float | None = rate
     else:
