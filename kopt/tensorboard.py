@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -17,20 +16,10 @@ from kopt.optimizers import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 
 OLDEST = (2, 21)
-NEEDED = {
-    "Event": "tensorboard.compat.proto.event_pb2",
-    "Summary": "tensorboard.compat.proto.summary_pb2",
-    "EventFileWriter": "tensorboard.summary.writer.event_file_writer",
-    "text_pb": "tensorboard.plugins.text.summary_v2",
-    "hparams_pb": "tensorboard.plugins.hparams.api",
-    "session_end_pb": "tensorboard.plugins.hparams.summary",
-    "Status": "tensorboard.plugins.hparams.api_pb2",
-    "pb": "tensorboard.plugins.custom_scalar.summary",
-    "layout_pb2": "tensorboard.plugins.custom_scalar",
-}
 SAMPLE = 2**14
 """Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
 BAND = ("mean", "p5", "p95")
+NEEDED = ("hparams.api", "hparams.summary", "text.summary_v2", "custom_scalar.layout_pb2", "custom_scalar.summary")
 
 
 class OptimizerStats(keras.callbacks.Callback):
@@ -47,7 +36,7 @@ class OptimizerStats(keras.callbacks.Callback):
 
     Of a kopt optimizer also:
 
-    - `optimizer/grad_norm`, of all gradients together, before clipping;
+    - `optimizer/grad_norm`, of all gradients together, before clipping (not of a new optimizer's first batch);
     - `optimizer/clip_fraction`, the share of the updates since the last point that were clipped, if a clipping is set;
     - `optimizer/nonfinite_steps`, the number of skipped updates, if `on_nonfinite` looks for them;
     - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction;
@@ -78,12 +67,11 @@ class OptimizerStats(keras.callbacks.Callback):
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"OptimizerStats.every must be an integer ≥ 1. Received: {every!r}")
-        self._board = _load_tensorboard()
+        _check_tensorboard()
         self.log_dir, self.every = os.fspath(log_dir), every
         self.hparams = None if hparams is None else _flags(hparams)
         self.text = dict(text or {})
-        self._writer: Any = None
-        self._described = self._laid_out = self._armed = self._warm = False
+        self._described = self._laid_out = self._armed = self._watched = False
         self._before: list[Tensor] | None = None
         self._clock: tuple[float, float, int] | None = None
         self._step = 0
@@ -93,27 +81,27 @@ class OptimizerStats(keras.callbacks.Callback):
         writer = self._open("hparams")
         self._write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
         if self.hparams is not None:
-            self._write(writer, self._board.session_end_pb(self._board.Status.Value("STATUS_SUCCESS")), self._step)
+            done = _part("plugins.hparams.api_pb2").Status.Value("STATUS_SUCCESS")
+            self._write(writer, _part("plugins.hparams.summary").session_end_pb(done), self._step)
         writer.close()
 
-    # ------------------------------------------------------------------------------------------- when to look
-    # on_train_batch_end is left alone: Keras waits for the result of every batch if a callback defines it. The effect of
-    # a batch is seen when the next batch, the validation or the end of the epoch begins.
+    # ------------------------------------------------------------------------------------------------ when to look
+    # on_train_batch_end is left alone: if a callback defines it, Keras waits for the result of every batch. What a
+    # batch did is seen when the next batch, the validation or the end of the epoch begins.
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and describes the run."""
-        if getattr(self.model, "optimizer", None) is None:
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is None:
             raise ValueError(f"OptimizerStats needs a model compiled with an optimizer. Received: {self.model!r}")
-        self._outer = optimizer = self.model.optimizer
+        self._outer = optimizer
         while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
             optimizer = optimizer.inner_optimizer
-        self._optimizer = optimizer
-        self._ours = isinstance(optimizer, Optimizer)
-        self._stride = optimizer.gradient_accumulation_steps or 1
-        self._chunk = self.model.steps_per_execution
-        self._loss = next((m for m in self.model.metrics if m.name == "loss" and hasattr(m, "count")), None)
+        self._optimizer, self._ours = optimizer, isinstance(optimizer, Optimizer)
+        self._stride, self._chunk = optimizer.gradient_accumulation_steps or 1, self.model.steps_per_execution
+        self._loss = next((m for m in self.model.metrics if m.name == "loss"), None)
         self._armed = self._warm = False
-        self._step, self._clipped = self._batches() // self._stride, self._count_clipped()
+        self._step, self._clipped = self._batches() // self._stride, _number(getattr(optimizer, "clipped_steps", 0))
         self._watch(False)  # an interrupted fit may have left it on
         self._writer = self._open()
         if not self._described:
@@ -122,9 +110,8 @@ class OptimizerStats(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Finds out where the count stands: steps that were skipped are not in it."""
-        self._offset = self._batches()
-        steps = self.params.get("steps")
-        self._end = self._offset + (self.params["epochs"] - epoch) * steps if steps else None
+        self._offset, steps = self._batches(), self.params.get("steps")
+        self._end = self._offset + (self.params["epochs"] - epoch) * steps if steps else 0
         self._clock = (time.perf_counter(), 0.0, self._offset) if self._warm else None
         self._aim(self._offset)
 
@@ -143,29 +130,26 @@ class OptimizerStats(keras.callbacks.Callback):
             self._watch(True)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Validation within `fit` resets the metrics and may swap the weights."""
+        """Looks before validation resets the metrics or swaps the weights."""
         self._settle()
         self._clock = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Looks at the last batch."""
         self._settle()
-        self._clock = None
-        self._warm = True
+        self._clock, self._warm = None, True
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Writes a last point, where the end was not foreseen, and closes the file."""
+        """Writes the last point, if the end came too early to prepare for it, and closes the file."""
         self._settle()
         if self._batches() // self._stride > self._step:
             self._point(self._batches(), None)
         self._writer.close()
-        self._writer = None
 
     def _aim(self, count: int) -> None:
         """Sets the number of batches after which the next point is due; accumulated ones make one update."""
-        period = self.every * self._stride
+        period, last = self.every * self._stride, self._end // self._stride * self._stride
         self._due = (count // period + 1) * period
-        last = 0 if self._end is None else self._end // self._stride * self._stride
         if count < last:
             self._due = min(self._due, last)
 
@@ -174,39 +158,36 @@ class OptimizerStats(keras.callbacks.Callback):
         if not self._armed:
             return 0
         before, self._before, self._armed = self._before, None, False
-        self._watch(False)
         count = self._batches()
         if count >= self._due:
             self._point(count, before)
+        self._watch(False)
         return count
 
     def _watch(self, on: bool) -> None:
-        if self._ours and self._optimizer.built:
+        self._watched = self._ours and self._optimizer.built  # the first batch builds it
+        if self._watched:
             self._optimizer.watch(on)
 
     def _batches(self) -> int:
         return int(ops.convert_to_numpy(self._optimizer._iterations))
 
     def _examples(self) -> float:
-        return 0.0 if self._loss is None else float(ops.convert_to_numpy(self._loss.count))
+        return _number(getattr(self._loss, "count", 0))
 
-    def _count_clipped(self) -> int:
-        return int(ops.convert_to_numpy(self._optimizer.clipped_steps)) if self._ours and self._optimizer.built else 0
-
-    # --------------------------------------------------------------------------------------------- what to see
+    # ------------------------------------------------------------------------------------------------- what to see
 
     def _point(self, count: int, before: list[Tensor] | None) -> None:
         step, optimizer = count // self._stride, self._optimizer
         values = {"optimizer/learning_rate": _number(optimizer.learning_rate)}
-        values |= self._throughput(count)
-        values |= self._norms(before)
+        values |= self._throughput(count) | self._norms(before)
         if self._outer is not optimizer:
             values["optimizer/loss_scale"] = _number(self._outer.dynamic_scale)
         if self._ours:
-            if before is not None or optimizer.global_clipnorm:
+            if (before is not None and self._watched) or optimizer.global_clipnorm:
                 values["optimizer/grad_norm"] = _number(optimizer.gradient_norm)
             if optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm:
-                clipped = self._count_clipped()
+                clipped = _number(optimizer.clipped_steps)
                 values["optimizer/clip_fraction"] = (clipped - self._clipped) / (step - self._step)
                 self._clipped = clipped
             if optimizer.on_nonfinite != "ignore":
@@ -216,7 +197,7 @@ class OptimizerStats(keras.callbacks.Callback):
         self._write_scalars(self._writer, values, step)
 
     def _throughput(self, count: int) -> dict[str, float]:
-        """Measures the time in which the batches since the clock was set were trained, and sets it anew."""
+        """Measures how fast the batches since the clock was set were trained, and sets it anew."""
         now, seen, start = time.perf_counter(), self._examples(), self._clock
         self._clock = (now, seen, count)
         if start is None or count <= start[2]:
@@ -227,13 +208,12 @@ class OptimizerStats(keras.callbacks.Callback):
 
     def _norms(self, before: list[Tensor] | None) -> dict[str, float]:
         after = [ops.cast(v, "float32") for v in self.model.trainable_weights]
-        rows = [[sum_of_squares(w) for w in after]]
+        groups = [after]
         if before is not None:
             old = [ops.cast(w, "float32") for w in before]
-            rows += [[sum_of_squares(w) for w in old]]
-            rows += [[sum_of_squares(w - o) for w, o in zip(after, old, strict=True)]]
-        squares = ops.convert_to_numpy(ops.stack([x for row in rows for x in row])).astype(float)
-        norms = np.sqrt(squares.reshape(len(rows), -1).sum(axis=1)).tolist()
+            groups += [old, [w - o for w, o in zip(after, old, strict=True)]]
+        squares = ops.convert_to_numpy(ops.stack([sum_of_squares(w) for group in groups for w in group]))
+        norms = np.sqrt(squares.reshape(len(groups), -1).sum(axis=1, dtype=float)).tolist()
         values = {"optimizer/param_norm": norms[0]}
         if before is not None:
             values["optimizer/update_norm"] = norms[2]
@@ -242,7 +222,7 @@ class OptimizerStats(keras.callbacks.Callback):
         return values
 
     def _statistics(self) -> dict[str, float]:
-        values, sums, sizes = {}, dict[str, float](), dict[str, int]()
+        values, sums, sizes = dict[str, float](), dict[str, float](), dict[str, int]()
         elements = {v.path: math.prod(v.shape) for v in self.model.weights}
         adaptive = []
         for path, measured in self._optimizer.statistics().items():
@@ -250,94 +230,95 @@ class OptimizerStats(keras.callbacks.Callback):
             for name, x in measured.items():
                 if name == "effective_learning_rate":
                     mean, low, high = _distribution(x)
-                    values |= {
-                        f"layer/{path}/effective_lr_{k}": v for k, v in zip(BAND, (mean, low, high), strict=True)
-                    }
+                    values |= dict(zip(_tags(path), (mean, low, high), strict=True))
                     adaptive += [path] if low < high else []
                 else:
                     mean = float(np.mean(ops.convert_to_numpy(x), dtype=float))
-                sums[name] = sums.get(name, 0.0) + mean * size
-                sizes[name] = sizes.get(name, 0) + size
+                sums[name], sizes[name] = sums.get(name, 0.0) + mean * size, sizes.get(name, 0) + size
         rule = type(self._optimizer).__name__.lower()
         if not self._laid_out:
             self._lay_out(rule if {"lower_bound", "upper_bound"} <= set(sums) else None, adaptive)
             self._laid_out = True
         return values | {f"{rule}/{name}": total / sizes[name] for name, total in sums.items()}
 
-    # ------------------------------------------------------------------------------------------- how to write it
+    # --------------------------------------------------------------------------------------------- how to write it
 
     def _open(self, run: str = "") -> Any:
-        return self._board.EventFileWriter(os.path.join(self.log_dir, run), flush_secs=5)
+        events = _part("summary.writer.event_file_writer")
+        return events.EventFileWriter(os.path.join(self.log_dir, run), flush_secs=5)
 
     def _write(self, writer: Any, summary: Any, step: int) -> None:
-        # Some plugins give TensorFlow's class of the message, others TensorBoard's; the bytes are the same.
-        summary = self._board.Summary.FromString(summary.SerializeToString())
-        writer.add_event(self._board.Event(wall_time=time.time(), step=step, summary=summary))
+        event = _part("compat.proto.event_pb2").Event(wall_time=time.time(), step=step)
+        event.summary.ParseFromString(summary.SerializeToString())  # some plugins give TensorFlow's class of it
+        writer.add_event(event)
 
     def _write_scalars(self, writer: Any, values: Mapping[str, float], step: int) -> None:
-        # One event for all: `tf.summary.scalar` takes as long for each of them as a batch of a small model.
-        value = self._board.Summary.Value
-        self._write(writer, self._board.Summary(value=[value(tag=k, simple_value=x) for k, x in values.items()]), step)
+        # One event for all: a call of `tf.summary.scalar` takes as long as a small model's batch.
+        summary = _part("compat.proto.summary_pb2").Summary()
+        for tag, value in values.items():
+            summary.value.add(tag=tag, simple_value=value)
+        self._write(writer, summary, step)
 
     def _describe(self) -> None:
-        optimizer = {k: v for k, v in self._optimizer.get_config().items() if v is not None}
-        rows = [
-            (f"`{w.path}`", list(w.shape), keras.backend.standardize_dtype(w.dtype), w.trainable, math.prod(w.shape))
-            for w in self.model.weights
-        ]
-        trainable, total = sum(row[-1] for row in rows if row[-2]), sum(row[-1] for row in rows)
-        share = f"{100 * trainable / max(total, 1):.4g} % of the parameters are trainable: {trainable:,} of {total:,}."
+        arguments = {k: v for k, v in self._optimizer.get_config().items() if v is not None}
+        rows = [(f"`{w.path}`", list(w.shape), w.dtype, w.trainable, math.prod(w.shape)) for w in self.model.weights]
+        total, trainable = sum(row[-1] for row in rows), sum(row[-1] for row in rows if row[-2])
+        share = f"{trainable:,} of {total:,} parameters are trainable ({100 * trainable / max(total, 1):.4g} %)."
         pages = {
             "parameters": f"{share}\n\n" + _table(("path", "shape", "dtype", "trainable", "count"), rows),
-            "optimizer": f"{type(self._optimizer).__name__}\n\n" + _table(("argument", "value"), optimizer.items()),
+            "optimizer": f"{type(self._optimizer).__name__}\n\n" + _table(("argument", "value"), arguments.items()),
         }
         for title, markdown in (pages | self.text).items():
-            self._write(self._writer, self._board.text_pb(title, markdown), self._step)
+            self._write(self._writer, _part("plugins.text.summary_v2").text_pb(title, markdown), self._step)
         if self.hparams is not None:
             writer = self._open("hparams")
-            self._write(writer, self._board.hparams_pb(self.hparams), self._step)
+            self._write(writer, _part("plugins.hparams.api").hparams_pb(self.hparams), self._step)
             writer.close()
 
     def _lay_out(self, bounded: str | None, paths: Sequence[str]) -> None:
         """Writes the page Custom Scalars: bands from a lower to an upper value around a middle one."""
-        board = self._board.layout_pb2
-
-        def category(title: str, bands: Mapping[str, Sequence[str]]) -> Any:
-            charts = []
-            for name, (middle, lower, upper) in reversed(bands.items()):  # the page shows the last chart first
-                series = board.MarginChartContent.Series(value=middle, lower=lower, upper=upper)
-                charts.append(board.Chart(title=name, margin=board.MarginChartContent(series=[series])))
-            return board.Category(title=title, chart=charts)
-
-        categories = []
+        pages = {}
         if bounded:
             tags = [f"{bounded}/{name}" for name in ("effective_learning_rate", "lower_bound", "upper_bound")]
-            categories.append(category(f"{bounded}: effective learning rate between its bounds", {"all weights": tags}))
+            pages[f"{bounded}: effective learning rate between its bounds"] = {"all weights": tags}
         if paths:
-            bands = {path: [f"layer/{path}/effective_lr_{k}" for k in BAND] for path in paths}
-            categories.append(category("effective learning rate: mean, and 5 % to 95 % of the elements", bands))
-        if categories:
-            self._write(self._writer, self._board.pb(board.Layout(category=categories)), self._step)
+            pages["effective learning rate: mean, and 5 % to 95 % of the elements"] = {p: _tags(p) for p in paths}
+        layout = _part("plugins.custom_scalar.layout_pb2").Layout()
+        for title, bands in pages.items():
+            category = layout.category.add(title=title)
+            for name in reversed(bands):  # the page shows the last chart first
+                series = category.chart.add(title=name).margin.series
+                series.add(**dict(zip(("value", "lower", "upper"), bands[name], strict=True)))
+        if pages:
+            self._write(self._writer, _part("plugins.custom_scalar.summary").pb(layout), self._step)
 
 
-def _load_tensorboard() -> SimpleNamespace:
-    """Imports what is needed of tensorboard: late, because it is slow, but before a training begins that needs it."""
-    wanted = f"OptimizerStats needs tensorboard >= {'.'.join(map(str, OLDEST))}: pip install -U tensorboard."
+def _part(name: str) -> Any:
+    # Imported late, because tensorboard is slow to import and `import kopt.tensorboard` shall not be.
+    return import_module(f"tensorboard.{name}")
+
+
+def _check_tensorboard() -> None:
+    """Imports all parts before a training begins that needs them at its end."""
     try:
-        version = import_module("tensorboard.version").VERSION
+        version = _part("version").VERSION
         if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
             raise ImportError(f"version {version} is too old")
-        return SimpleNamespace(**{name: _find(name, module) for name, module in NEEDED.items()})
+        for name in ("summary.writer.event_file_writer", *(f"plugins.{plugin}" for plugin in NEEDED)):
+            _part(name)
     except ImportError as error:
-        raise ImportError(f"{wanted} Received: {error}") from error
-
-
-def _find(name: str, module: str) -> Any:
-    return import_module(f"{module}.{name}") if name.endswith("_pb2") else getattr(import_module(module), name)
+        wanted = ".".join(map(str, OLDEST))
+        raise ImportError(
+            f"OptimizerStats needs tensorboard >= {wanted}: pip install -U tensorboard ({error})"
+        ) from error
 
 
 def _number(value: Any) -> float:
     return float(ops.convert_to_numpy(value))
+
+
+def _tags(path: str) -> list[str]:
+    return [f"layer/{path}/effective_lr_{k}" for k in BAND]
 
 
 def _flags(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -358,7 +339,6 @@ def _distribution(x: Tensor) -> tuple[float, float, float]:
     return mean, low, high
 
 
-def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
+def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

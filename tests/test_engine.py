@@ -129,6 +129,15 @@ def test_averages_equal_their_definition():
         np.testing.assert_allclose(w.numpy(), a, rtol=1e-6)
 
 
+def test_averages_cover_weights_without_a_gradient():
+    a, b = variables([np.ones(2), np.ones(2)])
+    optimizer = kopt.SGD(RATE, use_ema=True)
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([tf.ones(2), None], [a, b])
+    optimizer.finalize_variable_values([a, b])
+    np.testing.assert_array_equal(b.numpy(), np.ones(2))
+
+
 def test_accumulation_equals_the_mean_gradient_and_counts_updates():
     weights, gradients = weights_and_gradients(12)
     rates = keras.optimizers.schedules.ExponentialDecay(RATE, 1, 0.5)
@@ -154,6 +163,27 @@ def test_accumulated_rows_stay_lazy():
         b.apply([tf.IndexedSlices(tf.ones((len(both), 2)) / 2, tf.constant(both), tf.constant([5, 2]))], [w])
     np.testing.assert_allclose(v.numpy(), w.numpy(), atol=1e-6)
     np.testing.assert_array_equal(v.numpy()[[2, 4]], table[[2, 4]].astype("float32"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"on_nonfinite": "skip"}], ids=str)
+def test_lazy_rows_of_two_replicas_equal_those_of_one(options, two_devices):
+    rng = np.random.default_rng(0)
+    ids, y = rng.integers(0, 9, (32, 3)), rng.normal(size=(32, 1)).astype("float32")
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Embedding(12, 4), keras.layers.Flatten(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+        model.compile(kopt.Adam(RATE, weight_decay=0.1, **options), "mse")
+        before = model.layers[0].get_weights()[0]
+        model.fit(tf.data.Dataset.from_tensor_slices((ids, y)).batch(8), shuffle=False, epochs=2, verbose=0)
+        np.testing.assert_array_equal(model.layers[0].get_weights()[0][9:], before[9:])
+        return flat(model)
+
+    one = trained()
+    with two_devices.scope():
+        np.testing.assert_allclose(trained(), one, atol=1e-6)
 
 
 def test_empty_rows_and_constraints():

@@ -82,6 +82,8 @@ def command(folder):
     recipe = folder.parent.name
     defaults = _cli.flatten(importlib.import_module(f"recipes.{recipe}").Train())
     words = ["python", "-m", f"recipes.{recipe}"]
+    if json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"] == "scikit-learn digits":
+        words += ["--data", "digits"]  # which "auto" may have come to
     for key, value in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).items():
         if value == defaults[key] or key in ("data", "progress"):
             continue
@@ -186,14 +188,16 @@ def test_results_repeat():
         _cli.parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
 
 
-def test_commands_of_runs(tmp_path):
+@pytest.mark.parametrize(("source", "flag"), [("mnist.npz", ""), ("scikit-learn digits", "--data digits ")])
+def test_commands_of_runs(source, flag, tmp_path):
     folder = tmp_path / "mnist" / "run"
     folder.mkdir(parents=True)
     changed = {"data": "mnist.npz", "optimizer": "sgd", "opt": ["nesterov=true", "momentum=0.9"], "augment": True}
     defaults = _cli.flatten(importlib.import_module("recipes.mnist").Train())
     (folder / "config.yaml").write_text(yaml.safe_dump(defaults | changed, sort_keys=False))
+    (folder / "metrics.json").write_text(json.dumps({"data": source}))
     expected = "--augment --optimizer sgd --opt nesterov=true --opt momentum=0.9"
-    assert command(folder) == f"python -m recipes.mnist {expected}"
+    assert command(folder) == f"python -m recipes.mnist {flag}{expected}"
 
 
 @pytest.mark.slow

@@ -95,6 +95,10 @@ class Step(OptimizerParts):
                 new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
             writes += self._write_weight(p, g, moved, update, salt=2 * i)
             writes += self._write_slots(p, g, new, update, salt=2 * i + 1)
+        moving = {id(p) for p, _ in active}
+        for p in self._parameters:  # weights without a gradient are averaged all the same
+            if p.average is not None and id(p) not in moving:
+                writes.append(Write(p.average, self._average(p, self._read_weight(p, None), update)))
         return writes
 
     def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
@@ -157,8 +161,7 @@ class Step(OptimizerParts):
         if constraint:
             w = constraint(w)
         if p.average is not None:
-            kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)
-            average = w + ops.cast(kept, p.dtype) * (self._value(p.average) - w)
+            average = self._average(p, w, update)
             writes.append(Write(p.average, average))
             if self.ema_overwrite_frequency:
                 w = ops.where(ops.equal(update % self.ema_overwrite_frequency, 0), average, w)
@@ -170,6 +173,10 @@ class Step(OptimizerParts):
         if p.residual is not None:
             writes.append(_to_rows(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype), g))
         return [*writes, _to_rows(p.variable, stored, g)]
+
+    def _average(self, p: Parameter, w: Tensor, update: Tensor) -> Tensor:
+        kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)
+        return w + ops.cast(kept, p.dtype) * (self._value(p.average) - w)
 
     def _noise(self, update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
         return lambda x: ops.cast(self._uniform(x.shape, update, salt), x.dtype)
