@@ -65,6 +65,13 @@ def descend(optimizer, weights, gradients, dtype="float32", call=None):
     return [w.numpy().astype("float64") for w in ws]
 
 
+def one_step(optimizer, w, g):
+    """Applies one gradient, dense or IndexedSlices, and returns the weights."""
+    (v,) = variables([w])
+    optimizer.apply([g if isinstance(g, tf.IndexedSlices) else tf.constant(g, v.dtype)], [v])
+    return v.numpy()
+
+
 def network(optimizer, **compile_options):
     """Returns a compiled two-layer network with deterministic weights."""
     keras.utils.set_random_seed(1)
