@@ -266,11 +266,15 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
         """Returns, by path of the weight, `effective_learning_rate` (each element's) and what `measure` adds."""
+        return self._in_graph(self._statistics)(ops.cast(self.learning_rate, self._scalar_dtype))
+
+    def _statistics(self, learning_rate: Tensor) -> dict[str, dict[str, Tensor]]:
         result = {}
         for p in self._parameters:
-            t = ops.cast(ops.maximum(self.iterations, 1), p.dtype)
-            s = SimpleNamespace(**self._read_slots(p), **cast_all(self._shared_scalars, p.dtype))
-            rate = ops.cast(self.learning_rate, p.dtype) * p.multiplier
+            t = ops.cast(ops.maximum(self._updates(), 1), p.dtype)
+            shared = {k: self._value(v) for k, v in self._shared_scalars.items()}
+            s = SimpleNamespace(**self._read_slots(p), **cast_all(shared, p.dtype))
+            rate = ops.cast(learning_rate, p.dtype) * p.multiplier
             result[p.path] = {"effective_learning_rate": rate * self.rate(s, t), **self.measure(s, t)}
         return result
 

@@ -17,6 +17,9 @@ class Engine(OptimizerParts):
         if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
             raise FloatingPointError(f"{type(self).__name__}: a gradient is not finite; the update was skipped.")
 
+    def _in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
     def _commit(self, writes: list[Write]) -> None:
         for write in writes:
             write.variable.assign(write.value)

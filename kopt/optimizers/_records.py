@@ -85,4 +85,5 @@ class OptimizerParts:
     _uniform: Any
     _read_gradient: Any
     _commit: Any
+    _in_graph: Any
     _commit_if: Any

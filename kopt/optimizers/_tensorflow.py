@@ -26,14 +26,16 @@ class Engine(OptimizerParts):
                 raise RuntimeError("Under a strategy call apply() in replica context: inside strategy.run(train_step).")
             flags = self._step(self._sum_over_replicas(grads), rate)
         else:
-            if self._compiled is None:
-                step = tf.function(self._step, jit_compile=True, autograph=False, reduce_retracing=True)
-                object.__setattr__(self, "_compiled", step)  # past the tracking of state, which it is not
-            flags = self._compiled(grads, rate)
+            flags = self._in_graph(self._step, jit_compile=True)(grads, rate)
         if self.on_nonfinite == "raise":
             self._raise_on(flags, [p.path for p, g in zip(self._parameters, grads, strict=True) if g is not None])
 
-    _compiled: Any = None
+    def _in_graph(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Returns a method as a graph, made once for each optimizer."""
+        graphs = vars(self).setdefault("_graphs", {})  # past the tracking of attributes: it is no state
+        if function.__name__ not in graphs:
+            graphs[function.__name__] = tf.function(function, autograph=False, reduce_retracing=True, **options)
+        return graphs[function.__name__]
 
     def _sum_over_replicas(self, grads: Sequence[Any]) -> list[Any]:
         present = [g for g in grads if g is not None]
