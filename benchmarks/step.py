@@ -8,6 +8,7 @@ table gives the median over the rounds and, as the figures to go by, the medians
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -89,7 +90,7 @@ def contestants() -> dict[str, Callable[[], float]]:
     timed = {f"{name}, {mode}": step for name, optimizer in made.items() for mode, step in steps(optimizer).items()}
     for step in timed.values():
         step()
-    return {name: lambda step=step: clock(step) for name, step in timed.items()}  # type: ignore[misc]
+    return {name: functools.partial(clock, step) for name, step in timed.items()}
 
 
 def measure(rounds: int) -> tuple[dict[str, list[float]], str]:

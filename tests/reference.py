@@ -168,30 +168,26 @@ def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bou
     return change
 
 
-def adabound(w, *, weight_decay=0.0, **hyper) -> Step:
-    """AdaBound and AMSBound (`ams_bound`); hyperparameters and source: see `_bounded`."""
+def _descent_within_bounds(w, weight_decay, decay_is_relative, hyper) -> Step:
     w, change = np.array(w, "float64"), _bounded(**hyper)
 
     def step(g):
         nonlocal w
-        lr, _, bounded = change(np.asarray(g, "float64"))
-        w = w - bounded - lr * weight_decay * w
+        lr, relative, bounded = change(np.asarray(g, "float64"))
+        w = w - bounded - (relative if decay_is_relative else lr) * weight_decay * w
         return w.copy()
 
     return step
+
+
+def adabound(w, *, weight_decay=0.0, **hyper) -> Step:
+    """AdaBound and AMSBound (`ams_bound`); hyperparameters and source: see `_bounded`."""
+    return _descent_within_bounds(w, weight_decay, False, hyper)
 
 
 def adaboundw(w, *, weight_decay=0.0, **hyper) -> Step:
     """AdaBound with the decay of its authors' code at the base rate, following the schedule as in arXiv:1711.05101."""
-    w, change = np.array(w, "float64"), _bounded(**hyper)
-
-    def step(g):
-        nonlocal w
-        _, relative, bounded = change(np.asarray(g, "float64"))
-        w = w - bounded - relative * weight_decay * w
-        return w.copy()
-
-    return step
+    return _descent_within_bounds(w, weight_decay, True, hyper)
 
 
 def lion(w, *, learning_rate, beta_1, beta_2, weight_decay=0.0) -> Step:

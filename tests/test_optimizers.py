@@ -210,7 +210,10 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
     (sparse,), (dense,) = variables([table]), variables([table[:5]])
     a, b = cls(RATE, weight_decay=0.1), cls(RATE, weight_decay=0.1)
     a.build([sparse])
-    step = lambda ids, values: a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])  # noqa: E731
+
+    def step(ids, values):
+        a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])
+
     step = tf.function(step, jit_compile=True, autograph=False) if graph else step
     for _ in range(4):
         ids = np.concatenate([rng.permutation(5), rng.integers(0, 5, 4)])  # each of the first five, some twice
