@@ -1,5 +1,6 @@
 """kopt: optimizers and parameter-efficient fine-tuning for Keras 3."""
 
+from kopt import peft as peft
 from kopt._hyper import hyper as hyper
 from kopt._registry import get as get
 from kopt._registry import registry as registry

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import numbers
+from collections.abc import Callable
 from typing import Any, ClassVar, dataclass_transform
 
 
@@ -25,9 +26,15 @@ class Hyper:
     above: float | None = None
     choices: tuple[str, ...] | None = None
     integer: bool = False
+    convert: Callable[[Any], Any] | None = None
 
     def check(self, owner: str, name: str, value: Any) -> Any:
         """Returns `value` as a plain Python value, or raises `ValueError` saying what is allowed."""
+        if self.convert is not None:
+            try:
+                return self.convert(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{owner}: {name} must be {error}. Received: {name}={value!r}") from None
         if self.choices is not None:
             valid = value in self.choices
         elif isinstance(self.default, bool):
@@ -77,6 +84,7 @@ def hyper(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     integer: bool = False,
+    convert: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declares a hyperparameter.
 
@@ -87,8 +95,9 @@ def hyper(
         above: largest value that is too small, where the range is open below.
         choices: the allowed strings.
         integer: whether an optional number is whole.
+        convert: for what is no number: returns the value in its plain form, or raises ValueError(what is expected).
     """
-    return Hyper(default, low, high, above, choices, integer)
+    return Hyper(default, low, high, above, choices, integer, convert)
 
 
 @dataclass_transform(field_specifiers=(hyper,))

@@ -1,0 +1,31 @@
+"""Parameter-efficient fine-tuning: small trained weights beside a frozen Keras model."""
+
+from kopt.peft._base import Adapter as Adapter
+from kopt.peft._base import Base as Base
+from kopt.peft._base import Weight as Weight
+from kopt.peft._base import adapters as adapters
+from kopt.peft._files import load_adapter as load_adapter
+from kopt.peft._files import save_pretrained as save_pretrained
+from kopt.peft._model import ModelStatus as ModelStatus
+from kopt.peft._model import delete_adapter as delete_adapter
+from kopt.peft._model import disable_adapter as disable_adapter
+from kopt.peft._model import get_model_status as get_model_status
+from kopt.peft._model import get_nb_trainable_parameters as get_nb_trainable_parameters
+from kopt.peft._model import get_peft_model as get_peft_model
+from kopt.peft._model import merge_adapter as merge_adapter
+from kopt.peft._model import merge_and_unload as merge_and_unload
+from kopt.peft._model import print_trainable_parameters as print_trainable_parameters
+from kopt.peft._model import set_adapter as set_adapter
+from kopt.peft._model import unload as unload
+from kopt.peft._model import unmerge_adapter as unmerge_adapter
+from kopt.peft.bottleneck import Bottleneck as Bottleneck
+from kopt.peft.bottleneck import Houlsby as Houlsby
+from kopt.peft.bottleneck import ParallelAdapter as ParallelAdapter
+from kopt.peft.bottleneck import Pfeiffer as Pfeiffer
+from kopt.peft.dora import DoRA as DoRA
+from kopt.peft.ia3 import IA3 as IA3
+from kopt.peft.lora import LoRA as LoRA
+from kopt.peft.lora import lora_plus as lora_plus
+from kopt.peft.prompt import PromptTuning as PromptTuning
+from kopt.peft.tuning import BitFit as BitFit
+from kopt.peft.tuning import LayerNormTuning as LayerNormTuning

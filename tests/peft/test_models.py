@@ -1,0 +1,84 @@
+"""Adapters in models of every kind: Sequential, Functional, nested, subclassed, applications, KerasHub."""
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from conftest import outputs, same, scramble, values
+
+from kopt import peft
+from kopt.peft._state import state
+
+MODELS = [pytest.param(make, id=make.__name__) for make in zoo.PLAIN]
+MODELS += [pytest.param(make, id=make.__name__, marks=pytest.mark.slow) for make in zoo.LARGE]
+
+
+def adapted(make, **options):
+    """Returns a model with LoRA on every kernel, its base's weights before, inputs and targets."""
+    model, x, y = make()
+    before = values(model.weights)
+    plain = outputs(model, x)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=zoo.EVERY_KERNEL, **options))
+    return model, x, y, before, plain
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Skipping variable loading for optimizer"
+)  # KerasHub's tasks lose it, adapted or not
+@pytest.mark.parametrize("make", MODELS)
+def test_from_injection_to_removal(make, tmp_path):
+    model, x, y, before, plain = adapted(make)
+    owned = [v for bank in state(model).hosts.values() for v in bank.owned.values()]
+    np.testing.assert_allclose(outputs(model, x), plain, atol=1e-6)
+
+    loss = "mse" if y.dtype == "float32" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, jit_compile=True)
+    model.fit(x, y, shuffle=False, verbose=0)
+    assert same(values(v for v in model.weights if "adapters" not in v.path), before)
+    assert not any(v.trainable for v in owned)
+    assert all("adapters" in v.path for v in model.trainable_variables)
+
+    scramble(model)
+    live = outputs(model, x)
+    scale = np.abs(live).max()
+    assert np.abs(live - plain).max() > 1e-4
+    with peft.disable_adapter(model):
+        np.testing.assert_allclose(outputs(model, x), plain, atol=1e-6)
+    np.testing.assert_array_equal(outputs(model, x), live)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_allclose(outputs(loaded, x), live, atol=1e-6 * scale)
+    assert len(loaded.trainable_variables) == len(model.trainable_variables)
+    model.save_weights(tmp_path / "all.weights.h5")
+    scramble(loaded)
+    loaded.load_weights(tmp_path / "all.weights.h5")
+    np.testing.assert_allclose(outputs(loaded, x), live, atol=1e-6 * scale)
+
+    peft.merge_adapter(model)
+    np.testing.assert_allclose(outputs(model, x), live, atol=2e-5 * scale)
+    peft.unmerge_adapter(model)
+    np.testing.assert_array_equal(outputs(model, x), live)
+    peft.unload(model)
+    assert same(values(model.weights), before)
+    np.testing.assert_allclose(outputs(model, x), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_files_of_the_plain_model(make, tmp_path):
+    plain, x, _ = make()
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    expected = outputs(plain, x)
+    model, *_ = adapted(make)
+    model.load_weights(tmp_path / "plain.weights.h5")
+    np.testing.assert_allclose(outputs(model, x), expected, atol=1e-6)
+    scramble(model)
+    model.save_weights(tmp_path / "adapted.weights.h5")
+    fresh, *_ = make()
+    fresh.load_weights(tmp_path / "adapted.weights.h5")
+    np.testing.assert_allclose(outputs(fresh, x), expected, atol=1e-6)
+
+
+def test_a_shared_layer_is_adapted_once():
+    model, *_ = adapted(zoo.shared)
+    assert sum("twice" in path for path in state(model).hosts) == 1
