@@ -22,6 +22,10 @@ from kopt.peft.bottleneck import Bottleneck as Bottleneck
 from kopt.peft.bottleneck import Houlsby as Houlsby
 from kopt.peft.bottleneck import ParallelAdapter as ParallelAdapter
 from kopt.peft.bottleneck import Pfeiffer as Pfeiffer
+from kopt.peft.configs import IA3Config as IA3Config
+from kopt.peft.configs import LNTuningConfig as LNTuningConfig
+from kopt.peft.configs import LoraConfig as LoraConfig
+from kopt.peft.configs import PromptTuningConfig as PromptTuningConfig
 from kopt.peft.dora import DoRA as DoRA
 from kopt.peft.ia3 import IA3 as IA3
 from kopt.peft.lora import LoRA as LoRA
