@@ -24,6 +24,7 @@ from problems import rules
 
 import kopt
 import kopt._registry
+from kopt import peft
 from kopt.optimizers._slots import CODECS
 from recipes import _cli
 
@@ -53,6 +54,19 @@ def optimizer_table():
         slots = ", ".join(optimizer.slots) or "none"
         cells = (f"`{name}`", slots, f"{state_bytes(optimizer):g}", "yes" if cls.row_wise else "no", reference(cls))
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def adapter_table():
+    """Returns the methods of the registry of adapters as Markdown."""
+    lines = ["| method | what it is | merges | file of `peft` | reference |", "|---|---|---|---|---|"]
+    for cls in peft.adapters().values():
+        if cls.__module__.startswith("kopt."):
+            first = cls.__doc__.splitlines()[0].partition(": ")
+            about = (first[2] or first[0]).rstrip(".")
+            known = cls.peft_type if cls.peft_type not in ("BITFIT", "BOTTLENECK") else "-"
+            merges = "yes" if cls.mergeable else "no"
+            lines.append(f"| `{cls.__name__}` | {about} | {merges} | {known} | {reference(cls)} |")
     return "\n".join([*lines, ""])
 
 
@@ -117,6 +131,7 @@ def headline(command, m):
 def write():
     """Brings README.md and recipes/README.md up to date; without runs their results stay."""
     text, found = replaced(README.read_text(encoding="utf-8"), "optimizers", optimizer_table()), runs()
+    text = replaced(text, "adapters", adapter_table())
     main = "python -m recipes.mnist"
     if main in found:
         text = replaced(text, "mnist", headline(main, found[main]))
@@ -158,10 +173,9 @@ def test_a_loaded_model_goes_on(tmp_path, monkeypatch):
     assert type(names["model"].optimizer) is kopt.AdaBound
 
 
-def test_table_is_that_of_the_registry():
-    assert section(README.read_text(encoding="utf-8"), "optimizers") == optimizer_table(), (
-        "Run `python tests/test_readme.py --write`."
-    )
+@pytest.mark.parametrize(("name", "table"), [("optimizers", optimizer_table), ("adapters", adapter_table)])
+def test_tables_are_those_of_the_registries(name, table):
+    assert section(README.read_text(encoding="utf-8"), name) == table(), "Run `python tests/test_readme.py --write`."
 
 
 def test_state_takes_the_bytes_of_the_table():

@@ -92,7 +92,7 @@ class Bank(keras.layers.Layer):
         """
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
         with growing(self), strategy_of(next(iter(self.owned.values()))):
-            self.gates[name] = self._variable(name, "gate", np.ones(()), trainable=False)
+            self.gates[name] = self._variable(name, "gate", np.zeros(()), trainable=False)
             self.copies[name] = {a: self._variable(name, v.name, v.numpy()) for a, v in own.items()}
             self.weights_of[name] = {}
             if targeted and self.site is not None:
@@ -136,7 +136,7 @@ class Bank(keras.layers.Layer):
         return [*self.weights_of[name].values(), *self.copies[name].values(), self.gates[name]]
 
     def switch(self, active: list[str], enabled: bool) -> None:
-        """Turns adapters on, in this order, and the others off."""
+        """Turns adapters on and the others off."""
         self.__dict__["active"] = [name for name in active if name in self.adapters]
         merged = {name for name, _ in self.kept}
         for name, gate in self.gates.items():
@@ -196,8 +196,8 @@ class Bank(keras.layers.Layer):
 
     def _own(self, attr: str, value: Any) -> Any:
         """Returns a variable of the host, or the trained copy in its place."""
-        for name in self.active:
-            copy = self.copies[name].get(attr)
+        for name, copies in self.copies.items():
+            copy = copies.get(attr)
             if copy is not None:
                 value = ops.where(self.gates[name] > 0.5, ops.cast(copy, _dtype(value)), _read(value))
         return value
@@ -207,7 +207,10 @@ class Bank(keras.layers.Layer):
         return ops.cast(self.site.kernel(matrix), _dtype(value))
 
     def _chain(self) -> list[str]:
-        """Returns the adapters that change the kernel, in order: those that only see activations come last."""
+        """Returns the adapters beside the kernel, those that change it first and those that see activations last.
+
+        Adapters that are off take part, multiplied by zero: then switching needs no new trace.
+        """
         names = [n for n in self.weights_of if self.weights_of[n] and (n in self.active or self.adapters[n].gated)]
         return sorted(names, key=lambda n: not self.adapters[n].mergeable)
 

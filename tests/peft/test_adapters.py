@@ -93,7 +93,10 @@ def near(x, y, bound=1e-5):
 
 
 every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
-every_host = pytest.mark.parametrize("kind", HOSTS)
+USUAL = ("dense", "query", "conv2d", "embedding")
+every_host = pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.slow) for kind in HOSTS]
+)
 
 
 @every_host

@@ -105,7 +105,7 @@ def test_patterns_set_rank_and_alpha():
     assert scales == [2, 2, 4]
 
 
-@pytest.mark.parametrize("method", [peft.LoRA, peft.DoRA])
+@pytest.mark.parametrize("method", [peft.LoRA, peft.DoRA], ids=["lora", "dora"])
 def test_dropout_only_while_training(method):
     model, x = dense(count=1)
     peft.get_peft_model(model, method(lora_dropout=0.5, target_modules=["a"]))
@@ -114,8 +114,8 @@ def test_dropout_only_while_training(method):
     np.testing.assert_array_equal(outputs(model, x), calm)
     wild = np.asarray(model(x, training=True))
     assert np.abs(wild - calm).max() > 1e-3
-    means = np.mean([np.asarray(model(x, training=True)) for _ in range(300)], axis=0)
-    assert np.abs(means - calm).max() < 0.5 * np.abs(wild - calm).max() + 0.05
+    means = np.mean([np.asarray(model(x, training=True)) for _ in range(60)], axis=0)
+    assert np.abs(means - calm).mean() < 0.5 * np.abs(wild - calm).mean()
 
 
 @pytest.mark.parametrize(("bias", "expected"), [("none", 0), ("lora_only", 6), ("all", 12)])
@@ -372,6 +372,22 @@ def test_switching_reaches_a_model_compiled_before():
     np.testing.assert_array_equal(outer.predict(x, verbose=0), live)
 
 
+def test_copies_switch_in_a_model_compiled_before():
+    inner, x = dense()
+    for name in ("one", "two"):
+        peft.get_peft_model(inner, peft.LoRA(target_modules=["a"], modules_to_save=["b"]), name)
+        scramble(inner)
+    inputs = keras.Input((5,))
+    outer = keras.Model(inputs, inner(inputs))
+    seen = []
+    for name in ("one", "two", "one"):
+        peft.set_adapter(inner, name)
+        seen.append(outer.predict(x, verbose=0))
+        np.testing.assert_allclose(seen[-1], outputs(inner, x), atol=1e-6)
+    np.testing.assert_array_equal(seen[0], seen[2])
+    assert np.abs(seen[0] - seen[1]).max() > 1e-3
+
+
 def test_fit_goes_on_with_another_adapter():
     model, x = dense()
     y = np.ones((8, 6), "float32")
@@ -388,8 +404,8 @@ def test_fit_goes_on_with_another_adapter():
     assert not np.array_equal(weights(model, "a", "lora_B", "one"), one)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "kopt"])
-@pytest.mark.parametrize("jit", [True, False, None])
+@pytest.mark.parametrize("optimizer", ["kopt", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit", [True, False, pytest.param(None, marks=pytest.mark.slow)])
 def test_fit_with_any_compilation(optimizer, jit):
     model, x = dense()
     peft.get_peft_model(model, peft.DoRA(target_modules=["a"], modules_to_save=["b"]))
@@ -442,7 +458,9 @@ def test_thawing_the_model_thaws_no_host():
     assert len(model.trainable_variables) == count
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mixed_bfloat16", "bfloat16"))]
+)
 def test_low_precision(policy):
     keras.config.set_dtype_policy(policy)
     try:
