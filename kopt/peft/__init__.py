@@ -4,8 +4,6 @@ from kopt.peft._base import Adapter as Adapter
 from kopt.peft._base import Base as Base
 from kopt.peft._base import Weight as Weight
 from kopt.peft._base import adapters as adapters
-from kopt.peft._files import load_adapter as load_adapter
-from kopt.peft._files import save_pretrained as save_pretrained
 from kopt.peft._model import ModelStatus as ModelStatus
 from kopt.peft._model import delete_adapter as delete_adapter
 from kopt.peft._model import disable_adapter as disable_adapter
@@ -27,6 +25,8 @@ from kopt.peft.configs import LNTuningConfig as LNTuningConfig
 from kopt.peft.configs import LoraConfig as LoraConfig
 from kopt.peft.configs import PromptTuningConfig as PromptTuningConfig
 from kopt.peft.dora import DoRA as DoRA
+from kopt.peft.exchange import load_adapter as load_adapter
+from kopt.peft.exchange import save_pretrained as save_pretrained
 from kopt.peft.ia3 import IA3 as IA3
 from kopt.peft.lora import LoRA as LoRA
 from kopt.peft.lora import lora_plus as lora_plus

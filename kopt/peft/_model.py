@@ -39,7 +39,8 @@ def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") 
 def set_adapter(model: Any, adapter_names: str | Sequence[str]) -> None:
     """Makes one adapter, or several at once, the active ones: those that are used and that learn.
 
-    Several follow each other in the order in which they came into the model. If other weights learn than before, a compiled model gets a new optimizer of the same configuration.
+    Several follow each other in the order in which they came into the model. If other weights learn than before, a
+    compiled model gets a new optimizer of the same configuration.
 
     Raises:
         ValueError: the model has no such adapter.

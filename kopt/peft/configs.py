@@ -3,12 +3,14 @@
 from typing import Any
 
 from kopt.peft.dora import DoRA
-from kopt.peft.ia3 import IA3 as IA3Config
+from kopt.peft.ia3 import IA3
 from kopt.peft.lora import LoRA
-from kopt.peft.prompt import PromptTuning as PromptTuningConfig
-from kopt.peft.tuning import LayerNormTuning as LNTuningConfig
+from kopt.peft.prompt import PromptTuning
+from kopt.peft.tuning import LayerNormTuning
 
-__all__ = ["IA3Config", "LNTuningConfig", "LoraConfig", "PromptTuningConfig"]
+IA3Config = IA3
+LNTuningConfig = LayerNormTuning
+PromptTuningConfig = PromptTuning
 
 
 def LoraConfig(*, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802
