@@ -201,7 +201,9 @@ def main():
     parser.add_argument("--skip-torch", action="store_true", help="leave peft on torch out")
     parser.add_argument("--skip-memory", action="store_true", help="leave peak memory out")
     flags = parser.parse_args()
-    print("| model | XLA | kopt, ms | of Keras' LoRA | of full fine-tuning | of peft on torch | forward, unmerged | merged |")
+    print(
+        "| model | XLA | kopt, ms | of Keras' LoRA | of full fine-tuning | of peft on torch | forward, unmerged | merged |"
+    )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name in flags.models:
         for jit in (True,) if name != "minilm" else (False, True):
@@ -213,7 +215,11 @@ def main():
                 against = f"{both['kopt'] / both['peft']:.2f}"
             del steps
             passes = medians({m: forward(name, m, jit) for m in ("plain", "kopt", "merged")}, 2 * flags.repeats)
-            cells = [f"{1e3 * took['kopt']:.0f}", *(f"{took['kopt'] / took[m]:.2f}" for m in ("keras", "full")), against]
+            cells = [
+                f"{1e3 * took['kopt']:.0f}",
+                *(f"{took['kopt'] / took[m]:.2f}" for m in ("keras", "full")),
+                against,
+            ]
             cells += [f"{passes[m] / passes['plain']:.2f}" for m in ("kopt", "merged")]
             print(f"| {name} | {'yes' if jit else 'no'} | " + " | ".join(cells) + " |", flush=True)
     if not flags.skip_memory:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -23,7 +24,7 @@ class OptimizerFlags:
     opt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """K=V for the optimizer's constructor; V is a YAML scalar."""
     learning_rate: Number = None
-    """Peak learning rate; None is the optimizer's own."""
+    """Peak learning rate; None is what the recipe, or else the optimizer, has for its own."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after the warm-up; linear and cosine end at 0."""
     warmup: str = "0"
@@ -38,18 +39,23 @@ class OptimizerFlags:
     """Momentum of an average of the weights, as in 0.99. The average is what is tested and saved."""
 
 
-def make_optimizer(flags: OptimizerFlags, batches: int) -> Any:
+def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tuple[str, float]] = ()) -> Any:
     """Returns the optimizer that `flags` describe.
 
     Args:
         flags: the flags.
         batches: batches of the whole training, for schedules.
+        multipliers: factors of the learning rate by path of a weight, which optimizers of kopt alone take.
 
     Raises:
         UsageError: a name, option or value is wrong.
     """
     cls = find_class(flags.optimizer)
     options = parse_options(flags.opt)
+    if multipliers:
+        if not _is_kopt(cls):
+            raise UsageError(f"--optimizer {flags.optimizer}: only kopt's optimizers have a learning rate per weight.")
+        options["multipliers"] = list(multipliers)
     if flags.learning_rate is not None:
         options["learning_rate"] = flags.learning_rate
     if flags.weight_decay is not None:
@@ -95,6 +101,15 @@ def find_class(name: str) -> type:
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(f"--optimizer {name}: unknown. {hint}Known: {', '.join(sorted(classes))}.")
     return classes[name.lower()]
+
+
+def own_rate(name: str) -> float:
+    """Returns the learning rate that an optimizer has when none is given.
+
+    Raises:
+        UsageError: there is no such optimizer.
+    """
+    return _rate(find_class(name)())
 
 
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pictures of a classifier's results."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from recipes._run import atomic
 
 Array = np.ndarray[Any, Any]
+LARGEST = 24
+"""Inches of the largest picture."""
 
 
 def _figure(width: float, height: float) -> Any:
@@ -34,17 +37,18 @@ def plot_confusion(path: Path, counts: Array, names: Sequence[str], title: str) 
         names: of the classes.
         title: above the picture.
     """
-    size = 2.5 + 0.5 * len(names)
+    size = min(2.5 + 0.5 * len(names) + 0.08 * max(map(len, names)), LARGEST)
     figure = _figure(size, size)
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # The square root lets single errors be seen beside a diagonal of thousands.
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        if count:
+        if count and len(names) <= 40:
             axes.text(j, i, f"{count}", ha="center", va="center", color="white" if share[i, j] > 0.3 else "black")
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    axes.set_xticks(range(len(names)), names)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
     axes.set_yticks(range(len(names)), names)
     _save(figure, path)
 
@@ -84,8 +88,45 @@ def log_images(log_dir: Path, images: dict[str, Path], step: int) -> None:
     """Writes PNG files as images for TensorBoard."""
     import tensorflow as tf
 
-    writer = tf.summary.create_file_writer(str(log_dir))
-    with writer.as_default(step=step):
+    with _writer(log_dir, step):
         for name, path in images.items():
             tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None])
+
+
+def log_texts(log_dir: Path, texts: dict[str, str], step: int) -> None:
+    """Writes Markdown by title for TensorBoard."""
+    import tensorflow as tf
+
+    with _writer(log_dir, step):
+        for title, markdown in texts.items():
+            tf.summary.text(title, markdown)
+
+
+def log_pr_curves(log_dir: Path, y: Array, probabilities: Array, names: Sequence[str], step: int) -> None:
+    """Writes curves of precision over recall for TensorBoard: of the second of two classes, or of each.
+
+    Args:
+        log_dir: folder of the run.
+        y: true classes.
+        probabilities: [n, class].
+        names: of the classes.
+        step: where on the step axis.
+    """
+    import tensorflow as tf
+    from tensorboard.plugins.pr_curve import summary
+
+    with _writer(log_dir, step):
+        for i, name in enumerate(names):
+            if len(names) > 2 or i == 1:
+                curve = summary.pb(f"pr_curve/{name}", y == i, probabilities[:, i].astype(np.float32))
+                tf.summary.experimental.write_raw_pb(curve.SerializeToString())
+
+
+@contextlib.contextmanager
+def _writer(log_dir: Path, step: int) -> Iterator[None]:
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(log_dir))
+    with writer.as_default(step=step):
+        yield
     writer.close()

@@ -23,6 +23,9 @@ import yaml
 from recipes._cli import UsageError, flatten
 
 FILES = ("model.keras", "config.yaml", "metrics.json", "history.csv", "README.md", "confusion.png", "errors.png")
+OTHERS = ("labels.json",)
+"""Files that not every recipe leaves."""
+FOLDERS = ("logs", "adapter")
 JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -112,9 +115,10 @@ def run_folder(flags: RunFlags, recipe: str, optimizer: str) -> Path:
 
 def open_folder(folder: Path, flags: Any) -> None:
     """Creates the folder, removes the run that was in it, and writes `config.yaml`."""
-    for name in FILES:
+    for name in (*FILES, *OTHERS):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,6 +142,18 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder to write to; it becomes `path`, which may be an empty folder, when all is written."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Outcome(NamedTuple):
@@ -164,6 +180,7 @@ def fit(
     run: RunFlags,
     validation: Any = None,
     ema: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Trains a compiled model.
 
@@ -177,6 +194,7 @@ def fit(
         run: flags of the run.
         validation: batches that early stopping watches; `None` takes the test set.
         ema: whether the optimizer averages the weights. The average is tested and is what the model ends with.
+        callbacks: more of them.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -197,7 +215,7 @@ def fit(
     stats = OptimizerStats(str(log_dir), hparams=chosen, text={"settings": table(chosen)})
     # The order matters: stats sees the weights before a swap, early stopping after it, TensorBoard all logs.
     board = keras.callbacks.TensorBoard(str(log_dir), write_graph=False)
-    callbacks = [stats, report, *(c for c in (swap, stopper) if c is not None), board]
+    order = [stats, *callbacks, report, *(c for c in (swap, stopper) if c is not None), board]
     began = time.perf_counter()
     try:
         model.fit(
@@ -206,7 +224,7 @@ def fit(
             shuffle=False,  # the pipeline shuffles
             verbose=0,
             validation_data=test if validation is None else validation,
-            callbacks=callbacks,
+            callbacks=order,
         )
     finally:
         report.close()
@@ -216,16 +234,24 @@ def fit(
 
 def try_one_step(model: Any, train: Any) -> float:
     """Trains on one batch and returns its loss."""
-    x, y = next(iter(train))
-    return float(model.train_on_batch(x, y, return_dict=True)["loss"])
+    return float(model.train_on_batch(*next(iter(train)), return_dict=True)["loss"])
 
 
 def save_run(
     folder: Path, model: Any, metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]], card: str
 ) -> None:
-    """Writes `model.keras`, `metrics.json`, `history.csv` and `README.md`, each at once or not at all."""
-    with atomic(folder / "model.keras") as path:
-        model.save(path)
+    """Writes `model.keras`, `metrics.json`, `history.csv` and `README.md`, each at once or not at all.
+
+    Args:
+        folder: of the run.
+        model: to save; `None` if what it learnt is saved otherwise.
+        metrics: of the run.
+        history: one row an epoch.
+        card: the model card.
+    """
+    if model is not None:
+        with atomic(folder / "model.keras") as path:
+            model.save(path)
     with atomic(folder / "history.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
         writer.writeheader()
@@ -242,6 +268,8 @@ class Scores(NamedTuple):
 
     loss: float
     accuracy: float
+    macro_f1: float
+    """Mean over the classes that occur, in truth or prediction."""
     recall: list[float]
     confusion: np.ndarray[Any, Any]
     """[true class, predicted class]."""
@@ -251,15 +279,22 @@ class Scores(NamedTuple):
 
 def score(model: Any, x: Any, y: Any, classes: int, batch_size: int = 500) -> Scores:
     """Returns the scores of a classifier whose outputs are logits, or raises ValueError if it is none for x."""
+    return score_probabilities(predict_probabilities(model, x, classes, batch_size), y)
+
+
+def score_probabilities(probabilities: np.ndarray[Any, Any], y: Any) -> Scores:
+    """Returns the scores of predictions [example, class]."""
     from sklearn.metrics import confusion_matrix
 
-    probabilities = predict_probabilities(model, x, classes, batch_size)
+    classes = probabilities.shape[1]
     of_truth = probabilities[np.arange(len(y)), y]
     confusion = confusion_matrix(y, probabilities.argmax(axis=1), labels=range(classes))
     recall = np.diag(confusion) / np.maximum(confusion.sum(axis=1), 1)
+    seen = confusion.sum(axis=0) + confusion.sum(axis=1)
     return Scores(
         loss=float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()),
         accuracy=float(np.diag(confusion).sum() / len(y)),
+        macro_f1=float((2 * np.diag(confusion)[seen > 0] / seen[seen > 0]).mean()),
         recall=[float(share) for share in recall],
         confusion=confusion,
         probabilities=probabilities,
@@ -267,12 +302,31 @@ def score(model: Any, x: Any, y: Any, classes: int, batch_size: int = 500) -> Sc
 
 
 def predict_probabilities(model: Any, x: Any, classes: int, batch_size: int = 500) -> np.ndarray[Any, Any]:
-    """Returns [example, class], or raises ValueError if the model does not give `classes` logits for each x."""
-    logits = np.asarray(model.predict(x, batch_size=batch_size, verbose=0), np.float64)
-    if logits.shape != (len(x), classes):
-        raise ValueError(f"outputs of shape {logits.shape}, expected ({len(x)}, {classes})")
+    """Returns [example, class], or raises ValueError if the model does not give `classes` logits for each x.
+
+    Args:
+        model: whose outputs are logits.
+        x: an array of examples, or a `tf.data.Dataset` of batches.
+        classes: how many there are.
+        batch_size: of an array.
+    """
+    whole = isinstance(x, np.ndarray)
+    logits = np.asarray(model.predict(x, batch_size=batch_size if whole else None, verbose=0), np.float64)
+    n = len(x) if whole else len(logits)
+    if logits.shape != (n, classes):
+        raise ValueError(f"outputs of shape {logits.shape}, expected ({n}, {classes})")
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
+
+
+def peak_memory() -> float | None:
+    """Returns the most memory that the process has held, in MB, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return round(kilobytes / 1024, 1)
 
 
 def versions() -> dict[str, str]:

@@ -109,14 +109,31 @@ def command(folder):
     return shlex.join(words)
 
 
+COLUMNS = {  # of the results of a recipe: heading and function of the metrics
+    "mnist": {
+        "images": lambda m: f"{m['train_examples']:,}",
+        "epochs": lambda m: m["epochs"],
+        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
+        "test loss": lambda m: f"{m['test_loss']:.4f}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+    },
+    "text_classification": {
+        "texts": lambda m: f"{m['train_examples']:,}",
+        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
+        "macro-F1": lambda m: f"{m['test_macro_f1']:.4f}",
+        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+        "peak memory, MB": lambda m: f"{m['peak_memory_mb']:,.0f}",
+    },
+}
+SECTIONS = {"mnist": "results", "text_classification": "text-results"}
+
+
 def result_table(found):
-    """Returns the runs as Markdown."""
-    lines = ["| command | images | epochs | test accuracy | test loss | seconds |", "|---|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| `{command}` | {m['train_examples']:,} | {m['epochs']} | {m['test_accuracy']:.4f} | {m['test_loss']:.4f} "
-        f"| {m['train_seconds']:.0f} |"
-        for command, m in found.items()
-    ]
+    """Returns the runs of one recipe as Markdown."""
+    columns = COLUMNS[next(iter(found.values()))["recipe"]]
+    lines = ["| command | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| `{c}` | " + " | ".join(str(cell(m)) for cell in columns.values()) + " |" for c, m in found.items()]
     return "\n".join([*lines, ""])
 
 
@@ -136,9 +153,11 @@ def write():
     if main in found:
         text = replaced(text, "mnist", headline(main, found[main]))
     README.write_text(text, encoding="utf-8")
-    if found:
-        table = replaced(RECIPES.read_text(encoding="utf-8"), "results", result_table(found))
-        RECIPES.write_text(table, encoding="utf-8")
+    page = RECIPES.read_text(encoding="utf-8")
+    for recipe, name in SECTIONS.items():
+        if own := {c: m for c, m in found.items() if m["recipe"] == recipe}:
+            page = replaced(page, name, result_table(own))
+    RECIPES.write_text(page, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------- tests
@@ -195,7 +214,8 @@ def test_links_lead_somewhere():
 
 
 def test_results_repeat():
-    lines = re.findall(r"`(python -m recipes\.\w+.*?)`", section(RECIPES.read_text(encoding="utf-8"), "results"))
+    page = RECIPES.read_text(encoding="utf-8")
+    lines = re.findall(r"`(python -m recipes\.\w+.*?)`", "".join(section(page, name) for name in SECTIONS.values()))
     assert lines
     for line in lines:
         recipe = importlib.import_module(line.split()[2])

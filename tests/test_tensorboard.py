@@ -1,6 +1,6 @@
 """The values that `OptimizerStats` writes, read back from its event files."""
 
-import importlib.util
+import importlib
 import sys
 import time
 from types import SimpleNamespace
@@ -16,7 +16,8 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 import kopt
 import kopt.tensorboard
-from kopt.tensorboard import OptimizerStats, _distribution
+from kopt.tensorboard import OptimizerStats
+from kopt.tensorboard._optimizer import _distribution
 
 X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = X @ np.float32([[1.0], [-2.0], [0.5]])
@@ -267,7 +268,9 @@ def test_throughput_counts_examples_in_training_alone(tmp_path, monkeypatch):
             self.now += 100
 
     clock = Clock()
-    monkeypatch.setattr(kopt.tensorboard, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=time.time))
+    monkeypatch.setattr(
+        kopt.tensorboard._optimizer, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=time.time)
+    )
     fit(regression(kopt.SGD(0.1)), [OptimizerStats(tmp_path, 3), clock], epochs=2, validation_data=(X, Y))
     assert read(tmp_path)[0]["throughput/examples_per_second"] == {3: 8, 6: 8, 9: 8, 12: 8}
 
@@ -398,10 +401,9 @@ def test_old_or_missing_tensorboard_is_told_at_once(tmp_path, monkeypatch):
 
 
 def test_import_is_light(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("tensorboard")]:
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "kopt.tensorboard"))]:
         monkeypatch.delitem(sys.modules, name)
-    spec = importlib.util.find_spec("kopt.tensorboard")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    importlib.import_module("kopt.tensorboard")
     assert not [name for name in sys.modules if name.startswith("tensorboard")]
 
 

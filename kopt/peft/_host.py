@@ -43,7 +43,8 @@ class Bank(keras.layers.Layer):
         path: its path in the model.
     """
 
-    path: str
+    place: str
+    """Where the host is in the model; `path` is Keras' own name for where a variable is."""
     host: Callable[[], Any]
     """Returns the host."""
     site: Site | None
@@ -63,7 +64,7 @@ class Bank(keras.layers.Layer):
         super().__init__(name="adapters", dtype="float32")
         self.built = True
         state: dict[str, Any] = {
-            "path": path,
+            "place": path,
             "host": weakref.ref(layer),  # no attribute of it may be the host: Keras would save in a circle
             "site": find_site(layer),
             "owned": own_variables(layer),
@@ -172,7 +173,7 @@ class Bank(keras.layers.Layer):
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Raises: a kernel with adapters in place cannot change its type."""
         raise ValueError(
-            f"{self.path} has adapters, so it cannot be quantized. Call kopt.peft.merge_and_unload(model) or "
+            f"{self.place} has adapters, so it cannot be quantized. Call kopt.peft.merge_and_unload(model) or "
             "kopt.peft.unload(model) first."
         )
 
