@@ -338,7 +338,7 @@ def test_more_errors():
         peft.get_peft_model(model, peft.LoRA(target_modules=["a"]), "a.b")
     with pytest.raises(ValueError, match="Did you mean 'default'"):
         peft.set_adapter(model, "defualt")
-    with pytest.raises(ValueError, match="^a has adapters.*cannot be quantized"):
+    with pytest.raises(ValueError, match=r"^a has adapters.*cannot be quantized"):
         model.quantize("int8")
     peft.merge_adapter(model)
     with pytest.raises(ValueError, match="merged already"):
