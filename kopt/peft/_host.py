@@ -350,6 +350,9 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
     class Host(base):
         kopt_original = base
 
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return base(*args, **kwargs)  # a clone is a plain layer
+
         @functools.wraps(base.call)
         def call(self, *args: Any, **kwargs: Any) -> Any:
             return vars(self)[BANK].forward(super().call, args, kwargs)

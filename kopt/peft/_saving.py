@@ -42,6 +42,9 @@ def adapted_class(base: Any) -> type:
     class Adapted(base):
         kopt_original = base
 
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return base(*args, **kwargs)  # a clone is a plain model
+
         @functools.wraps(base.call)
         def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             current = state(self)

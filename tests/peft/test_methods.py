@@ -1,6 +1,7 @@
 """What single methods promise, and what users meet: names, errors, switching, strategies, precision."""
 
 import contextlib
+import copy
 import json
 import subprocess
 import sys
@@ -446,6 +447,26 @@ print(json.dumps([kopt.peft.get_model_status(model).active_adapters, model(json.
     active, y = json.loads(done.stdout.splitlines()[-1])
     assert active == ["default"]
     np.testing.assert_allclose(y, outputs(model, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [zoo.sequential, zoo.shared, zoo.subclassed], ids=["sequential", "functional", "own"])
+def test_copies(make, tmp_path):
+    model, x, _ = make()
+    plain, cls = outputs(model, x), type(model)
+    peft.get_peft_model(model, peft.LoRA(target_modules=r".*"))
+    scramble(model)
+    twin = copy.deepcopy(model)
+    np.testing.assert_array_equal(outputs(twin, x), outputs(model, x))
+    assert peft.get_model_status(twin).active_adapters == ["default"]
+    if make is zoo.subclassed:  # which Keras cannot clone
+        return
+    clone = keras.models.clone_model(model)
+    assert type(clone) is cls
+    assert state(clone) is None
+    clone.set_weights([v.numpy() for v in model.weights if "adapters" not in v.path])
+    np.testing.assert_array_equal(outputs(clone, x), plain)
+    clone.save(tmp_path / "clone.keras")
+    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "clone.keras"), x), plain)
 
 
 def test_thawing_the_model_thaws_no_host():

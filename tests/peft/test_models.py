@@ -82,3 +82,28 @@ def test_files_of_the_plain_model(make, tmp_path):
 def test_a_shared_layer_is_adapted_once():
     model, *_ = adapted(zoo.shared)
     assert sum("twice" in path for path in state(model).hosts) == 1
+
+
+@pytest.mark.slow
+def test_generation_sees_the_adapters():
+    model, x, _ = zoo.gpt2()
+    prompt = {key: value[:2].astype("int32") for key, value in x.items()}
+    prompt = {key: np.pad(value, ((0, 0), (0, 6))) for key, value in prompt.items()}
+    prompt["padding_mask"][:] = prompt["token_ids"] > 0
+    model.compile(sampler="greedy")
+
+    def text():
+        return np.asarray(model.generate(prompt, stop_token_ids=None)["token_ids"])
+
+    plain = text()
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules="all-linear"))
+    np.testing.assert_array_equal(text(), plain)
+    scramble(model, 0.5)
+    live = text()
+    assert not np.array_equal(live, plain)
+    with peft.disable_adapter(model):
+        np.testing.assert_array_equal(text(), plain)
+    with pytest.raises(ValueError, match="text generation"):
+        peft.get_peft_model(model, peft.PromptTuning(), "prompt")
+    peft.merge_and_unload(model)
+    np.testing.assert_array_equal(text(), live)

@@ -1,0 +1,116 @@
+"""The run of `recipes.text_classification --method lora`, repeated by Hugging Face peft on torch.
+
+    python -m benchmarks.text --run saved_models/text_classification/RUN [--seeds 1 2 3]
+
+The same texts in the same batches, the same rank, targets, dropout, optimizer, schedule and head; the start and the
+masks of dropout are torch's own. Prints the accuracy for each seed, and that of the run.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+
+def classifier(folder, classes, dropout, adapter):
+    """Returns MiniLM with an adapter and a head on the mean over the tokens."""
+    import peft
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = transformers.AutoModel.from_pretrained(folder)
+            self.dropout = torch.nn.Dropout(dropout)
+            self.classifier = torch.nn.Linear(self.bert.config.hidden_size, classes)
+
+        def forward(self, attention_mask, **inputs):
+            states = self.bert(attention_mask=attention_mask, **inputs).last_hidden_state
+            mask = attention_mask[..., None]
+            return self.classifier(self.dropout((states * mask).sum(1) / mask.sum(1)))
+
+    return peft.get_peft_model(Classifier(), peft.LoraConfig(modules_to_save=["classifier"], **adapter))
+
+
+def tensors(batch):
+    """Returns the inputs of a batch of the recipe as those of torch."""
+    import torch
+
+    names = {"token_ids": "input_ids", "padding_mask": "attention_mask", "segment_ids": "token_type_ids"}
+    return {names[key]: torch.tensor(value.numpy()).long() for key, value in batch.items()}
+
+
+def train(run, seed):
+    """Returns the accuracy, the seconds of training and the number of parameters that learn."""
+    import dataclasses
+
+    import torch
+
+    from recipes import _cli, _data, _language, _text, text_classification
+
+    flags = _cli.parse(["--config", str(run / "config.yaml")], {"train": text_classification.Train}, "config.yaml")
+    flags = dataclasses.replace(flags, run=dataclasses.replace(flags.run, seed=seed))
+    metrics = json.loads((run / "metrics.json").read_text())
+    torch.manual_seed(seed)
+    pretrained = _language.find(flags.model)
+    corpus = _text.load(flags.data, seed)
+    encode, classes = _language.Tokenizer(pretrained), len(corpus.names)
+    encoded = [encode(p.texts.texts, p.texts.pairs, flags.max_length) for p in (corpus.train, corpus.test)]
+    one_hot = _data.one_hot(corpus.train.y, classes)
+    training = _text.batches(encoded[0], one_hot, flags.batch_size, shuffle_seed=seed)
+    rank = flags.tune.rank or 8
+    adapter = {
+        "r": rank,
+        "lora_alpha": flags.tune.alpha or 2 * rank,
+        "lora_dropout": flags.dropout,
+        "target_modules": list(flags.tune.target) or ["query", "value"],
+    }
+    model = classifier(pretrained.place, classes, flags.dropout, adapter).train()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, metrics["learning_rate"], weight_decay=0.01)
+    steps = flags.epochs * len(training)
+    warmup = round(float(flags.optim.warmup.rstrip("%")) / 100 * steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: s / max(warmup, 1) if s < warmup else (steps - s) / max(steps - warmup, 1)
+    )
+    loss, began = torch.nn.CrossEntropyLoss(), time.perf_counter()
+    for _ in range(flags.epochs):
+        for x, y, *_ in training:
+            optimizer.zero_grad()
+            loss(model(**tensors(x)), torch.tensor(y.numpy())).backward()
+            optimizer.step()
+            schedule.step()
+    seconds = time.perf_counter() - began
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        y_test = _data.one_hot(corpus.test.y, classes)
+        for x, y, *_ in _text.batches(encoded[1], y_test, 64):
+            right += int((model(**tensors(x)).argmax(1).numpy() == y.numpy().argmax(1)).sum())
+    return right / len(corpus.test), seconds, sum(p.numel() for p in learning)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run of --method lora")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="seeds of torch")
+    flags = parser.parse_args()
+    metrics = json.loads((flags.run / "metrics.json").read_text())
+    if metrics.get("method") != "lora":
+        parser.error(f"--run {flags.run}: is of --method {metrics.get('method')}, expected lora")
+    print(f"kopt, seed {metrics['seed']}: {metrics['test_accuracy']:.4f} in {metrics['train_seconds']:.0f} s")
+    found = []
+    for seed in flags.seeds:
+        accuracy, seconds, learning = train(flags.run, seed)
+        found.append(accuracy)
+        print(f"peft, seed {seed}: {accuracy:.4f} in {seconds:.0f} s, {learning:,} parameters learn", flush=True)
+    if len(found) > 1:
+        print(f"peft: mean {statistics.mean(found):.4f}, from {min(found):.4f} to {max(found):.4f}")
+
+
+if __name__ == "__main__":
+    main()
