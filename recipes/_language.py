@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +103,7 @@ class Tokenizer:
         self._pretrained = pretrained
         self._tokenizer: Any = None
         if pretrained.config is not None:
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch; none is needed
             from transformers import AutoTokenizer
 
             try:

@@ -54,7 +54,9 @@ def distance(a, b):
 
 
 @every_variant
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-6), pytest.param("float64", 1e-12, marks=pytest.mark.slow)]
+)
 def test_equals_the_float64_reference(name, options, dtype, tolerance):
     weights, gradients = weights_and_gradients()
     optimizer = RULES[name](RATE, **options)
@@ -114,6 +116,7 @@ def test_eager_graph_and_xla_agree(name):
     assert distance(xla, eager) < 1e-6
 
 
+@pytest.mark.slow
 @every_rule
 def test_one_trace_for_a_thousand_steps(name):
     traces = []
@@ -202,7 +205,7 @@ def test_exact_rows_equal_the_dense_gradient(name):
 
 
 @every_rule
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("graph", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
     rng = np.random.default_rng(4)
     table = rng.normal(size=(9, 3))
@@ -264,7 +267,7 @@ def test_declared_facts_hold(name):
 
 @every_rule
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
+@pytest.mark.parametrize("rounding", ["kahan", pytest.param("stochastic", marks=pytest.mark.slow)])
 def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
     weights, gradients = [np.linspace(0.5, 2.0, 600)], [[np.full(600, 0.1)]] * 40
     optimizer = RULES[name](rounding=rounding)
@@ -277,6 +280,7 @@ def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
     assert moved == pytest.approx(expected, rel=0.1, abs=1e-4)
 
 
+@pytest.mark.slow
 @every_rule
 @pytest.mark.parametrize("gradient", [0.0, 1e-7, 1e4])
 def test_short_weights_stay_finite(name, gradient):

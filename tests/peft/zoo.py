@@ -154,7 +154,8 @@ def vit():
     return ViTImageClassifier(backbone, num_classes=3, preprocessor=None), floats(4, 16, 16, 3), integers(3, 4)
 
 
-PLAIN = (sequential, shared, nested, subclassed, attention, convolutions, other_dimensions, recurrent)
-LARGE = (application, bert, bert_classifier, gpt2, llama, gemma, vit)
+SMALL = (sequential, shared, nested, subclassed)
+LARGE = (attention, convolutions, other_dimensions, recurrent)
+LARGE += (application, bert, bert_classifier, gpt2, llama, gemma, vit)
 EVERY_KERNEL = r".*"
 """Matches each layer of a model: those without a kernel are passed over."""

@@ -182,6 +182,7 @@ def test_divergence(defaults, quick, capsys):
     assert not Path("out/metrics.json").exists() and not Path("out/model.keras").exists()
 
 
+@pytest.mark.slow
 def test_interrupt(train, quick, monkeypatch):
     end = _callbacks.Report.on_train_batch_end
 

@@ -92,7 +92,9 @@ def test_samples():
     assert lines[3] == r"| text \| 0 | no | no | 0.9000 |"
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    "method", [m if m in ("lora", "full") else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED]
+)
 def test_every_method_trains_what_it_should(method, train, quick, capsys):
     metrics, folder = train("--method", method, "--max-steps", "2", "--max-length", "20")
     assert metrics["trained_parameters"] == TRAINED[method] + HEAD
@@ -161,6 +163,7 @@ def test_export(baseline, made, train, quick, capsys):
     assert (Path("head") / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_saved_model_keeps_the_activations(made):
     backbone = _language.load_backbone(_language.find(str(made / "bert")), 32)
     model = _language.build(backbone, 3, 0.1)
@@ -189,6 +192,7 @@ def test_start_from_an_adapter(baseline, train, quick, capsys):
     assert again["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_config_round_trip(train, quick):
     first, folder = train("--target", "key", "--target", "value", "--rank", "2", "--max-steps", "3")
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -280,6 +284,7 @@ def test_rates_of_other_optimizers():
     assert rates == [1e-4, pytest.approx(1e-3), 0.3]
 
 
+@pytest.mark.slow
 def test_validation_beside_a_test(train, made, quick):
     flags = ["--test-file", str(made / "test.csv"), "--early-stopping", "1", "--progress", "none"]
     metrics, folder = train(*flags, "--max-train-examples", "16")
@@ -288,6 +293,7 @@ def test_validation_beside_a_test(train, made, quick):
     assert "val_loss" in header and "test_loss" in header
 
 
+@pytest.mark.slow
 def test_class_weights_change_the_result(train, quick):
     rows = [*sentences(30, 3), *[row for row in sentences(60, 4) if row[1] == "good"]]
     flags = ["--train-file", str(write_csv(Path("uneven.csv"), rows)), "--max-steps", "2"]
@@ -300,6 +306,7 @@ def test_precision(precision, train):
     assert np.isfinite(train("--precision", precision, "--max-steps", "2")[0]["test_loss"])
 
 
+@pytest.mark.slow
 def test_pairs(made, quick, capsys):
     texts = [text for text, _ in sentences(40, 7)]
     rows = [
@@ -325,6 +332,7 @@ def preset(made):
     return "preset"
 
 
+@pytest.mark.slow
 def test_a_preset_of_keras_hub(preset, train, quick, capsys):
     encode = _language.Tokenizer(_language.find(preset))
     found = encode(["good film", "bad " * 30], None, 8)
@@ -384,6 +392,7 @@ def test_default_run_learns(capsys):
     assert "docstrings of keras, " in metrics["data"]
 
 
+@pytest.mark.slow
 def test_files_of_a_run_before_are_removed(train, quick, defaults):
     folder = train("--max-steps", "1")[1]
     flags = ["--max-length", "32", "--epochs", "1", "--max-steps", "1", "--overwrite", "--method", "head"]
