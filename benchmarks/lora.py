@@ -1,13 +1,14 @@
 """What a training step with LoRA costs, beside Keras' own LoRA, full fine-tuning and Hugging Face peft.
 
-    python -m benchmarks.lora [--repeats 10] [--skip-torch]
+    python -m benchmarks.lora [--repeats 10] [--skip-torch] [--write]
 
-Every figure is a ratio of medians measured in turns in one process; peft runs in a process of its own, with as many
-threads, between two rounds of kopt's. Peak memory is that of a process that does nothing else.
+The floor is a step of the same model in which the first bias alone learns: the gradient still goes through every layer,
+so nothing that stands beside frozen kernels can be faster. Every figure is a ratio of medians measured in turns in one
+process; peft runs in a process of its own, with as many threads, between two rounds of kopt's. Peak memory is that of a
+process that does nothing else.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -20,6 +21,7 @@ from pathlib import Path
 RANK = 8
 STACK = {"layers": 24, "width": 384, "tokens": 2048}
 BATCH, LENGTH = 16, 64
+PAGE, START, END = Path(__file__).parent / "README.md", "<!-- lora -->", "<!-- /lora -->"
 SIX = ["query", "key", "value", "attention_output", "feedforward_intermediate_dense", "feedforward_output_dense"]
 SIX_TORCH = ["query", "key", "value", "dense"]
 
@@ -78,6 +80,10 @@ def prepare(name, method):
         targets = r".*" if everything else SIX
         peft.get_peft_model(model, peft.LoRA(r=RANK, target_modules=targets))
         peft.merge_and_unload(model)
+    elif method == "floor":
+        learning = next(v for v in model.trainable_variables if everything or "transformer_layer_0" in v.path)
+        for v in list(model.trainable_variables):
+            v.trainable = v is learning
     elif method == "keras":
         for layer in model._flatten_layers(include_self=False):
             chosen = everything or layer.name in SIX
@@ -194,38 +200,53 @@ def with_torch(once, repeats):
     return {name: statistics.median(values) for name, values in seconds.items()}, memory
 
 
+def told_memory(with_peft):
+    """Returns a line on peak memory; to be called while this process is small, for a child counts what it began as."""
+    peaks = {m: peak("minilm", m, False) for m in ("kopt", "keras", "full")}
+    if with_peft:
+        peaks["peft"] = with_torch(lambda: None, 1)[1]
+    told = ", ".join(f"{m} {mb:,}" for m, mb in peaks.items())
+    return f"Peak memory of a process that trains minilm without XLA, in MB: {told}."
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each kind")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="which models")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="which models")
     parser.add_argument("--skip-torch", action="store_true", help="leave peft on torch out")
     parser.add_argument("--skip-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     flags = parser.parse_args()
-    print("| model | XLA | kopt, ms | of Keras' LoRA | of full fine-tuning | of peft | forward, unmerged | merged |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    memory = None if flags.skip_memory else told_memory(not flags.skip_torch)
+    columns = ("kopt, ms", "of Keras' LoRA", "of full fine-tuning", "floor of full", "of peft", "forward", "merged")
+    lines = ["| model | XLA | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
+    print(*lines, sep="\n", flush=True)
     for name in flags.models:
         for jit in (True,) if name != "minilm" else (False, True):
-            steps = {m: step(name, m, jit) for m in ("kopt", "keras", "full")}
+            steps = {m: step(name, m, jit) for m in ("kopt", "keras", "full", "floor")}
             took = medians(steps, flags.repeats)
             against = "-"
             if name == "minilm" and not flags.skip_torch:
-                both, torch_memory = with_torch(steps["kopt"], flags.repeats)
+                both, _ = with_torch(steps["kopt"], flags.repeats)
                 against = f"{both['kopt'] / both['peft']:.2f}"
             del steps
             passes = medians({m: forward(name, m, jit) for m in ("plain", "kopt", "merged")}, 2 * flags.repeats)
             cells = [
                 f"{1e3 * took['kopt']:.0f}",
                 *(f"{took['kopt'] / took[m]:.2f}" for m in ("keras", "full")),
+                f"{took['floor'] / took['full']:.2f}",
                 against,
             ]
             cells += [f"{passes[m] / passes['plain']:.2f}" for m in ("kopt", "merged")]
-            print(f"| {name} | {'yes' if jit else 'no'} | " + " | ".join(cells) + " |", flush=True)
-    if not flags.skip_memory:
-        name = flags.models[-1]
-        peaks = {m: peak(name, m, False) for m in ("kopt", "keras", "full")}
-        if name == "minilm" and not flags.skip_torch:
-            peaks["peft"] = torch_memory
-        print("peak memory, MB: " + json.dumps({name: peaks}))
+            lines.append(f"| {name} | {'yes' if jit else 'no'} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    if memory:
+        lines += ["", memory]
+        print(memory)
+    lines += ["", f"{flags.repeats} steps of each; {os.cpu_count()} cores, no GPU."]
+    if flags.write:
+        head, _, rest = PAGE.read_text().partition(START)
+        PAGE.write_text(f"{head}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

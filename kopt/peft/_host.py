@@ -132,9 +132,8 @@ class Bank(keras.layers.Layer):
 
     def variables_of(self, name: str) -> list[keras.Variable]:
         """Returns all variables of an adapter here."""
-        if name not in self.adapters:
-            return []
-        return [*self.weights_of[name].values(), *self.copies[name].values(), self.gates[name]]
+        tables = (self.weights_of.get(name, {}), self.copies.get(name, {}))
+        return [v for table in tables for v in table.values()] + ([self.gates[name]] if name in self.gates else [])
 
     def switch(self, active: list[str], enabled: bool) -> None:
         """Turns adapters on and the others off."""
@@ -158,9 +157,18 @@ class Bank(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Writes all weights by name: what is positional would move with each adapter that comes or goes."""
+        self.refuse_if_merged()
         for name in self.adapters:
             for key, variable in (self.weights_of[name] | self.copies[name]).items():
                 store[f"{name}.{key}"] = variable
+
+    def refuse_if_merged(self) -> None:
+        """Raises ValueError if a file written now would, once loaded, have an adapter applied twice."""
+        if self.kept:
+            raise ValueError(
+                f"The adapters of {self.place} are merged. Before saving, call kopt.peft.unmerge_adapter(model), or "
+                "kopt.peft.merge_and_unload(model) for a plain model."
+            )
 
     def load_own_variables(self, store: Any) -> None:
         """Reads all weights; a file of the plain model has none and leaves them as they are."""

@@ -50,6 +50,19 @@ def adapted_class(base: Any) -> type:
             current = state(self)
             return super().call(inputs if current is None else current.prepend(inputs), *args, **kwargs)
 
+        def save(self, *args: Any, **kwargs: Any) -> None:
+            self._refuse_if_merged()  # Keras empties the file first
+            super().save(*args, **kwargs)
+
+        def save_weights(self, *args: Any, **kwargs: Any) -> None:
+            self._refuse_if_merged()
+            super().save_weights(*args, **kwargs)
+
+        def _refuse_if_merged(self) -> None:
+            current = state(self)
+            for bank in () if current is None else current.hosts.values():
+                bank.refuse_if_merged()
+
         def get_config(self) -> dict[str, Any]:
             current = state(self)
             if current is None:

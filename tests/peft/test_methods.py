@@ -322,6 +322,33 @@ def test_errors_leave_the_model_alone(options, message):
     assert len(model.trainable_variables) == len(model.weights) == 6
 
 
+def test_a_failed_second_adapter_leaves_nothing():
+    model, _ = dense()
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    before = [v.path for v in model.weights]
+    with pytest.raises(ValueError, match="singular values"):
+        peft.get_peft_model(
+            model, peft.LoRA(r=7, target_modules=["a", "b"], bias="all", init_lora_weights="pissa"), "second"
+        )
+    assert [v.path for v in model.weights] == before
+    assert peft.get_model_status(model).available_adapters == ["default"]
+
+
+def test_a_merged_model_is_not_saved_with_its_adapters(tmp_path):
+    model, x = dense()
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    scramble(model)
+    live = outputs(model, x)
+    peft.merge_adapter(model)
+    for save in (lambda: model.save(tmp_path / "m.keras"), lambda: model.save_weights(tmp_path / "m.weights.h5")):
+        with pytest.raises(ValueError, match="are merged"):
+            save()
+    assert not (tmp_path / "m.keras").exists()
+    peft.unmerge_adapter(model)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), live, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")  # Keras, of its own InputLayer
 def test_more_errors():
     model, _ = dense()
