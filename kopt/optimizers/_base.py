@@ -8,10 +8,10 @@ engine of the backend compiles that computation and carries the writes out.
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from kopt import _paths
@@ -22,7 +22,7 @@ from kopt.optimizers._rate import LearningRate, Rate
 from kopt.optimizers._records import Parameter
 from kopt.optimizers._slots import CODECS, Slot
 from kopt.optimizers._state import StateFile
-from kopt.optimizers._step import Step, cast_all, is_short
+from kopt.optimizers._step import Step, is_short
 
 if keras.backend.backend() == "tensorflow":
     from kopt.optimizers._tensorflow import Engine
@@ -31,7 +31,7 @@ else:
 
 
 class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Optimizer):
-    r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u.
+    r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
         learning_rate: η ≥ 0: a number, a `LearningRateSchedule`, or a callable of no argument or of the number of
@@ -91,8 +91,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         return {}
 
     @property
-    def shared(self) -> Mapping[str, float]:
-        """Scalars that all weights share, by name, with their initial values. Usually a class attribute."""
+    def shared(self) -> Mapping[str, Any]:
+        """What all weights share, by name: initial numbers or arrays. Usually a class attribute."""
         return {}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,17 +101,27 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         Args:
             g: gradient, shape of w, float32 (float64 beside float64 weights).
             w: weight.
-            s: namespace of the slots and of the settled shared scalars.
+            s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
+                this weight, and `weight_decay`, its λ, a Python number.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")
 
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the new weight, w - η (u + λ w), and the new slots.
+
+        A rule that is no step along a direction, or that has its own place for the decay, defines this one instead of
+        `rule`. Arguments as there.
+        """
+        u, new = self.rule(g, w, s, t)
+        return w - s.learning_rate * (u + s.weight_decay * w if s.weight_decay else u), new
+
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns scalars to be summed over all weights before any rule runs. Rules that define it are not row-wise."""
+        """Returns what is summed over all weights before any rule runs. Rules that define it are not row-wise."""
         return {}
 
     def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns the new shared scalars from the sums of `contribute` and the old ones in s."""
+        """Returns the new shared values from the sums of `contribute` and the old ones in s, with `learning_rate`."""
         return {}
 
     def rate(self, s: Any, t: Tensor) -> Tensor:
@@ -182,7 +192,7 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
         self._watched = self._add_scalar("watched", False, "bool")
         self._scalar_dtype = dtype = "float64" if "float64" in map(_work_dtype, variables) else "float32"
-        self._shared_scalars = {k: self._add_scalar(k, initial, dtype) for k, initial in self.shared.items()}
+        self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in self.shared.items()}
         self._parameters = tuple(
             self._add_state(i, v, Parameter(v, path, _work_dtype(v), multiplier, decay))
             for i, (v, path, multiplier, decay) in enumerate(zip(variables, paths, multipliers, decays, strict=True))
@@ -190,9 +200,9 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         with self._outside_graph():
             self._restore_pending()
 
-    def _add_scalar(self, name: str, initial: float, dtype: str) -> Any:
-        constant = keras.initializers.Constant(initial)
-        return self.add_variable((), constant, dtype, aggregation="only_first_replica", name=name)
+    def _add_scalar(self, name: str, initial: Any, dtype: str) -> Any:
+        constant, shape = keras.initializers.Constant(initial), np.shape(initial)
+        return self.add_variable(shape, constant, dtype, aggregation="only_first_replica", name=name)
 
     def _add_state(self, index: int, variable: Any, parameter: Parameter) -> Parameter:
         if self._overwrite_variable_with_gradient(variable):
@@ -272,10 +282,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         result = {}
         for p in self._parameters:
             t = ops.cast(ops.maximum(self._updates(), 1), p.dtype)
-            shared = {k: self._value(v) for k, v in self._shared_scalars.items()}
-            s = SimpleNamespace(**self._read_slots(p), **cast_all(shared, p.dtype))
-            rate = ops.cast(learning_rate, p.dtype) * p.multiplier
-            result[p.path] = {"effective_learning_rate": rate * self.rate(s, t), **self.measure(s, t)}
+            s = self._seen(p, self._read_slots(p), self._read_shared(), learning_rate)
+            result[p.path] = {"effective_learning_rate": s.learning_rate * self.rate(s, t), **self.measure(s, t)}
         return result
 
     def get_config(self) -> dict[str, Any]:

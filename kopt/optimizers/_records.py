@@ -68,12 +68,12 @@ class OptimizerParts:
     _distribution_strategy: Any
     _parameters: tuple[Parameter, ...]
     _scalar_dtype: str
-    _shared_scalars: dict[str, Any]
+    _shared: dict[str, Any]
     _watched: Any
 
     row_wise: ClassVar[bool]
     decay: Any
-    rule: Any
+    advance: Any
     contribute: Any
     settle: Any
     add_variable: Any

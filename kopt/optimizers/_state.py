@@ -29,7 +29,7 @@ class StateFile(OptimizerParts):
             return state
         for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
             state[name] = getattr(self, name)
-        state |= {f"shared.{k}": v for k, v in self._shared_scalars.items()}
+        state |= {f"shared.{k}": v for k, v in self._shared.items()}
         for i, p in enumerate(self._parameters):
             parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
             parts |= {name: getattr(p, name) for name in ("residual", "average", "accumulator")}

@@ -74,22 +74,18 @@ class Step(OptimizerParts):
         update = self._updates() + 1
         slots = [self._read_slots(p, g.rows) for p, g in active]
         weights = [self._read_weight(p, g.rows) for p, g in active]
-        shared = {k: self._value(v) for k, v in self._shared_scalars.items()}
+        shared = self._read_shared()
         times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
         if shared:
             sums: dict[str, Tensor] = {}
             for (p, g), w, s in zip(active, weights, slots, strict=True):
-                for k, x in self.contribute(
-                    g.value, w, SimpleNamespace(**s, **cast_all(shared, p.dtype)), times[p.dtype]
-                ).items():
+                for k, x in self.contribute(g.value, w, self._seen(p, s, shared, rate), times[p.dtype]).items():
                     sums[k] = sums.get(k, 0.0) + ops.cast(x, self._scalar_dtype)
-            shared = self.settle(sums, SimpleNamespace(**shared), times[self._scalar_dtype])
-            writes += [Write(self._shared_scalars[k], x) for k, x in shared.items()]
+            settled = self.settle(sums, SimpleNamespace(**shared, learning_rate=rate), times[self._scalar_dtype])
+            writes += [Write(self._shared[k], x) for k, x in settled.items()]
+            shared |= settled
         for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
-            u, new = self.rule(g.value, w, SimpleNamespace(**s, **cast_all(shared, p.dtype)), times[p.dtype])
-            if decay := self.decay * p.decay:
-                u = u + decay * w
-            moved = w - (ops.cast(rate, p.dtype) * p.multiplier) * u
+            moved, new = self.advance(g.value, w, self._seen(p, s, shared, rate), times[p.dtype])
             if g.touched is not None:
                 moved = ops.where(g.touched, moved, w)
                 new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
@@ -100,6 +96,15 @@ class Step(OptimizerParts):
             if p.average is not None and id(p) not in moving:
                 writes.append(Write(p.average, self._average(p, self._read_weight(p, None), update)))
         return writes
+
+    def _read_shared(self) -> dict[str, Tensor]:
+        return {k: self._value(v) for k, v in self._shared.items()}
+
+    def _seen(self, p: Parameter, slots: Mapping[str, Tensor], shared: Mapping[str, Tensor], rate: Tensor) -> Any:
+        """Returns the namespace that a rule sees."""
+        common = {k: ops.cast(x, p.dtype) for k, x in shared.items()}
+        rate = ops.cast(rate, p.dtype) * p.multiplier
+        return SimpleNamespace(**slots, **common, learning_rate=rate, weight_decay=self.decay * p.decay)
 
     def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
         """Clips the gradients in place of their records; returns the writes of norm and counter."""
@@ -184,10 +189,6 @@ class Step(OptimizerParts):
 
 def is_short(variable: Any) -> bool:
     return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
-
-
-def cast_all(values: Mapping[str, Any], dtype: str) -> dict[str, Tensor]:
-    return {k: ops.cast(x, dtype) for k, x in values.items()}
 
 
 def _to_rows(variable: Any, value: Tensor, g: Gradient) -> Write:
