@@ -24,8 +24,10 @@ def other_value(name, declared):
     default = declared.default
     if isinstance(default, bool):
         return not default
-    if default is None:
+    if default is None and declared.choices is None:
         return 2 * RATE
+    if declared.choices is not None:
+        return next(choice for choice in declared.choices if choice != default)
     if declared.high == 1:
         return 0.5 if default < 0.4 or default > 0.6 else 0.7
     return 0.01 if default < 1e-6 else 3 * default

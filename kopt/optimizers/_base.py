@@ -20,7 +20,7 @@ from kopt._registry import register
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._rate import LearningRate, Rate
 from kopt.optimizers._records import Parameter
-from kopt.optimizers._slots import CODECS, Slot
+from kopt.optimizers._slots import CODECS, Slot, codec
 from kopt.optimizers._state import StateFile
 from kopt.optimizers._step import Step, is_short
 
@@ -207,12 +207,13 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     def _add_state(self, index: int, variable: Any, parameter: Parameter) -> Parameter:
         if self._overwrite_variable_with_gradient(variable):
             return parameter  # a float8 scale: Keras assigns its gradient
-        shape, codec = tuple(variable.shape), CODECS[self.state_dtype]
+        shape = tuple(variable.shape)
         for name, slot in self.slots.items():
-            stored = codec.parts(slot.shape_for(shape), parameter.dtype)
+            storage = codec(slot, self.state_dtype)
+            stored = storage.parts(slot.shape_for(shape), parameter.dtype)
             parameter.slots[name] = {
                 part: self._add_beside(
-                    variable, f"{name}_{part}", part_shape, dtype, _initial(codec, slot, part, parameter)
+                    variable, f"{name}_{part}", part_shape, dtype, _initial(storage, slot, part, parameter)
                 )
                 for part, (part_shape, dtype) in stored.items()
             }
@@ -315,12 +316,12 @@ def _work_dtype(variable: Any) -> str:
     return "float64" if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
 
 
-def _initial(codec: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
+def _initial(storage: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         if slot.init == "weight":
             x = ops.cast(p.variable, p.dtype)
         else:
             x = ops.full(slot.shape_for(tuple(p.variable.shape)), slot.init, dtype=p.dtype)
-        return codec.encode(x, ops.zeros_like)[part]
+        return storage.encode(x, ops.zeros_like)[part]
 
     return initializer

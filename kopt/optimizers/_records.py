@@ -60,6 +60,7 @@ class OptimizerParts:
     rounding: str
     sparse: str
     state_dtype: str
+    slots: Any
     nonfinite_steps: Any
     clipped_steps: Any
     gradient_norm: Any

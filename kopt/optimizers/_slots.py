@@ -23,10 +23,13 @@ class Slot:
         init: initial value, or "weight" for a copy of the weight.
         shape: maps the shape of the weight to that of the slot; `None` for the same shape. The slots of a row-wise
             rule keep the first axis of the weight.
+        exact: stored in the precision of the arithmetic whatever `state_dtype` says: for what is subtracted from a
+            weight, as the point where training began.
     """
 
     init: float | str = 0.0
     shape: Callable[[Shape], Shape] | None = None
+    exact: bool = False
 
     def shape_for(self, weight: Shape) -> Shape:
         """Returns the shape of this slot beside a weight of the given shape."""
@@ -86,6 +89,11 @@ class BFloat16:
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """See `Codec`."""
         return {"value": round_stochastically(x, "bfloat16", uniform(x))}
+
+
+def codec(slot: Slot, state_dtype: str) -> Codec:
+    """Returns how a slot is stored."""
+    return CODECS["float32" if slot.exact else state_dtype]
 
 
 CODECS: dict[str, Codec] = {"float32": Float32(), "bfloat16": BFloat16()}

@@ -13,7 +13,7 @@ from keras import ops
 
 from kopt.optimizers._math import Tensor, round_stochastically, sum_of_squares
 from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
-from kopt.optimizers._slots import CODECS
+from kopt.optimizers._slots import Codec, codec
 
 
 class Step(OptimizerParts):
@@ -144,18 +144,20 @@ class Step(OptimizerParts):
         return w if p.residual is None else w + ops.cast(self._read(p.residual, rows), p.dtype)
 
     def _read_slots(self, p: Parameter, rows: Tensor = None) -> dict[str, Tensor]:
-        codec = CODECS[self.state_dtype]
         return {
-            name: codec.decode({part: self._read(v, rows) for part, v in parts.items()}, p.dtype)
+            name: self._storage(name).decode({part: self._read(v, rows) for part, v in parts.items()}, p.dtype)
             for name, parts in p.slots.items()
         }
 
+    def _storage(self, slot: str) -> Codec:
+        return codec(self.slots[slot], self.state_dtype)
+
     def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
-        codec, noise = CODECS[self.state_dtype], self._noise(update, salt)
+        noise = self._noise(update, salt)
         return [
             _to_rows(p.slots[name][part], x, g)
             for name, value in new.items()
-            for part, x in codec.encode(value, noise).items()
+            for part, x in self._storage(name).encode(value, noise).items()
         ]
 
     def _write_weight(self, p: Parameter, g: Gradient, w: Tensor, update: Tensor, salt: int) -> list[Write]:

@@ -165,7 +165,7 @@ class Bank(keras.layers.Layer):
     def refuse_if_merged(self) -> None:
         """Raises ValueError if a file written now would, once loaded, have an adapter applied twice."""
         if self.kept:
-            raise ValueError(f"{self.place}: adapters are merged. First unmerge_adapter(model) or merge_and_unload(model).")
+            raise ValueError(f"{self.place}: its adapters are merged. Call unmerge_adapter or merge_and_unload first.")
 
     def load_own_variables(self, store: Any) -> None:
         """Reads all weights; a file of the plain model has none and leaves them as they are."""

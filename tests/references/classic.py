@@ -1,41 +1,13 @@
-"""The update rules in float64 NumPy, written from the papers: the oracle of the tests.
-
-`REFERENCES[name](w, **hyper)` takes the first weights of one parameter and returns a function `step`. Each call of
-`step(g)` is one step t = 1, 2, ... with the gradient g and returns the new weights. A learning rate is a number or a
-function of t. Weight decay is decoupled (arXiv:1711.05101): with the direction u of the rule,
-
-    w <- w - lr (u + weight_decay w)
-
-except in AdaBoundW, whose decay is relative to the base learning rate.
-"""
-
-from collections.abc import Callable
+"""The classics."""
 
 import numpy as np
 
-Step = Callable[[np.ndarray], np.ndarray]
-
-
-def _at(learning_rate, t):
-    return learning_rate(t) if callable(learning_rate) else learning_rate
-
-
-def _descent(w, learning_rate, weight_decay, direction) -> Step:
-    """Steps against `direction(g, t)`."""
-    w, t = np.array(w, "float64"), 0
-
-    def step(g):
-        nonlocal w, t
-        t += 1
-        w = w - _at(learning_rate, t) * (direction(np.asarray(g, "float64"), t) + weight_decay * w)
-        return w.copy()
-
-    return step
+from references.forms import Step, at, descent
 
 
 def sgd(w, *, learning_rate, weight_decay=0.0) -> Step:
     """Gradient descent; Robbins & Monro 1951."""
-    return _descent(w, learning_rate, weight_decay, lambda g, t: g)
+    return descent(w, learning_rate, weight_decay, lambda g, t: g)
 
 
 def momentum(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
@@ -47,7 +19,7 @@ def momentum(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
         b = momentum * b + g
         return b
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def nag(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
@@ -59,7 +31,7 @@ def nag(w, *, learning_rate, momentum, weight_decay=0.0) -> Step:
         b = momentum * b + g
         return g + momentum * b
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def adagrad(w, *, learning_rate, initial_accumulator_value, epsilon, weight_decay=0.0) -> Step:
@@ -71,7 +43,7 @@ def adagrad(w, *, learning_rate, initial_accumulator_value, epsilon, weight_deca
         a = a + g**2
         return g / (np.sqrt(a) + epsilon)
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def rmsprop(w, *, learning_rate, rho, momentum, epsilon, centered, weight_decay=0.0) -> Step:
@@ -89,7 +61,7 @@ def rmsprop(w, *, learning_rate, rho, momentum, epsilon, centered, weight_decay=
         b = momentum * b + g / (np.sqrt(variance) + epsilon)  # at μ = 0 the plain direction
         return b
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def adam(w, *, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=0.0) -> Step:
@@ -108,7 +80,7 @@ def adam(w, *, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=0.0
         v_hat = (largest if amsgrad else v) / (1 - beta_2**t)
         return m_hat / (np.sqrt(v_hat) + epsilon)
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def nadam(w, *, learning_rate, beta_1, beta_2, epsilon, momentum_decay, weight_decay=0.0) -> Step:
@@ -128,7 +100,7 @@ def nadam(w, *, learning_rate, beta_1, beta_2, epsilon, momentum_decay, weight_d
         v_hat = v / (1 - beta_2**t)
         return m_hat / (np.sqrt(v_hat) + epsilon)
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def adamax(w, *, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0) -> Step:
@@ -141,7 +113,7 @@ def adamax(w, *, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0) -> St
         n = np.maximum(beta_2 * n, np.abs(g))
         return m / (1 - beta_1**t) / (n + epsilon)
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bound, base_learning_rate):
@@ -154,7 +126,7 @@ def _bounded(*, learning_rate, beta_1, beta_2, epsilon, final_lr, gamma, ams_bou
 
     def change(g):
         nonlocal t, m, v, largest
-        t, lr = t + 1, _at(learning_rate, t + 1)
+        t, lr = t + 1, at(learning_rate, t + 1)
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g**2
         largest = np.maximum(largest, v)
@@ -200,10 +172,10 @@ def lion(w, *, learning_rate, beta_1, beta_2, weight_decay=0.0) -> Step:
         m = beta_2 * m + (1 - beta_2) * g
         return u
 
-    return _descent(w, learning_rate, weight_decay, direction)
+    return descent(w, learning_rate, weight_decay, direction)
 
 
-REFERENCES: dict[str, Callable[..., Step]] = {
+RULES = {
     "SGD": sgd,
     "Momentum": momentum,
     "NAG": nag,

@@ -1,0 +1,30 @@
+"""The update rules in float64 NumPy, written from the papers: the oracle of the tests.
+
+A reference `rule(w, **hyper)` takes the first weights of one parameter and returns a function `step`. Each call of
+`step(g)` is one step t = 1, 2, ... with the gradient g and returns the new weights. A learning rate is a number or a
+function of t. Weight decay is decoupled (arXiv:1711.05101): with the direction u of the rule,
+
+    w <- w - lr (u + weight_decay w)
+
+unless the reference says otherwise. A joint reference, of a rule that looks at all weights together, takes and returns
+lists. Each module lists its own in `RULES` and `JOINT`, by the name of the class.
+"""
+
+import importlib
+import pathlib
+
+_MODULES = [importlib.import_module(f"references.{p.stem}") for p in pathlib.Path(__file__).parent.glob("[a-z]*.py")]
+RULES = {name: rule for module in _MODULES for name, rule in getattr(module, "RULES", {}).items()}
+JOINT = {name: rule for module in _MODULES for name, rule in getattr(module, "JOINT", {}).items()}
+
+
+def descend(name, weights, gradients, **hyper):
+    """Returns the weights after a step with each of the gradients."""
+    if name in JOINT:
+        step = JOINT[name](weights, **hyper)
+    else:
+        steps = [RULES[name](w, **hyper) for w in weights]
+        step = lambda gs: [f(g) for f, g in zip(steps, gs, strict=True)]  # noqa: E731
+    for gs in gradients:
+        weights = step(gs)
+    return weights
