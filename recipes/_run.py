@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import math
 import os
 import platform
 import random
@@ -20,7 +21,7 @@ import numpy as np
 import tyro
 import yaml
 
-from recipes._cli import UsageError, flatten
+from recipes._cli import DivergedError, UsageError, flatten
 
 FILES = ("model.keras", "config.yaml", "metrics.json", "history.csv", "README.md", "confusion.png", "errors.png")
 OTHERS = ("labels.json",)
@@ -232,9 +233,25 @@ def fit(
     return Outcome(report.history, time.perf_counter() - began, report.interrupted, best, stats)
 
 
-def try_one_step(model: Any, train: Any) -> float:
-    """Trains on one batch and returns its loss."""
-    return float(model.train_on_batch(*next(iter(train)), return_dict=True)["loss"])
+def begin(folder: Path, flags: Any, run: RunFlags, about: str, model: Any, train: Any) -> bool:
+    """Opens the folder and says what is trained; or, for `--dry-run`, trains on one batch and leaves nothing.
+
+    Returns:
+        Whether to go on.
+
+    Raises:
+        DivergedError: the loss of that batch is not finite.
+    """
+    if not run.dry_run:
+        open_folder(folder, flags)
+        if run.progress != "none":
+            print(about, flush=True)
+        return True
+    loss = float(model.train_on_batch(*next(iter(train)), return_dict=True)["loss"])
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss of the first step is {loss}.")
+    print(f"dry run: {about}; loss of one step {loss:.4f}")
+    return False
 
 
 def save_run(

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from recipes import _cli, _data, _plots, _run
-from recipes._cli import DataError, DivergedError, UsageError
+from recipes._cli import DataError, UsageError
 from recipes._optimizer import OptimizerFlags, make_optimizer
 from recipes._run import RunFlags
 
@@ -223,15 +223,8 @@ def train(flags: Train) -> int:
     about = (
         f"{flags.model}, {model.count_params():,} parameters, {flags.optim.optimizer}; {data.source}, {len(x):,} images"
     )
-    if flags.run.dry_run:
-        loss = _run.try_one_step(model, training)
-        if not np.isfinite(loss):
-            raise DivergedError(f"the loss of the first step is {loss}.")
-        print(f"dry run: {about}; loss of one step {loss:.4f}")
+    if not _run.begin(folder, flags, flags.run, about, model, training):
         return 0
-    _run.open_folder(folder, flags)
-    if flags.run.progress != "none":
-        print(about, flush=True)
 
     logs = folder / "logs"
     result = _run.fit(

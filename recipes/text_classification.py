@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
 from recipes import _adapters, _cli, _data, _language, _plots, _run, _tables, _text
 from recipes._adapters import AdapterFlags
-from recipes._cli import DataError, DivergedError, UsageError
+from recipes._cli import DataError, UsageError
 from recipes._optimizer import OptimizerFlags, make_optimizer
 from recipes._run import OptionalPath, RunFlags
 from recipes._text import TextFlags
@@ -165,15 +164,8 @@ def train(flags: Train) -> int:
         f"{flags.model}, {method}: {trained:,} of {everything:,} parameters learn, {flags.optim.optimizer}; "
         f"{len(corpus.train):,} texts in {classes} classes"
     )
-    if flags.run.dry_run:
-        loss = _run.try_one_step(model, training)
-        if not np.isfinite(loss):
-            raise DivergedError(f"the loss of the first step is {loss}.")
-        print(f"dry run: {about}; loss of one step {loss:.4f}")
+    if not _run.begin(folder, flags, flags.run, about, model, training):
         return 0
-    _run.open_folder(folder, flags)
-    if flags.run.progress != "none":
-        print(about, flush=True)
 
     logs = folder / "logs"
     result = _run.fit(

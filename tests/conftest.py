@@ -19,6 +19,7 @@ def _fresh_keras():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_floatx("float32")
+    tf.config.experimental.enable_tensor_float_32_execution(True)
     keras.utils.clear_session(free_memory=False)
 
 

@@ -4,10 +4,8 @@ import json
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from made import blobs
 
 from recipes import _plots, mnist
@@ -28,9 +26,6 @@ def npz(arrays, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield
-    keras.config.set_dtype_policy("float32")
-    tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
 @pytest.fixture

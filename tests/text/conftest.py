@@ -6,7 +6,6 @@ from pathlib import Path
 
 import keras
 import pytest
-import tensorflow as tf
 from made_texts import sentences, write_bert, write_csv
 
 from recipes import _plots, text_classification
@@ -25,9 +24,6 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield
-    keras.config.set_dtype_policy("float32")
-    tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
 @pytest.fixture
