@@ -70,8 +70,10 @@ def train(run, seed):
         "target_modules": list(flags.tune.target) or ["query", "value"],
     }
     model = classifier(pretrained.place, classes, flags.dropout, adapter).train()
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, metrics["learning_rate"], weight_decay=0.01)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rate, ratio = metrics["learning_rate"], flags.tune.lora_plus_ratio or 1.0
+    groups = [{"params": [p], "lr": rate * (ratio if "lora_B" in name else 1.0)} for name, p in learning.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     steps = flags.epochs * len(training)
     warmup = round(float(flags.optim.warmup.rstrip("%")) / 100 * steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -91,7 +93,7 @@ def train(run, seed):
         y_test = _data.one_hot(corpus.test.y, classes)
         for x, y, *_ in _text.batches(encoded[1], y_test, 64):
             right += int((model(**tensors(x)).argmax(1).numpy() == y.numpy().argmax(1)).sum())
-    return right / len(corpus.test), seconds, sum(p.numel() for p in learning)
+    return right / len(corpus.test), seconds, sum(p.numel() for p in learning.values())
 
 
 def main():

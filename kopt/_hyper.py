@@ -100,30 +100,43 @@ def hyper(
     return Hyper(default, low, high, above, choices, integer, convert)
 
 
+class _Signature:
+    """The signature of a `Configurable`, made when somebody asks: there are many classes."""
+
+    def __get__(self, instance: Any, owner: type["Configurable"]) -> inspect.Signature:
+        kinds: list[Any] = [inspect.Parameter.KEYWORD_ONLY] * len(owner.hypers)
+        if owner.leading is not None:
+            kinds[:1] = [inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        return inspect.Signature(
+            [
+                inspect.Parameter(name, kind, default=declared.default)
+                for kind, (name, declared) in zip(kinds, owner.hypers.items(), strict=True)
+            ]
+        )
+
+
 @dataclass_transform(field_specifiers=(hyper,))
 class Configurable:
     """Turns `hyper` declarations, its own and inherited ones, into attributes."""
 
+    __signature__: ClassVar[Any] = _Signature()
+
     hypers: ClassVar[dict[str, Hyper]] = {}
+    leading: ClassVar[str | None] = ""
+    """The hyperparameter that can be given by position; "" is the first that is declared, None is none."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Hyper)}
-        cls.hypers = {**cls.hypers, **own}
+        inherited = {k: h for base in reversed(cls.__mro__[1:]) for k, h in vars(base).get("hypers", {}).items()}
+        cls.hypers = {**inherited, **own}
+        if cls.leading in cls.hypers:
+            cls.hypers = {cls.leading: cls.hypers[cls.leading], **cls.hypers}
         for name, declared in own.items():
             if any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
                 delattr(cls, name)  # a property of a base class keeps its place
             else:
                 setattr(cls, name, declared.default)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(
-                    name, inspect.Parameter.POSITIONAL_OR_KEYWORD if i == 0 else keyword, default=declared.default
-                )
-                for i, (name, declared) in enumerate(cls.hypers.items())
-            ]
-        )
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """Returns every hyperparameter by name: those of `options`, checked, and the defaults of the others."""

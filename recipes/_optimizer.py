@@ -176,14 +176,10 @@ def _warmup_updates(text: str, updates: int) -> int:
 def _schedule(kind: str, peak: float, updates: int, warmup: int, unit: int) -> Any:
     from keras.optimizers import schedules
 
-    steps, warmup = updates * unit, warmup * unit
-    if kind == "linear":
-        if not warmup:
-            return schedules.PolynomialDecay(peak, steps, end_learning_rate=0.0)
-        from recipes._schedules import WarmupLinear
+    import kopt
 
-        return WarmupLinear(peak, steps, warmup)
-    end = 1.0 if kind == "constant" else 0.0  # a cosine that ends where it begins is constant
-    if not warmup:
-        return schedules.CosineDecay(peak, steps, alpha=end)
-    return schedules.CosineDecay(0.0, max(1, steps - warmup), alpha=end, warmup_target=peak, warmup_steps=warmup)
+    steps, warmup = max(updates, warmup + 1) * unit, warmup * unit
+    if kind == "constant":  # a cosine that ends where it begins
+        return schedules.CosineDecay(0.0, steps, alpha=1.0, warmup_target=peak, warmup_steps=warmup)
+    shape = kopt.schedules.WarmupLinear if kind == "linear" else kopt.schedules.WarmupCosine
+    return shape(peak, steps=steps, warmup=warmup)

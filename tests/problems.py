@@ -2,9 +2,11 @@
 
 import keras
 import numpy as np
+import references
 import tensorflow as tf
 
 import kopt
+from kopt.optimizers.bgd import FullBatch
 
 RATE = 2.0**-5  # exact in binary, so that float32 and float64 runs have the same rate
 
@@ -15,8 +17,9 @@ def rules():
 
 
 def own_hypers(cls):
-    """Returns the hyperparameters that the base does not have."""
-    return {name: h for name, h in cls.hypers.items() if name not in kopt.Optimizer.hypers}
+    """Returns the hyperparameters that the bases do not have."""
+    around = {*kopt.Optimizer.hypers, *FullBatch.hypers}
+    return {name: h for name, h in cls.hypers.items() if name not in around}
 
 
 def other_value(name, declared):
@@ -24,13 +27,27 @@ def other_value(name, declared):
     default = declared.default
     if isinstance(default, bool):
         return not default
+    if name == "optimizer":
+        return "momentum"
     if default is None and declared.choices is None:
-        return 2 * RATE
+        return (declared.above or 0) + 2 * RATE
     if declared.choices is not None:
         return next(choice for choice in declared.choices if choice != default)
     if declared.high == 1:
         return 0.5 if default < 0.4 or default > 0.6 else 0.7
-    return 0.01 if default < 1e-6 else 3 * default
+    if isinstance(default, int) and default >= 10:
+        return 2
+    if default < 1e-6:
+        return 0.01
+    return 1000 * default if default <= 1e-3 else 3 * default
+
+
+def fair_rate(cls):
+    """Returns RATE, or more for rules that multiply it with what they learn: below their default it hides that.
+
+    Line searches find the length themselves, and with a fair first trial they all find it at once.
+    """
+    return RATE if cls().needs_loss else max(RATE, cls.hypers["learning_rate"].default)
 
 
 def weights_and_gradients(steps=20, shapes=((4, 3), (3,)), seed=0):
@@ -57,7 +74,15 @@ def descend(optimizer, weights, gradients, dtype="float32", call=None):
     """
     ws = variables(weights, dtype)
     optimizer.build(ws)
-    apply = (call or (lambda f: f))(lambda *g: optimizer.apply(list(g), ws))
+
+    first = [w.numpy().astype("float64") for w in ws]
+
+    def step(*gs):
+        if optimizer.needs_loss:
+            gs = tilted(optimizer, ws, first, gs)
+        optimizer.apply(list(gs), ws)
+
+    apply = (call or (lambda f: f))(step)
     tf.config.run_functions_eagerly(call is None)
     try:
         for gs in gradients:
@@ -65,6 +90,16 @@ def descend(optimizer, weights, gradients, dtype="float32", call=None):
     finally:
         tf.config.run_functions_eagerly(False)
     return [w.numpy().astype("float64") for w in ws]
+
+
+def tilted(optimizer, weights, first, gradients):
+    """Shows the optimizer the loss of `references.tilted`, and returns its gradients."""
+    moves = [tf.cast(w.value, "float64") - a for w, a in zip(weights, first, strict=True)]
+    pulls = [references.pull(a) * d for d, a in zip(moves, first, strict=True)]
+    slopes = [1 + tf.clip_by_value(tf.cast(g, "float64"), -references.NOISE, references.NOISE) for g in gradients]
+    parts = zip(moves, pulls, slopes, strict=True)
+    optimizer.scale_loss(tf.add_n([tf.reduce_sum(d * (p / 2 + g)) for d, p, g in parts]))
+    return [tf.cast(p + g, w.dtype) for p, g, w in zip(pulls, slopes, weights, strict=True)]
 
 
 def one_step(optimizer, w, g):

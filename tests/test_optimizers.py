@@ -11,6 +11,7 @@ import tensorflow as tf
 from problems import (
     RATE,
     descend,
+    fair_rate,
     flat,
     network,
     other_value,
@@ -30,7 +31,34 @@ VARIANTS = [(name, {}) for name in RULES] + [
     (name, {k: other_value(k, h)}) for name, cls in RULES.items() for k, h in own_hypers(cls).items()
 ]
 every_rule = pytest.mark.parametrize("name", RULES)
-every_row_wise_rule = pytest.mark.parametrize("name", [name for name, cls in RULES.items() if cls.row_wise])
+
+
+def engine_path(cls):
+    """Returns what tells the way of a rule through the engine."""
+    optimizer = cls()
+    own_step = cls.advance is not kopt.Optimizer.advance
+    return optimizer.row_wise, bool(optimizer.shared), own_step, bool(optimizer.slots), optimizer.state_dtype
+
+
+FIRST = {engine_path(cls): name for name, cls in reversed(RULES.items())}.values()
+"""One rule for each way through the engine; with the others the longer tests are slow tests."""
+
+
+def sampled(names):
+    """Parametrizes a longer test."""
+    marks = {name: () if name in FIRST else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
+every_rule_in_turn = sampled(RULES)
+one_of_each = pytest.mark.parametrize("name", sorted(set(FIRST)))
+"""For what is the business of the engine alone."""
+every_variant_in_turn = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*v, marks=pytest.mark.slow if v[1] or v[0] not in FIRST else ()) for v in VARIANTS],
+    ids=lambda x: x if isinstance(x, str) else str(x),
+)
+every_row_wise_rule = sampled([name for name, cls in RULES.items() if cls.row_wise])
 every_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
 )
@@ -58,15 +86,16 @@ def distance(a, b):
 )
 def test_equals_the_float64_reference(name, options, dtype, tolerance):
     weights, gradients = weights_and_gradients()
-    optimizer = RULES[name](RATE, **options)
+    optimizer = RULES[name](learning_rate=RATE, **options)
     assert distance(descend(optimizer, weights, gradients, dtype), reference(optimizer, weights, gradients)) < tolerance
 
 
-@every_variant
+@every_variant_in_turn
 def test_decay_equals_the_reference(name, options):
     weights, gradients = weights_and_gradients()
-    optimizer = RULES[name](RATE, weight_decay=0.1, **options)
-    assert distance(descend(optimizer, weights, gradients), reference(optimizer, weights, gradients)) < 1e-6
+    optimizer = RULES[name](learning_rate=RATE, weight_decay=0.1, **options)
+    done = descend(optimizer, weights, gradients, "float64")  # some rules learn from differences and amplify rounding
+    assert distance(done, reference(optimizer, weights, gradients)) < 1e-6
 
 
 @pytest.mark.parametrize("run", PEERS["runs"], ids=lambda r: f"{r['peer']}-{r['optimizer']}-{r['rule']}")
@@ -81,18 +110,28 @@ def test_equals_its_peer(run):
             assert np.abs(mine - np.array(theirs)).max() < 2e-6 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[1]], ids=str)
 def test_every_own_argument_changes_the_result(name, options):
+    top = fair_rate(RULES[name])
+    rising = keras.optimizers.schedules.PolynomialDecay(top / 4, 20, top)
+
+    def changes(weights, gradients):
+        made = [RULES[name](learning_rate=rising, **given) for given in ({}, options)]
+        plain, other = (descend(optimizer, weights, gradients, "float64") for optimizer in made)
+        moved = max(np.abs(a - w).max() for a, w in zip(plain, weights, strict=True))
+        return max(np.abs(a - b).max() for a, b in zip(other, plain, strict=True)) > 1e-4 * moved > 0
+
     weights, gradients = weights_and_gradients()
-    plain = descend(RULES[name](RATE), weights, gradients)
-    assert distance(descend(RULES[name](RATE, **options), weights, gradients), plain) > 1e-5
+    # Rules that learn their own rate begin with tiny steps, and reach a fair size where the gradient stays the same.
+    assert changes(weights, gradients) or changes(weights, gradients[:1] * 200)
 
 
-@every_rule
+@every_rule_in_turn
 def test_a_schedule_is_followed(name):
     schedule = keras.optimizers.schedules.PolynomialDecay(RATE, 30, 0.0)
     weights, gradients = weights_and_gradients()
-    optimizer = RULES[name](schedule)
+    optimizer = RULES[name](learning_rate=schedule)
     rates = [RATE * (1 - t / 30) for t in range(20)]
     expected = reference(optimizer, weights, gradients, learning_rate=lambda t: rates[t - 1])
     assert distance(descend(optimizer, weights, gradients), expected) < 2e-6
@@ -101,32 +140,34 @@ def test_a_schedule_is_followed(name):
 # ------------------------------------------------------------------------------------------------- it runs anywhere
 
 
-@every_rule
+@every_rule_in_turn
 def test_eager_graph_and_xla_agree(name):
     weights, gradients = weights_and_gradients()
-    plain = descend(RULES[name](RATE), weights, gradients)
-    eager = descend(RULES[name](RATE), weights, gradients, call=lambda f: f)
-    graph = descend(RULES[name](RATE), weights, gradients, call=lambda f: tf.function(f, autograph=False))
-    xla = descend(
-        RULES[name](RATE), weights, gradients, call=lambda f: tf.function(f, jit_compile=True, autograph=False)
-    )
-    assert distance(eager, plain) < 1e-6
-    assert distance(graph, eager) < 1e-6
-    assert distance(xla, eager) < 1e-6
+    calls = {
+        "plain": None,
+        "eager": lambda f: f,
+        "graph": lambda f: tf.function(f, autograph=False),
+        "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
+    }
+    done = {k: descend(RULES[name](learning_rate=RATE), weights, gradients, call=call) for k, call in calls.items()}
+    assert distance(done["eager"], done["plain"]) < 1e-6
+    assert distance(done["graph"], done["eager"]) < 1e-6
+    assert distance(done["xla"], done["eager"]) < 1e-6
 
 
 @pytest.mark.slow
-@every_rule
+@one_of_each
 def test_one_trace_for_a_thousand_steps(name):
     traces = []
 
     class Counted(RULES[name]):
-        def rule(self, g, w, s, t):
+        def advance(self, g, w, s, t):
             traces.append(g.shape)
-            return super().rule(g, w, s, t)
+            return super().advance(g, w, s, t)
 
     optimizer, ws = Counted(), variables([np.ones(3)])
     for step in range(1000):
+        optimizer.scale_loss(tf.constant(1.0))
         optimizer.apply([tf.constant(np.full(3, 1.0 + step), tf.float32)], ws)
         if step == 500:
             optimizer.learning_rate = 1e-4
@@ -134,7 +175,7 @@ def test_one_trace_for_a_thousand_steps(name):
     assert int(optimizer.iterations) == 1000
 
 
-@every_rule
+@every_rule_in_turn
 @pytest.mark.parametrize(
     "how",
     [
@@ -153,11 +194,13 @@ def test_fit(name, how):
 
 
 @pytest.mark.slow
-@every_rule
+@one_of_each
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("jit", [True, False])
 def test_fit_in_mixed_precision(name, policy, jit):
     keras.config.set_dtype_policy(policy)
+    if RULES[name]().needs_loss and policy == "mixed_float16":
+        pytest.skip("the loss scaling of Keras hides the loss")
     model = network(RULES[name](), jit_compile=jit)
     before = flat(model)
     losses = model.fit(regression(), shuffle=False, epochs=4, verbose=0).history["loss"]
@@ -167,7 +210,7 @@ def test_fit_in_mixed_precision(name, policy, jit):
 
 
 @pytest.mark.slow
-@every_rule
+@one_of_each
 def test_two_replicas_equal_one(name, two_devices):
     options = {"global_clipnorm": 0.3, "gradient_accumulation_steps": 2, "use_ema": True, "ema_overwrite_frequency": 3}
     one = network(RULES[name](**options))
@@ -190,14 +233,15 @@ def random_rows(rng, height, count=7, width=3):
     return rng.integers(0, height, count), rng.normal(size=(count, width))
 
 
-@every_rule
+@every_rule_in_turn
 def test_exact_rows_equal_the_dense_gradient(name):
     rng = np.random.default_rng(3)
     table = rng.normal(size=(6, 3))
     (sparse,), (dense,) = variables([table]), variables([table])
-    a, b = RULES[name](RATE, sparse="exact"), RULES[name](RATE)
+    a, b = RULES[name](learning_rate=RATE, sparse="exact"), RULES[name](learning_rate=RATE)
     for _ in range(3):
         ids, values = random_rows(rng, 6)
+        a.scale_loss(tf.constant(1.0)), b.scale_loss(tf.constant(1.0))
         a.apply([rows(ids, values, 6)], [sparse])
         b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 6)], [dense])
     np.testing.assert_allclose(sparse.numpy(), dense.numpy(), atol=1e-6)
@@ -210,7 +254,7 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
     table = rng.normal(size=(9, 3))
     cls = RULES[name]
     (sparse,), (dense,) = variables([table]), variables([table[:5]])
-    a, b = cls(RATE, weight_decay=0.1), cls(RATE, weight_decay=0.1)
+    a, b = cls(learning_rate=RATE, weight_decay=0.1), cls(learning_rate=RATE, weight_decay=0.1)
     a.build([sparse])
 
     def step(ids, values):
@@ -227,7 +271,7 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
 
 
 @pytest.mark.slow
-@every_rule
+@one_of_each
 @pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
     rng = np.random.default_rng(5)
@@ -238,7 +282,7 @@ def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
         keras.utils.set_random_seed(6)
         model = keras.Sequential([keras.Input(x.shape[1:]), first, keras.layers.Flatten(), keras.layers.Dense(1)])
         first.set_weights([table])
-        model.compile(RULES[name](RATE, sparse="exact", **options), "mse")
+        model.compile(RULES[name](learning_rate=RATE, sparse="exact", **options), "mse")
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
         return flat(model)
 
@@ -250,21 +294,22 @@ def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
     np.testing.assert_allclose(embedded, dense, atol=2e-6)
 
 
-@every_rule
+@every_rule_in_turn
 def test_declared_facts_hold(name):
-    cls = RULES[name]
-    (weight, _), gradients = weights_and_gradients(6)
-    whole = descend(cls(RATE), [weight], [[g] for g, _ in gradients])[0]
-    part = descend(cls(RATE), [weight[1:3]], [[g[1:3]] for g, _ in gradients])[0]
-    assert cls.row_wise == np.array_equal(part, whole[1:3])
-    scaled = descend(cls(RATE), [weight], [[2.0**-20 * g] for g, _ in gradients])[0]
-    assert cls.scale_free == np.array_equal(scaled, whole)
+    cls, optimizer = RULES[name], RULES[name]()
+    rate, ((weight, _), gradients) = fair_rate(cls), weights_and_gradients(8)
+    gradients += gradients[:1] * 8  # along which rules that learn their own rate make their steps longer
+    whole = descend(cls(learning_rate=rate), [weight], [[g] for g, _ in gradients], "float64")[0]
+    part = descend(cls(learning_rate=rate), [weight[1:3]], [[g[1:3]] for g, _ in gradients], "float64")[0]
+    assert optimizer.row_wise == np.array_equal(part, whole[1:3])
+    scaled = descend(cls(learning_rate=rate), [weight], [[2.0**-20 * g] for g, _ in gradients], "float64")[0]
+    assert optimizer.scale_free == np.array_equal(scaled, whole)
 
 
 # ------------------------------------------------------------------------------------------------- low precision
 
 
-@every_rule
+@every_rule_in_turn
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rounding", ["kahan", pytest.param("stochastic", marks=pytest.mark.slow)])
 def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
@@ -287,10 +332,10 @@ def test_short_weights_stay_finite(name, gradient):
         assert np.isfinite(descend(RULES[name](), [np.ones(4)], [[np.full(4, gradient)]] * 20, dtype)[0]).all()
 
 
-@every_rule
+@every_rule_in_turn
 def test_bfloat16_state_keeps_its_bound(name):
     weights, gradients = weights_and_gradients(20, ((40, 30),))
-    full, short = RULES[name](RATE), RULES[name](RATE, state_dtype="bfloat16")
+    full, short = RULES[name](learning_rate=RATE), RULES[name](learning_rate=RATE, state_dtype="bfloat16")
     descend(full, weights, gradients[:1]), descend(short, weights, gradients[:1])
     for slot, parts in full._parameters[0].slots.items():
         exact, stored = parts["value"].numpy(), short._parameters[0].slots[slot]["value"]
@@ -299,7 +344,9 @@ def test_bfloat16_state_keeps_its_bound(name):
             continue
         assert keras.backend.standardize_dtype(stored.dtype) == "bfloat16"
         assert np.all(np.abs(stored.numpy().astype("float32") - exact) <= 2.0**-7 * np.abs(exact))
-    a, b = (descend(RULES[name](RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", "bfloat16"))
+    a, b = (
+        descend(RULES[name](learning_rate=RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", "bfloat16")
+    )
     assert np.abs(a - b).mean() < 0.02 * np.abs(a - weights[0]).mean()
 
 
@@ -309,7 +356,12 @@ def test_bfloat16_state_keeps_its_bound(name):
 @every_variant
 def test_config_round_trip(name, options):
     optimizer = RULES[name](
-        RATE, multipliers=[("bias", 0.5)], decay_mask=[("bias", 0)], weight_decay=0.1, use_ema=True, **options
+        learning_rate=RATE,
+        multipliers=[("bias", 0.5)],
+        decay_mask=[("bias", 0)],
+        weight_decay=0.1,
+        use_ema=True,
+        **options,
     )
     config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
     restored = keras.optimizers.deserialize(config)
@@ -317,7 +369,7 @@ def test_config_round_trip(name, options):
     assert restored.get_config() == optimizer.get_config()
 
 
-@every_rule
+@every_rule_in_turn
 @pytest.mark.parametrize(
     "options",
     [
@@ -341,23 +393,26 @@ def test_five_epochs_save_load_five_equal_ten(name, options, tmp_path):
     assert int(loaded.optimizer.iterations) == int(straight.optimizer.iterations)
 
 
-@every_rule
+@every_rule_in_turn
 def test_decay_only_where_masked(name):
-    weights, gradients = weights_and_gradients(3)
+    weights, gradients = weights_and_gradients(8)
     cls = RULES[name]
-    plain = descend(cls(RATE, weight_decay=0.0), weights, gradients)
-    masked = descend(cls(RATE, weight_decay=0.5, decay_mask=[("bias$", 0.0)]), weights, gradients)
-    assert not np.allclose(masked[0], plain[0])
+    plain, masked = (
+        descend(cls(learning_rate=RATE, decay_mask=[("bias$", 0.0)], weight_decay=rate), weights, gradients, "float64")
+        for rate in (0.0, 0.5)
+    )
+    assert not np.array_equal(masked[0], plain[0])
     if name not in JOINT:
         np.testing.assert_array_equal(masked[1], plain[1])
 
 
-@every_rule
+@every_rule_in_turn
 def test_multipliers_scale_the_rate(name):
     weights, gradients = weights_and_gradients(3)
     options = {"base_learning_rate": RATE} if "base_learning_rate" in RULES[name].hypers else {}
-    halved = descend(RULES[name](RATE, multipliers=[("bias$", 0.5)], **options), weights, gradients)
-    whole, half = (descend(RULES[name](r, **options), weights, gradients) for r in (RATE, RATE / 2))
+    made = [RULES[name](learning_rate=RATE, multipliers=[("bias$", 0.5)], **options)]
+    made += [RULES[name](learning_rate=rate, **options) for rate in (RATE, RATE / 2)]
+    halved, whole, half = (descend(optimizer, weights, gradients, "float64") for optimizer in made)
     if name in JOINT:  # every weight feels it
         assert not np.array_equal(halved[1], whole[1])
         return

@@ -52,7 +52,13 @@ def optimizer_table():
     for name, cls in rules().items():
         optimizer = cls()
         slots = ", ".join(optimizer.slots) or "none"
-        cells = (f"`{name}`", slots, f"{state_bytes(optimizer):g}", "yes" if cls.row_wise else "no", reference(cls))
+        cells = (
+            f"`{name}`",
+            slots,
+            f"{round(state_bytes(optimizer), 2):g}",
+            "yes" if cls.row_wise else "no",
+            reference(cls),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -73,14 +79,14 @@ def adapter_table():
 def state_bytes(optimizer, shape=(1024, 1024)):
     """Returns the bytes of the slots for each element of a float32 weight."""
     stored = sum(math.prod(slot.shape_for(shape)) for slot in optimizer.slots.values())
-    return round(stored * CODECS[optimizer.state_dtype].bytes_per_element / math.prod(shape), 2)
+    return stored * CODECS[optimizer.state_dtype].bytes_per_element / math.prod(shape)
 
 
 def reference(cls):
     """Returns the reference in the docstring, with links."""
     text = " ".join(cls.__doc__.split("Reference: ")[1].split()).removesuffix(".")
     text = re.sub(r"arXiv:(\d{4}\.\d{5}|\d{4}\.\d{4})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-    return re.sub(r"doi:(\S+)", r"[doi:\1](https://doi.org/\1)", text)
+    return re.sub(r"doi:([^\s;,]+)", r"[doi:\1](https://doi.org/\1)", text)
 
 
 def runs():

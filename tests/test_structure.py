@@ -26,8 +26,14 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     {"kopt.optimizers._rate", "kopt.optimizers._state", "kopt.optimizers._step"},
     {"kopt.optimizers._tensorflow", "kopt.optimizers._portable"},
     {"kopt.optimizers._base"},
+    {"kopt.optimizers._wrapper"},
     "rules",
     {"kopt.optimizers"},
+    {"kopt._minimize"},
+    {"kopt.schedules._base"},
+    {"kopt.schedules.warmup", "kopt.schedules.cycles"},
+    {"kopt.schedules"},
+    {"kopt.callbacks"},
     {"kopt.peft._targets", "kopt.peft._site"},
     {"kopt.peft._base"},
     {"kopt.peft._host"},
@@ -131,7 +137,7 @@ def test_tensorflow_stands_in_one_file():
 
 
 def test_facades_only_import():
-    for name in ("kopt", "kopt.optimizers", "kopt.tensorboard"):
+    for name in ("kopt", "kopt.optimizers", "kopt.schedules", "kopt.tensorboard"):
         _, *statements = ast.parse(SOURCES[name].read_text(encoding="utf-8")).body
         for node in statements:
             if isinstance(node, ast.ImportFrom):

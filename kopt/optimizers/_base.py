@@ -7,6 +7,7 @@ engine of the backend compiles that computation and carries the writes out.
 
 import operator
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -62,6 +63,7 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         ValueError: an argument is out of range, unknown, or contradicts another.
     """
 
+    leading = "learning_rate"
     learning_rate: LearningRate = hyper(1e-3)
     weight_decay: float | None = hyper(None, 0)
     decay_mask: _paths.Rules = hyper(())
@@ -84,6 +86,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     """Whether the rule on some rows of a weight gives some rows of the rule."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
+    precise: ClassVar[bool] = False
+    """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -95,6 +99,11 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         """What all weights share, by name: initial numbers or arrays. Usually a class attribute."""
         return {}
 
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the rule looks at the loss: the shared value `loss`. Usually a class attribute."""
+        return False
+
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the direction u and the new slots. Pure: it assigns nothing.
 
@@ -102,7 +111,7 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             g: gradient, shape of w, float32 (float64 beside float64 weights).
             w: weight.
             s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
-                this weight, and `weight_decay`, its λ, a Python number.
+                this weight, `multiplier`, and `weight_decay`, its λ, both Python numbers.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")
@@ -137,14 +146,19 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         """λ of w ← w - η (u + λ w)."""
         return self.weight_decay or 0.0
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def share(self, batch: Tensor) -> Tensor:
+        """Returns the weight in the mean of accumulated batch number 0, 1, ..., as a multiple of an equal share."""
+        return 1.0
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        register(cls)
+        if not abstract:
+            register(cls)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if len(args) > 1:
-            raise TypeError(f"{type(self).__name__} takes one positional argument, the learning rate. Received: {args}")
-        options |= dict(zip(["learning_rate"], args, strict=False))
+            raise TypeError(f"{type(self).__name__} takes one argument by position, {self.leading}. Received: {args}")
+        options |= dict(zip([self.leading], args, strict=False))
         learning_rate = self._check_rate(options.pop("learning_rate", self.hypers["learning_rate"].default))
         values = self._checked(options)
         del values["learning_rate"]
@@ -191,12 +205,15 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         self.clipped_steps = self._add_scalar("clipped_steps", 0, "int")
         self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
         self._watched = self._add_scalar("watched", False, "bool")
-        self._scalar_dtype = dtype = "float64" if "float64" in map(_work_dtype, variables) else "float32"
-        self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in self.shared.items()}
-        self._parameters = tuple(
-            self._add_state(i, v, Parameter(v, path, _work_dtype(v), multiplier, decay))
-            for i, (v, path, multiplier, decay) in enumerate(zip(variables, paths, multipliers, decays, strict=True))
-        )
+        wide = self.precise or "float64" in map(_work_dtype, variables)
+        self._scalar_dtype = dtype = "float64" if wide else "float32"
+        shared = {**self.shared, "loss": 0.0} if self.needs_loss else self.shared
+        self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in shared.items()}
+        with self._where_slots_begin():
+            self._parameters = tuple(
+                self._add_state(i, v, Parameter(v, path, _work_dtype(v), multipliers[i], decays[i]))
+                for i, (v, path) in enumerate(zip(variables, paths, strict=True))
+            )
         with self._outside_graph():
             self._restore_pending()
 
@@ -235,6 +252,28 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
 
     # ------------------------------------------------------------------------------------------------------- step
 
+    def scale_loss(self, loss: Any) -> Any:
+        """Returns the loss to differentiate; `fit` calls it before the gradients are taken.
+
+        A rule that needs the loss takes note of it here: a training loop of your own must call this method, too.
+        """
+        if self.needs_loss:
+            # Past the tracking of attributes: it is no state. Each replica has its own thread.
+            self.__dict__.setdefault("_noted_losses", {})[threading.get_ident()] = loss
+        return super().scale_loss(loss)
+
+    def _take_loss(self) -> Tensor | None:
+        if not self.needs_loss:
+            return None
+        loss = self.__dict__.get("_noted_losses", {}).pop(threading.get_ident(), None)
+        if loss is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the loss of every step. Call optimizer.scale_loss(loss) before the "
+                "gradients are taken, as fit does. In mixed float16, whose loss scaling hides the loss, give "
+                "loss_scale_factor to the optimizer and auto_scale_loss=False to compile()."
+            )
+        return ops.cast(loss, self._scalar_dtype)
+
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Makes one update, or accumulates towards one.
 
@@ -243,7 +282,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             trainable_variables: the variables, on first use; later they may be left out.
 
         Raises:
-            ValueError: no gradient at all, an unknown variable, or a gradient of another shape.
+            ValueError: no gradient at all, an unknown variable, a gradient of another shape, or a loss that the rule
+                needs and `scale_loss` has not seen.
             FloatingPointError: a gradient is not finite and `on_nonfinite` is "raise" (eager; inside a graph
                 `tf.errors.InvalidArgumentError`).
         """
@@ -263,7 +303,7 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         if not self._in_order(variables):
             by_index = {self._get_variable_index(v): g for g, v in zip(grads, variables, strict=True)}
             grads = [by_index.get(i) for i in range(len(self._parameters))]
-        self._execute(grads, ops.cast(self.learning_rate, self._scalar_dtype))
+        self._execute(grads, ops.cast(self.learning_rate, self._scalar_dtype), self._take_loss())
 
     def _in_order(self, variables: Sequence[Any]) -> bool:
         """Whether these are the variables of `build`, one by one; saves the look-ups that an eager step would feel."""

@@ -12,13 +12,17 @@ from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 class Engine(OptimizerParts):
     """Executes the pure steps of `Optimizer` with `keras.ops` alone."""
 
-    def _execute(self, grads: Sequence[Any], rate: Any) -> None:
-        flags = self._step(grads, rate)
+    def _execute(self, grads: Sequence[Any], rate: Any, loss: Any = None) -> None:
+        flags = self._step(grads, rate, loss)
         if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
             raise FloatingPointError(f"{type(self).__name__}: a gradient is not finite; the update was skipped.")
 
     def _in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
+
+    def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
+        """Not on this backend."""
+        raise NotImplementedError("kopt.minimize needs the TensorFlow backend.")
 
     def _commit(self, writes: list[Write]) -> None:
         for write in writes:
@@ -48,6 +52,9 @@ class Engine(OptimizerParts):
         return self.add_variable(shape, initializer, dtype, name=f"{variable.path.replace('/', '_')}_{name}")
 
     def _outside_graph(self) -> Any:
+        return contextlib.nullcontext()
+
+    def _where_slots_begin(self) -> Any:
         return contextlib.nullcontext()
 
     def _value(self, variable: Any) -> Any:

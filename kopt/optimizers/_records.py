@@ -74,6 +74,7 @@ class OptimizerParts:
 
     row_wise: ClassVar[bool]
     decay: Any
+    share: Any
     advance: Any
     contribute: Any
     settle: Any
@@ -88,3 +89,4 @@ class OptimizerParts:
     _commit: Any
     _in_graph: Any
     _commit_if: Any
+    _where_slots_begin: Any

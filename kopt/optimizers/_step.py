@@ -19,7 +19,7 @@ from kopt.optimizers._slots import Codec, codec
 class Step(OptimizerParts):
     """Computes the steps of an optimizer; the engine of the backend runs them."""
 
-    def _step(self, grads: Sequence[Any], rate: Tensor) -> Tensor:
+    def _step(self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None) -> Tensor:
         """Carries out one call of `apply`; returns which gradients were finite, or None if nobody asked."""
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
         count, steps = self._value(self._iterations), self.gradient_accumulation_steps or 1
@@ -27,8 +27,13 @@ class Step(OptimizerParts):
         due = finite = None
         if steps > 1:
             due = ops.equal((count + 1) % steps, 0)
-            active, cleared = self._accumulate(active, due, steps)
+            share = self.share(count % steps)
+            active, cleared = self._accumulate(active, share, due, steps)
             after += cleared
+            if loss is not None:
+                total = self._value(self._shared["loss"]) + ops.cast(share, loss.dtype) * loss
+                loss = total / steps
+                after.append(Write(self._shared["loss"], ops.where(due, 0.0, total)))
         flags = None
         if self.on_nonfinite != "ignore":
             flags = ops.stack([ops.all(ops.isfinite(g.value)) for _, g in active])
@@ -39,7 +44,7 @@ class Step(OptimizerParts):
             after.append(Write(self.nonfinite_steps, self.nonfinite_steps + skipped))
         conditions = [c for c in (due, finite) if c is not None]
         go = None if not conditions else ops.all(ops.stack(conditions))
-        self._commit_if(go, lambda: self._update(active, rate))
+        self._commit_if(go, lambda: self._update(active, rate, loss))
         self._commit(after)
         return flags
 
@@ -57,10 +62,10 @@ class Step(OptimizerParts):
             gradient.value = gradient.value / self.loss_scale_factor
         return gradient
 
-    def _accumulate(self, active: Any, due: Tensor, steps: int) -> tuple[Any, list[Write]]:
+    def _accumulate(self, active: Any, share: Any, due: Tensor, steps: int) -> tuple[Any, list[Write]]:
         means, writes = [], []
         for p, g in active:
-            total = self._value(p.accumulator) + g.value
+            total = self._value(p.accumulator) + ops.cast(share, p.dtype) * g.value
             touched = g.touched
             if touched is not None:  # of a row that was read some accumulated gradient is not zero
                 touched = ops.any(total != 0, axis=tuple(range(1, len(p.variable.shape))), keepdims=True)
@@ -68,13 +73,13 @@ class Step(OptimizerParts):
             writes.append(Write(p.accumulator, ops.where(due, ops.zeros_like(total), total)))
         return means, writes
 
-    def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor) -> list[Write]:
+    def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None) -> list[Write]:
         """Computes one update; assigns nothing."""
         writes = self._clip(active)
         update = self._updates() + 1
         slots = [self._read_slots(p, g.rows) for p, g in active]
         weights = [self._read_weight(p, g.rows) for p, g in active]
-        shared = self._read_shared()
+        shared = self._read_shared() if loss is None else self._read_shared() | {"loss": loss}
         times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
         if shared:
             sums: dict[str, Tensor] = {}
@@ -104,7 +109,9 @@ class Step(OptimizerParts):
         """Returns the namespace that a rule sees."""
         common = {k: ops.cast(x, p.dtype) for k, x in shared.items()}
         rate = ops.cast(rate, p.dtype) * p.multiplier
-        return SimpleNamespace(**slots, **common, learning_rate=rate, weight_decay=self.decay * p.decay)
+        return SimpleNamespace(
+            **slots, **common, learning_rate=rate, multiplier=p.multiplier, weight_decay=self.decay * p.decay
+        )
 
     def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
         """Clips the gradients in place of their records; returns the writes of norm and counter."""
@@ -172,14 +179,17 @@ class Step(OptimizerParts):
             writes.append(Write(p.average, average))
             if self.ema_overwrite_frequency:
                 w = ops.where(ops.equal(update % self.ema_overwrite_frequency, 0), average, w)
+        return [*writes, *(_to_rows(v, x, g) for v, x in self._stored(p, w, update, salt))]
+
+    def _stored(self, p: Parameter, w: Tensor, update: Tensor, salt: int) -> list[tuple[Any, Tensor]]:
+        """Returns what keeps a new weight: the variable and perhaps the residual, with their values."""
         dtype = keras.backend.standardize_dtype(p.variable.dtype)
         if self.rounding == "stochastic" and is_short(p.variable):
             stored = round_stochastically(w, dtype, self._noise(update, salt)(w))
         else:
             stored = ops.cast(w, dtype)
-        if p.residual is not None:
-            writes.append(_to_rows(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype), g))
-        return [*writes, _to_rows(p.variable, stored, g)]
+        residual = [] if p.residual is None else [(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype))]
+        return [*residual, (p.variable, stored)]
 
     def _average(self, p: Parameter, w: Tensor, update: Tensor) -> Tensor:
         kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)

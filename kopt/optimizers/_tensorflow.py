@@ -1,5 +1,6 @@
 """How a step runs on TensorFlow: XLA, IndexedSlices, tf.distribute. The only file of this wing that imports it."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,13 +21,14 @@ class Engine(OptimizerParts):
 
     # ------------------------------------------------------------------------------------------------------- run
 
-    def _execute(self, grads: Sequence[Any], rate: tf.Tensor) -> None:
+    def _execute(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None = None) -> None:
         if tf.distribute.has_strategy():
             if tf.distribute.in_cross_replica_context():
                 raise RuntimeError("Under a strategy call apply() in replica context: inside strategy.run(train_step).")
-            flags = self._step(self._sum_over_replicas(grads), rate)
+            (loss,) = self._sum_over_replicas([loss])  # Keras divides the loss of each replica by their number
+            flags = self._step(self._sum_over_replicas(grads), rate, loss)
         else:
-            flags = self._in_graph(self._step, jit_compile=True)(grads, rate)
+            flags = self._in_graph(self._step, jit_compile=True)(grads, rate, loss)
         if self.on_nonfinite == "raise":
             self._raise_on(flags, [p.path for p, g in zip(self._parameters, grads, strict=True) if g is not None])
 
@@ -39,6 +41,8 @@ class Engine(OptimizerParts):
 
     def _sum_over_replicas(self, grads: Sequence[Any]) -> list[Any]:
         present = [g for g in grads if g is not None]
+        if not present:
+            return list(grads)
         summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, present))
         return [None if g is None else next(summed) for g in grads]
 
@@ -57,6 +61,24 @@ class Engine(OptimizerParts):
         elif not bool(tf.reduce_all(flags)):
             bad = [path for path, ok in zip(paths, flags.numpy(), strict=True) if not ok]
             raise FloatingPointError(f"{message} {', '.join(bad[:10])}")
+
+    def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
+        """Returns a function that returns the value of `function` and its dense gradients, in a graph if `compiled`."""
+        sources = [_native(v) for v in variables]
+
+        def differentiate(*args: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                value = tf.convert_to_tensor(function(*args))
+            if value.shape.rank != 0:
+                raise ValueError(f"The function must return a scalar. Received: shape {tuple(value.shape)}")
+            gradients = tape.gradient(value, sources)
+            for v, g in zip(variables, gradients, strict=True):
+                if g is None:
+                    raise ValueError(f"The function does not depend on {getattr(v, 'path', v.name)!r}.")
+            return value, [tf.convert_to_tensor(g) for g in gradients]
+
+        return tf.function(differentiate, autograph=False, reduce_retracing=True) if compiled else differentiate
 
     # ----------------------------------------------------------------------------------------------------- writes
 
@@ -102,6 +124,10 @@ class Engine(OptimizerParts):
     def _outside_graph(self) -> Any:
         """Lets assignments happen now, even if `build` is called while a train step is traced."""
         return tf.init_scope()
+
+    def _where_slots_begin(self) -> Any:
+        """Slots may begin as copies of weights, which XLA cannot lift out of a train step that builds the optimizer."""
+        return contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope()
 
     def _value(self, variable: Any) -> tf.Tensor:
         """Reads a variable into a tensor that later assignments leave alone (keras.ops may pass the variable on)."""

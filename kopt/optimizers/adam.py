@@ -1,4 +1,4 @@
-"""Adam and its nearest kin: AdamW and Nadam."""
+"""Adam and its nearest kin: AdamW, LazyAdam, Nadam and NadamW."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace as State
@@ -74,6 +74,26 @@ class AdamW(Adam):
     weight_decay: float | None = hyper(0.01, 0)
 
 
+class LazyAdam(Adam):
+    r"""LazyAdam: `Adam` for large embeddings; a row that a batch did not read stays as it is, bit for bit.
+
+    The rows of an embedding that a batch read, and their moments, are updated as `Adam` does; the others and their
+    moments do not move, and do not decay. Repeated rows are summed first; t counts all steps. Gradients that are not
+    sparse are those of `Adam`, and change every row.
+
+    Slots: as `Adam`.  Row-wise.
+
+    Args:
+        sparse: only "lazy". `Adam` takes "exact", too.
+
+    Every row-wise rule is lazy unless told otherwise; here it is a promise. Differs from `tfa.optimizers.LazyAdam` and
+    `torch.optim.SparseAdam`, which have ε beside the uncorrected root, the first with 1e-7.
+    Reference: Kingma and Ba, 2015, arXiv:1412.6980, on the rows of a sparse gradient.
+    """
+
+    sparse: str = hyper("lazy", choices=("lazy",))
+
+
 class Nadam(Optimizer):
     r"""Nadam: Adam with Nesterov momentum that warms up.
 
@@ -120,3 +140,19 @@ class Nadam(Optimizer):
 
     def _mu(self, t: Tensor) -> Tensor:
         return self.beta_1 * (1 - 0.5 * ops.power(0.96, self.momentum_decay * t))
+
+
+class NadamW(Nadam):
+    r"""NadamW: `Nadam` with decoupled weight decay switched on, w ← w - η (u + λ w).
+
+    Slots: as `Nadam`.  Row-wise.
+
+    Args:
+        weight_decay: λ ≥ 0.
+
+    Differs from `optax.nadamw`, which has no warm-up of the momentum; agrees with
+    `torch.optim.NAdam(decoupled_weight_decay=True)`.
+    Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ; Loshchilov and Hutter, 2019, arXiv:1711.05101.
+    """
+
+    weight_decay: float | None = hyper(0.01, 0)

@@ -75,3 +75,34 @@ class NAG(Optimizer):
         """Looks one momentum step ahead."""
         b = self.momentum * s.b + g
         return g + self.momentum * b, {"b": b}
+
+
+class SGDW(Optimizer):
+    r"""SGDW: momentum, or Nesterov's, with decoupled weight decay.
+
+        b ← μ b + g
+        u = b                             (nesterov: g + μ b)
+        w ← w - η (u + λ w)
+
+    Slots: b, like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        momentum: μ in [0, 1), what a step keeps of the one before.
+        nesterov: look one momentum step ahead.
+        weight_decay: λ ≥ 0.
+
+    Differs from the paper and from `tfa.optimizers.SGDW` in the unit of λ: one step at the base rate η₀ removes η₀ λ w
+    here and λ w there. Agrees with `pytorch_optimizer.SGDW`.
+    Reference: Loshchilov and Hutter, 2019, arXiv:1711.05101.
+    """
+
+    learning_rate: LearningRate = hyper(0.01)
+    weight_decay: float | None = hyper(0.01, 0)
+    momentum: float = hyper(0.9, 0, 1)
+    nesterov: bool = hyper(False)
+    slots = {"b": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Accumulates the gradients in a buffer and follows it, or looks ahead."""
+        b = self.momentum * s.b + g
+        return g + self.momentum * b if self.nesterov else b, {"b": b}

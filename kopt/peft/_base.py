@@ -7,7 +7,6 @@ writes it, and tests hold it to `effective`. Injection, switching, merging, coun
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -132,6 +131,7 @@ class Adapter(Configurable):
         ValueError: an argument is unknown or out of range.
     """
 
+    leading = None
     peft_type: ClassVar[str] = ""
     """What `adapter_config.json` calls the method."""
     fixed: ClassVar[dict[str, Any]] = {}
@@ -153,8 +153,6 @@ class Adapter(Configurable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(cls).parameters.values()]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         if cls.peft_type:
             _CLASSES[cls.__name__.lower()] = cls
 

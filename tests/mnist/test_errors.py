@@ -20,7 +20,7 @@ from recipes import _callbacks, mnist
     [
         ("--optimizer adamm", "adam"),
         ("--opt bta_1=1", "beta_1"),
-        ("--optimizer ftrl --opt foo=1", "takes"),
+        ("--optimizer adafactor --opt foo=1", "takes"),
         ("--opt beta_1=3", "beta_1"),
         ("--opt beta_1", "NAME=VALUE"),
         ("--grad-accum 0", "at least 1"),

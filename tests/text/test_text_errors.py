@@ -27,7 +27,7 @@ from recipes import text_classification as recipe
         ("--alpha 0", "more than 0"),
         ("--head-learning-rate 0", "more than 0"),
         ("--lora-plus-ratio 0.5", "at least 1"),
-        ("--optimizer ftrl --lora-plus-ratio 4", "only kopt's optimizers"),
+        ("--optimizer adafactor --lora-plus-ratio 4", "only kopt's optimizers"),
         ("--optimizer adamm", "adam"),
         ("--method head --rank 4", "--rank means nothing to --method head; it is for lora, dora, adapter, prompt"),
         ("--method full --alpha 4", "--alpha means nothing"),

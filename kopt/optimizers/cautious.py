@@ -1,0 +1,47 @@
+"""Cautious."""
+
+from typing import Any, ClassVar
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._math import Tensor
+from kopt.optimizers._wrapper import Wrapper
+
+
+class Cautious(Wrapper):
+    r"""Cautious: only the elements whose direction agrees with the gradient's sign move.
+
+        u ← direction of the optimizer within
+        c = [u g > 0]
+        u ← u c / max(mean(c), ξ)
+
+    Slots: those of the optimizer within.  Not row-wise: the mean goes over the whole weight.
+
+    Args:
+        floor: ξ > 0, bounds the factor that makes up for the elements that stay.
+
+    Raises:
+        ValueError: the optimizer within does not step along a direction.
+
+    Reference: Liang et al., 2024, arXiv:2411.16085.
+    """
+
+    row_wise: ClassVar[bool] = False
+    floor: float = hyper(1e-3, above=0)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if type(self.optimizer).advance is not Optimizer.advance:
+            raise ValueError(f"Cautious takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step of the base, along the masked direction."""
+        return Optimizer.advance(self, g, w, s, t)
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Masks the direction of the optimizer within."""
+        u, new = self.optimizer.rule(g, w, s, t)
+        agree = ops.cast(u * g > 0, u.dtype)
+        return u * agree / ops.maximum(ops.mean(agree), self.floor), new

@@ -1,0 +1,144 @@
+"""DoG, LDoG and DoWG: the distance from the start over the gradients so far."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, sum_of_squares
+from kopt.optimizers._slots import Slot
+
+
+class Distance(Optimizer, abstract=True):
+    r"""What the three share: steps along the gradient, and Δ, the sum of all steps.
+
+    The authors measure ‖w - w₁‖. Here it is ‖Δ‖, the same in exact arithmetic: the first steps are too small for w - w₁
+    to show them. What a constraint or an overwriting average does to the weights is not in Δ.
+
+    Args:
+        learning_rate: η ≥ 0; 1 unless training is unstable.
+        weight_decay: λ ≥ 0, adds λ w to the gradient.
+    """
+
+    learning_rate: LearningRate = hyper(1.0)
+    slots = {"delta": Slot(exact=True)}
+    row_wise: ClassVar[bool] = False
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps along the gradient and adds the step to Δ."""
+        step = s.learning_rate * self.rate(s, t) * with_decay(g, w, s)
+        return w - step, {"delta": s.delta - step}
+
+
+class DoG(Distance):
+    r"""DoG, distance over gradients: SGD that learns its step size from how far it has come.
+
+        r ← max(r, ‖Δ‖)                  of all weights together; at first ρ (1 + ‖w₁‖)
+        G ← G + ‖g‖²
+        w ← w - η r / √(G + 10⁻⁸) g
+
+    Meant for averaged weights (the authors have a polynomial average): give `use_ema=True`.
+
+    Slots: Δ, like w (4 bytes/parameter), and the scalars r and G.  Not row-wise.
+
+    Args:
+        reps_rel: ρ > 0, first distance, relative to 1 + ‖w₁‖: 1e-6, with batch normalisation 1e-4.
+
+    Agrees with the authors' code and, with `init_step=("heuristic", ρ)`, with `optax.contrib.dog`.
+    Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
+    """
+
+    reps_rel: float = hyper(1e-6, above=0)
+    shared: Mapping[str, Any] = {"distance": 0.0, "total": 0.0}
+
+    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
+        """The squared norms."""
+        return {
+            "gradient": sum_of_squares(with_decay(g, w, s)),
+            "moved": sum_of_squares(s.delta),
+            "weight": sum_of_squares(w),
+        }
+
+    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
+        """Returns r and G."""
+        first = self.reps_rel * (1 + ops.sqrt(sums["weight"]))
+        distance = ops.maximum(ops.where(ops.equal(t, 1), first, s.distance), ops.sqrt(sums["moved"]))
+        return {"distance": distance, "total": s.total + sums["gradient"]}
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """The quotient r / √(G + 10⁻⁸)."""
+        return s.distance / ops.sqrt(s.total + 1e-8)
+
+
+class LDoG(DoG):
+    r"""LDoG: `DoG` with a distance r and a sum G of its own for every weight tensor.
+
+    Meant for averaged weights, as `DoG` is: give `use_ema=True`.
+
+    Slots: Δ, like w (4 bytes/parameter), and the scalars r and G of every weight.  Not row-wise.
+
+    Agrees with the authors' code.
+    Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
+    """
+
+    scalar: ClassVar[Slot] = Slot(shape=lambda shape: (), exact=True)
+    slots = {"distance": scalar, "total": scalar, **Distance.slots}
+    shared = {}
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Settles r and G of this weight, then steps."""
+        own = self.settle(self.contribute(g, w, s, t), s, t)
+        vars(s).update(own)
+        moved, new = super().advance(g, w, s, t)
+        return moved, {**new, **own}
+
+
+class DoWG(Distance):
+    r"""DoWG, distance over weighted gradients: normalised gradient descent that learns its step size.
+
+        r² ← max(r², ‖Δ‖²)               of all weights together; at first r₀²
+        v ← v + r² ‖g‖²
+        w ← w - η r² / (√v + ε) g
+
+    Its steps grow fast. Where they overshoot, as they may on minibatches, give η = 0.3 or take `DoG`. Gains from
+    averaged weights: give `use_ema=True`.
+
+    Slots: Δ, like w (4 bytes/parameter), and the scalars r² and v.  Not row-wise.
+
+    Args:
+        initial_distance: r₀ > 0, a distance that is surely not too long.
+        epsilon: ε > 0.
+
+    Agrees with the authors' code, where r₀² = ε, and with `optax.contrib.dowg`.
+    Reference: Khaled, Mishchenko and Jin, 2023, arXiv:2305.16284.
+    """
+
+    initial_distance: float = hyper(1e-2, above=0)
+    epsilon: float = hyper(1e-4, above=0)
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """r² and v."""
+        square = np.float64(self.initial_distance**2)  # a Python number would be rounded to float32
+        return {"square": square, "total": 0.0}
+
+    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
+        """The squared norms."""
+        return {"gradient": sum_of_squares(with_decay(g, w, s)), "moved": sum_of_squares(s.delta)}
+
+    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
+        """Returns r² and v."""
+        square = ops.maximum(s.square, sums["moved"])
+        return {"square": square, "total": s.total + square * sums["gradient"]}
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """r² / (√v + ε)."""
+        return s.square / (ops.sqrt(s.total) + self.epsilon)
+
+
+def with_decay(g: Tensor, w: Tensor, s: Any) -> Tensor:
+    """Returns g + λ w."""
+    return g + s.weight_decay * w if s.weight_decay else g

@@ -1,0 +1,53 @@
+"""LAMB."""
+
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema, sum_of_squares
+from kopt.optimizers._slots import Slot
+
+
+class LAMB(Optimizer):
+    r"""LAMB: AdamW whose step is as long as the weight, layer by layer, for large batches.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        r = m / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε) + λ w
+        w ← w - η ‖w‖/‖r‖ r               (‖w‖/‖r‖ = 1 where one of them is zero)
+
+    Slots: m, v, each like w (4 bytes/parameter).  Not row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        epsilon: ε > 0, keeps the quotient finite.
+        adapt_vectors: whether weights of one axis (biases, gains) are scaled by their norm, too. Many codes leave them
+            out, and do not decay them: `decay_mask`.
+        weight_decay: λ ≥ 0, inside the norm.
+
+    Differs from `keras.optimizers.Lamb`, whose decay is outside of the norm; agrees with `optax.lamb`.
+    Reference: You et al., 2020, arXiv:1904.00962.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    weight_decay: float | None = hyper(0.01, 0)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    epsilon: float = hyper(1e-6, above=0)
+    adapt_vectors: bool = hyper(True)
+    slots = {"m": Slot(), "v": Slot()}
+    row_wise = False
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scales the step of AdamW to the norm of the weight."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        root = ops.sqrt(new.v / debias(self.beta_2, t)) + self.epsilon
+        r = new.m / debias(self.beta_1, t) / root + s.weight_decay * w
+        if self.adapt_vectors or len(w.shape) > 1:
+            length, norm = ops.sqrt(sum_of_squares(w)), ops.sqrt(sum_of_squares(r))
+            r = r * ops.where((length > 0) & (norm > 0), length / ops.where(norm > 0, norm, 1.0), 1.0)
+        return w - s.learning_rate * r, vars(new)

@@ -1,0 +1,54 @@
+"""LARS."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, sum_of_squares
+from kopt.optimizers._slots import Slot
+
+
+class LARS(Optimizer):
+    r"""LARS: momentum with a rate of its own for each layer, relative to the norm of the weight, for large batches.
+
+        k = c ‖w‖ / (‖g‖ + λ ‖w‖)         (k = 1 where w or the denominator is zero)
+        b ← μ b + η k (g + λ w)
+        w ← w - b
+
+    Slots: b, like w (4 bytes/parameter).  Not row-wise.
+
+    Args:
+        momentum: μ in [0, 1), what a step keeps of the one before.
+        trust_coefficient: c > 0, length of a step in units of ‖w‖, at η = 1.
+        adapt_vectors: whether weights of one axis (biases, gains) have a k of their own; else k = 1 for them. One that
+            begins at zero would leap by η g and then hardly move. Many codes do not decay vectors either: `decay_mask`.
+        weight_decay: λ ≥ 0, the paper's β, part of the gradient and of k.
+
+    The rate is inside of the momentum, as in the paper. k makes η of another size than in SGD: well above
+    1 for large batches.
+
+    Differs from `optax.lars`, whose k has ‖g + λ w‖; agrees with `pytorch_optimizer.LARS` while η is constant, but that
+    this never decays vectors.
+    Reference: You, Gitman and Ginsburg, 2017, arXiv:1708.03888.
+    """
+
+    learning_rate: LearningRate = hyper(0.1)
+    weight_decay: float | None = hyper(5e-4, 0)
+    momentum: float = hyper(0.9, 0, 1)
+    trust_coefficient: float = hyper(1e-3, above=0)
+    adapt_vectors: bool = hyper(False)
+    slots = {"b": Slot()}
+    row_wise = False
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the step of the layer's own length to the ones before."""
+        k: Any = 1.0
+        if self.adapt_vectors or len(w.shape) > 1:
+            length, slope = ops.sqrt(sum_of_squares(w)), ops.sqrt(sum_of_squares(g))
+            total = slope + s.weight_decay * length
+            k = self.trust_coefficient * length / ops.where(total > 0, total, 1.0)
+            k = ops.where((length > 0) & (total > 0), k, 1.0)
+        b = self.momentum * s.b + s.learning_rate * k * (g + s.weight_decay * w)
+        return w - b, {"b": b}

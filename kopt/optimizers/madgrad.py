@@ -1,0 +1,49 @@
+"""MADGRAD."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class MADGRAD(Optimizer):
+    r"""MADGRAD: dual averaging from the first weights x₀, over the cube root of the summed squares, with momentum.
+
+        g ← g + λ w
+        s ← s + η √t g
+        v ← v + η √t g²
+        z = x₀ - s / (∛v + ε)
+        w ← μ w + (1-μ) z
+
+    Slots: s, v, x₀, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        momentum: μ in [0, 1), what a weight keeps of its place; 1 - c in the paper.
+        epsilon: ε > 0, keeps the quotient finite.
+        weight_decay: λ ≥ 0, part of the gradient: weights are computed anew from x₀, which would undo a decoupled
+            decay. The authors need less than for other rules, often none.
+
+    x₀ is taken when the optimizer is built, that is at the first step: load weights before.
+
+    Differs from the authors' code, which adds ε to η as well; else agrees with it and with
+    `pytorch_optimizer.MADGRAD`.
+    Reference: Defazio and Jelassi, 2022, arXiv:2101.11075.
+    """
+
+    learning_rate: LearningRate = hyper(1e-2)
+    momentum: float = hyper(0.9, 0, 1)
+    epsilon: float = hyper(1e-6, above=0)
+    # The weights are computed from s and x0: rounding them would shake the weights at each step.
+    slots = {"s": Slot(exact=True), "v": Slot(), "x0": Slot("weight", exact=True)}
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds to both sums, and moves towards the point that they give."""
+        g = g + s.weight_decay * w
+        k = s.learning_rate * ops.sqrt(t)
+        new = {"s": s.s + k * g, "v": s.v + k * ops.square(g)}
+        z = s.x0 - new["s"] / (ops.power(new["v"], 1 / 3) + self.epsilon)
+        return ema(w, z, self.momentum), new

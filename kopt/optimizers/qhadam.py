@@ -1,0 +1,61 @@
+"""QHAdam."""
+
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._slots import Slot
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError("a finite number in [0, 1]")
+    return float(value)
+
+
+class QHAdam(Optimizer):
+    r"""QHAdam: Adam with both moments mixed with the gradient of now, as quasi-hyperbolic momentum does.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        u = ((1-ν₁) g + ν₁ m / (1-β₁ᵗ)) / (√((1-ν₂) g² + ν₂ v / (1-β₂ᵗ)) + ε)
+
+    Slots: m, v, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        nu_1: ν₁ in [0, 1], share of the momentum in the step; 1 is Adam, 0 RMSprop.
+        nu_2: ν₂ in [0, 1], share of the memory in the mean square.
+        epsilon: ε > 0, keeps the quotient finite.
+
+    Defaults are those that the paper recommends. The authors' code, and `pytorch_optimizer.QHAdam` like it, has ν₁ = 1
+    and β₁ = 0.9, that is Adam; given the same numbers, they agree.
+    Reference: Ma and Yarats, 2019, arXiv:1810.06801.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.995, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    nu_1: float = hyper(0.7, 0, 1, convert=_share)
+    nu_2: float = hyper(1.0, 0, 1, convert=_share)
+    epsilon: float = hyper(1e-8, above=0)
+    slots = {"m": Slot(), "v": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Updates the moments and mixes each with its newest term."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        mean = ema(g, new.m / debias(self.beta_1, t), 1 - self.nu_1)
+        square = new.v / debias(self.beta_2, t)
+        if self.nu_2 < 1:  # a factor of zero would make NaN of an infinite square
+            newest = (1 - self.nu_2) * ops.square(g)
+            square = self.nu_2 * square + newest if self.nu_2 else newest
+        return mean / (ops.sqrt(square) + self.epsilon), vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√(v / (1-β₂ᵗ)) + ε), which is the rate at ν₂ = 1 and stands for it at others."""
+        return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)

@@ -1,0 +1,43 @@
+"""SignSGD and, with momentum, Signum."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class SignSGD(Optimizer):
+    r"""SignSGD: the sign of the gradient; with momentum Signum, the sign of its running average.
+
+        m ← β m + (1-β) g                 (with momentum; else m = g)
+        u = sign(m)
+
+    Slots: m with momentum, like w (4 bytes/parameter).  Row-wise.  Scale-free.
+
+    Args:
+        momentum: β in [0, 1), memory of the gradient: 0 is SignSGD, the paper's Signum has 0.9.
+
+    Agrees with `optax.sign_sgd` and `optax.signum`. The vote over workers is left out: gradients are summed first.
+    Reference: Bernstein et al., 2018, arXiv:1802.04434.
+    """
+
+    learning_rate: LearningRate = hyper(1e-4)
+    momentum: float = hyper(0.0, 0, 1)
+    scale_free = True
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The average m, with momentum."""
+        return {"m": Slot()} if self.momentum else {}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Averages if asked to, and takes the sign."""
+        if not self.momentum:
+            return ops.sign(g), {}
+        m = ema(s.m, g, self.momentum)
+        return ops.sign(m), {"m": m}

@@ -1,0 +1,53 @@
+"""Tiger."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class Tiger(Optimizer):
+    r"""Tiger: Lion with one β, the sign of the momentum.
+
+        m ← β m + (1-β) g
+        w ← w - η k (sign(m) + λ w),  k = 1
+        relative: k = rms(w) of a matrix, 1/2 of a vector
+
+    Slots: m, like w (4 bytes/parameter).  Row-wise, but for `relative`.  Scale-free.
+
+    Args:
+        beta: β in [0, 1), memory of the gradient.
+        relative: let η count relative to the root mean square of the weight, as LAMB does. A matrix that is zero takes
+            k = 1/2 for one step and grows by the factor 1 + η from there: give such matrices an optimizer of their own.
+        weight_decay: λ ≥ 0.
+
+    Agrees with `pytorch_optimizer.Tiger`. The author's code is always relative, with the rows of an embedding one by
+    one, and does not decay vectors (here `decay_mask`); its shrinking of weights on NaN is left to `on_nonfinite`.
+    Reference: Su, Tiger: A Tight-fisted Optimizer, 2023, github.com/bojone/tiger.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    weight_decay: float | None = hyper(0.01, 0)
+    beta: float = hyper(0.965, 0, 1)
+    relative: bool = hyper(False)
+    slots = {"m": Slot()}
+    scale_free = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.__dict__["row_wise"] = not self.relative  # of this object: the mean goes over the whole matrix
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps along the sign of the momentum."""
+        m = ema(s.m, g, self.beta)
+        return w - s.learning_rate * self._scale(w) * (ops.sign(m) + s.weight_decay * w), {"m": m}
+
+    def _scale(self, w: Tensor) -> Tensor:
+        if not self.relative:
+            return 1.0
+        rms = ops.sqrt(ops.mean(ops.square(w)))
+        return ops.where(rms > 0, rms, 0.5) if len(w.shape) > 1 else 0.5

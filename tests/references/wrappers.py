@@ -1,0 +1,190 @@
+"""Wrappers, around AdamW or Momentum."""
+
+import numpy as np
+
+from references.classic import adam, momentum
+from references.forms import Step, at
+
+
+def _direction(optimizer):
+    """Returns `direction(g, t)` of the optimizer within, from a step of length one with the references' own rule."""
+    config = optimizer["config"]
+    if optimizer["class_name"] == "Momentum":
+        step = momentum(0.0, learning_rate=1.0, momentum=config["momentum"])
+    else:
+        names = ("beta_1", "beta_2", "epsilon", "amsgrad")
+        step = adam(0.0, learning_rate=1.0, **{name: config[name] for name in names})
+    last = 0.0
+
+    def direction(g, t):
+        nonlocal last
+        now = step(g)
+        u, last = last - now, now
+        return u
+
+    return direction
+
+
+def _wrapped(w, optimizer, learning_rate, weight_decay, *, before=None, after=None) -> Step:
+    """Steps along the direction within; `before(g, w)` changes the gradient, `after(u, g)` the direction."""
+    w, t, direction = np.array(w, "float64"), 0, _direction(optimizer)
+
+    def step(g):
+        nonlocal w, t
+        t += 1
+        g = np.asarray(g, "float64")
+        g = before(g, w) if before else g
+        u = direction(g, t)
+        u = after(u, g) if after else u
+        w = w - at(learning_rate, t) * (u + weight_decay * w)
+        return w.copy()
+
+    return step
+
+
+def lookahead(w, *, optimizer, k, alpha, learning_rate, weight_decay) -> Step:
+    """arXiv:1907.08610, Algorithm 1."""
+    fast, slow, t, direction = np.array(w, "float64"), np.array(w, "float64"), 0, _direction(optimizer)
+
+    def step(g):
+        nonlocal fast, slow, t
+        t += 1
+        fast = fast - at(learning_rate, t) * (direction(g, t) + weight_decay * fast)
+        if t % k == 0:
+            slow = slow + alpha * (fast - slow)
+            fast = slow.copy()
+        return fast.copy()
+
+    return step
+
+
+def cautious(w, *, optimizer, floor, learning_rate, weight_decay) -> Step:
+    """arXiv:2411.16085, Algorithm 1, with the factor of the authors' code."""
+
+    def mask(u, g):
+        agree = u * g > 0
+        return u * agree / max(agree.mean(), floor)
+
+    return _wrapped(w, optimizer, learning_rate, weight_decay, after=mask)
+
+
+def gradient_centralization(w, *, optimizer, learning_rate, weight_decay) -> Step:
+    """arXiv:2004.01461, equation 1, for kernels [in, out]."""
+
+    def centre(g, w):
+        return g if g.ndim == 1 else g - g.reshape(-1, g.shape[-1]).mean(0)
+
+    return _wrapped(w, optimizer, learning_rate, weight_decay, before=centre)
+
+
+def adaptive_clip(w, *, optimizer, clipping, epsilon, learning_rate, weight_decay) -> Step:
+    """arXiv:2102.06171, equation 3, for kernels [in, out]."""
+
+    def clip(g, w):
+        size = [np.abs(x) if x.ndim == 1 else np.sqrt((x.reshape(-1, x.shape[-1]) ** 2).sum(0)) for x in (g, w)]
+        bound = clipping * np.maximum(size[1], epsilon)
+        return np.where(size[0] > bound, g * bound / np.maximum(size[0], 1e-300), g)
+
+    return _wrapped(w, optimizer, learning_rate, weight_decay, before=clip)
+
+
+def _schedule_free(w, direction, warmth, beta_1, power, rate_power, learning_rate, weight_decay) -> Step:
+    """arXiv:2405.15682, equations 3 to 5, with the weights of the average of the authors' code."""
+    x, z, t = np.array(w, "float64"), np.array(w, "float64"), 0
+    peak = total = 0.0
+
+    def step(g):
+        nonlocal x, z, t, peak, total
+        y = (1 - beta_1) * z + beta_1 * x
+        t += 1
+        rate = at(learning_rate, t) * warmth(t)
+        peak = max(peak, rate)
+        mass = t**power * peak**rate_power
+        total += mass
+        z = z - rate * (direction(np.asarray(g, "float64"), t) + weight_decay * y)
+        if total:
+            x = x + mass / total * (z - x)
+        return (1 - beta_1) * z + beta_1 * x
+
+    return step
+
+
+def schedule_free(w, *, optimizer, beta_1, power, rate_power, learning_rate, weight_decay) -> Step:
+    """See `_schedule_free`."""
+    direction = _direction(optimizer)
+    return _schedule_free(w, direction, lambda t: 1.0, beta_1, power, rate_power, learning_rate, weight_decay)
+
+
+def schedule_free_sgd(w, **hyper) -> Step:
+    """See `_schedule_free`."""
+    return _schedule_free(w, lambda g, t: g, lambda t: 1.0, **hyper)
+
+
+def _scaled(beta_2, epsilon):
+    v = 0.0
+
+    def direction(g, t):
+        nonlocal v
+        v = beta_2 * v + (1 - beta_2) * g**2
+        return g / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
+
+    return direction
+
+
+def schedule_free_adamw(w, *, beta_2, epsilon, **hyper) -> Step:
+    """See `_schedule_free`; the scaling is that of arXiv:1412.6980 without momentum."""
+    return _schedule_free(w, _scaled(beta_2, epsilon), lambda t: 1.0, **hyper)
+
+
+def schedule_free_radam(w, *, beta_2, epsilon, **hyper) -> Step:
+    """The rate is rectified as in arXiv:1908.03265, Algorithm 2; without a step while the variance is not tractable."""
+    last = 2 / (1 - beta_2) - 1
+
+    def warmth(t):
+        rho = last - 2 * t * beta_2**t / (1 - beta_2**t)
+        if rho <= 4:
+            return 0.0
+        return np.sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
+
+    return _schedule_free(w, _scaled(beta_2, epsilon), warmth, **hyper)
+
+
+def mechanic(weights, *, optimizer, start, pull, epsilon, learning_rate, weight_decay):
+    """arXiv:2306.00144, Algorithm 1, with |h| and the bound on h of the authors' code."""
+    first = [np.array(w, "float64") for w in weights]
+    now, delta = [w.copy() for w in first], [np.zeros_like(w) for w in first]
+    directions, t = [_direction(optimizer) for _ in first], 0
+    betas = 1 - 0.1 ** np.arange(1, 7)
+    s, m, v, r = np.full(6, start), np.zeros(6), np.zeros(6), np.zeros(6)
+
+    def norm(arrays):
+        return np.sqrt(sum((a**2).sum() for a in arrays))
+
+    def step(gs):
+        nonlocal now, delta, t, s, m, v, r
+        t += 1
+        factor = pull * s.sum() * norm(gs) / (norm(now) + epsilon)
+        h = -sum((d * (g + factor * w)).sum() for d, g, w in zip(delta, gs, now, strict=True))
+        r = betas * r + s * np.clip(h, -m, m)
+        m = np.maximum(betas * m, abs(h) + epsilon)
+        v = betas**2 * v + h**2
+        s = (start / 6 * m + np.maximum(r, 0)) / (np.sqrt(v) + epsilon)
+        moves = [f(g, t) + weight_decay * w for f, g, w in zip(directions, gs, now, strict=True)]
+        delta = [d - at(learning_rate, t) * u for d, u in zip(delta, moves, strict=True)]
+        now = [w + s.sum() * d for w, d in zip(first, delta, strict=True)]
+        return [w.copy() for w in now]
+
+    return step
+
+
+RULES = {
+    "Lookahead": lookahead,
+    "Cautious": cautious,
+    "GradientCentralization": gradient_centralization,
+    "AdaptiveClip": adaptive_clip,
+    "ScheduleFree": schedule_free,
+    "ScheduleFreeSGD": schedule_free_sgd,
+    "ScheduleFreeAdamW": schedule_free_adamw,
+    "ScheduleFreeRAdam": schedule_free_radam,
+}
+JOINT = {"Mechanic": mechanic}

@@ -1,0 +1,141 @@
+"""The schedules: their values, their bounds, their files."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import kopt
+from kopt import schedules
+
+ALL = {name: getattr(schedules, name) for name in vars(schedules) if name[0].isupper()}
+every_schedule = pytest.mark.parametrize("name", ALL)
+
+
+def rates(schedule, steps):
+    return np.array([float(schedule(step)) for step in range(steps)])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shape"),
+    [
+        (schedules.WarmupLinear(0.5, steps=50, warmup=10), lambda p: 1 - p),
+        (schedules.WarmupCosine(0.5, steps=50, warmup=10), lambda p: (1 + math.cos(math.pi * p)) / 2),
+        (schedules.WarmupPolynomial(0.5, steps=50, warmup=10, power=3.0), lambda p: (1 - p) ** 3),
+        (schedules.REX(0.5, steps=50, warmup=10), lambda p: (1 - p) / (1 - p / 2)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.0), (0.2, 0.1)])
+def test_warmup_then_fall(schedule, shape, start, end):
+    schedule = type(schedule)(**schedule.get_config() | {"start": start, "end": end})
+    expected = [0.5 * (start + (1 - start) * t / 10) for t in range(10)]
+    expected += [0.5 * (end + (1 - end) * shape((t - 10) / 40)) for t in range(10, 50)] + [0.5 * end] * 5
+    np.testing.assert_allclose(rates(schedule, 55), expected, atol=1e-7)
+
+
+def test_cosine_is_that_of_keras():
+    ours = schedules.WarmupCosine(0.5, steps=50, warmup=10, end=0.1)
+    theirs = keras.optimizers.schedules.CosineDecay(0.0, 40, alpha=0.1, warmup_target=0.5, warmup_steps=10)
+    np.testing.assert_allclose(rates(ours, 60), rates(theirs, 60), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("form", "fall"),
+    [
+        ("linear", lambda p: 1 - p),
+        ("cosine", lambda p: (1 + math.cos(math.pi * p)) / 2),
+        ("sqrt", lambda p: 1 - math.sqrt(p)),
+    ],
+)
+def test_warmup_stable_decay(form, fall):
+    schedule = schedules.WarmupStableDecay(2.0, steps=40, warmup=5, decay=10, form=form, end=0.1)
+    expected = [2.0 * t / 5 for t in range(5)] + [2.0] * 25
+    expected += [2.0 * (0.1 + 0.9 * fall((t - 30) / 10)) for t in range(30, 41)]
+    np.testing.assert_allclose(rates(schedule, 41), expected, atol=1e-6)
+
+
+# torch 2.13: OneCycleLR(SGD, 0.5, total_steps=20, pct_start=0.3, anneal_strategy=form, cycle_momentum=False) and
+# CyclicLR(SGD, 0.05, 0.5, step_size_up=4, mode=mode, gamma=0.9, cycle_momentum=False), every third of 20 rates.
+ONE_CYCLE = {
+    "cos": [0.02, 0.3341641, 0.493732, 0.4058728, 0.250001, 0.09412917, 0.006269997],
+    "linear": [0.02, 0.308, 0.4642859, 0.3571434, 0.250001, 0.1428586, 0.03571614],
+}
+CYCLIC = {
+    "triangular": [0.05, 0.3875, 0.275, 0.1625, 0.5, 0.1625, 0.275],
+    "triangular2": [0.05, 0.3875, 0.275, 0.10625, 0.275, 0.10625, 0.10625],
+    "exp_range": [0.05, 0.2960375, 0.1695742, 0.09358481, 0.1770933, 0.07316275, 0.08377129],
+}
+
+
+@pytest.mark.parametrize(("form", "peer"), [("cosine", "cos"), ("linear", "linear")])
+def test_one_cycle_is_that_of_torch(form, peer):
+    schedule = schedules.OneCycle(0.5, steps=20, form=form)
+    np.testing.assert_allclose(rates(schedule, 20)[::3], ONE_CYCLE[peer], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "peer"), [("triangular", "triangular"), ("triangular2", "triangular2"), ("exponential", "exp_range")]
+)
+def test_cycles_are_those_of_torch(mode, peer):
+    schedule = schedules.Cyclical(0.5, steps=4, base=0.1, mode=mode, gamma=0.9)
+    np.testing.assert_allclose(rates(schedule, 20)[::3], CYCLIC[peer], rtol=1e-5)
+
+
+@every_schedule
+def test_config_round_trip(name):
+    schedule = ALL[name](0.5, steps=300)
+    config = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
+    again = keras.optimizers.schedules.deserialize(config)
+    assert type(again) is ALL[name]
+    assert again.get_config() == schedule.get_config()
+    assert name in repr(schedule)
+
+
+@every_schedule
+def test_every_argument_changes_the_rates(name):
+    plain = {"peak_learning_rate": 0.5, "steps": 300, "warmup": 20, "mode": "exponential", "decay": 50}
+    plain = {k: v for k, v in plain.items() if k in ALL[name].hypers}
+    before = rates(ALL[name](**plain), 320)
+    for argument, declared in ALL[name].hypers.items():
+        value = plain.get(argument, declared.default)
+        others = [c for c in declared.choices or () if c != value] or [value * 2 if value and value < 0.5 else 0.25]
+        others = [value * 3] if isinstance(value, int) and not isinstance(value, bool) else others
+        for other in others if argument != "peak_learning_rate" else [0.3]:
+            assert np.abs(rates(ALL[name](**plain | {argument: other}), 320) - before).max() > 1e-4, argument
+
+
+@every_schedule
+def test_bad_arguments(name):
+    with pytest.raises(ValueError, match="needs steps"):
+        ALL[name](0.1)
+    with pytest.raises(ValueError, match=r"peak_learning_rate must be .* in \(0"):
+        ALL[name](0.0, steps=10)
+    with pytest.raises(ValueError, match="Did you mean 'steps'"):
+        ALL[name](0.1, step=10)
+    with pytest.raises(TypeError, match="one argument by position"):
+        ALL[name](0.1, 10)
+    if "warmup" in ALL[name].hypers:
+        with pytest.raises(ValueError, match="leaves none of 10 at the peak"):
+            ALL[name](0.1, steps=10, warmup=10)
+
+
+def test_an_optimizer_follows_updates_and_adabound_finds_the_peak():
+    schedule = schedules.WarmupLinear(0.5, steps=10, warmup=5)
+    optimizer = kopt.AdaBound(schedule, gradient_accumulation_steps=2)
+    assert optimizer.base_learning_rate == 0.5
+    v = keras.Variable([1.0])
+    for _ in range(4):
+        optimizer.apply([keras.ops.ones(1)], [v])
+    assert float(optimizer.learning_rate) == pytest.approx(0.2)
+
+
+def test_reduce_on_plateau_of_keras_works():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(kopt.Lookahead(kopt.AdamW(0.1)), "mse")
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
+    model.fit(np.ones((8, 2)), np.ones((8, 1)), epochs=4, verbose=0, callbacks=[plateau])
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.1 / 8)
