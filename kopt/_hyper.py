@@ -105,7 +105,7 @@ class _Signature:
 
     def __get__(self, instance: Any, owner: type["Configurable"]) -> inspect.Signature:
         kinds: list[Any] = [inspect.Parameter.KEYWORD_ONLY] * len(owner.hypers)
-        if owner.leading is not None:
+        if kinds and owner.leading is not None:
             kinds[:1] = [inspect.Parameter.POSITIONAL_OR_KEYWORD]
         return inspect.Signature(
             [
