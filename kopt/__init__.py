@@ -10,23 +10,31 @@ from kopt._registry import registry as registry
 from kopt.callbacks import EMA as EMA
 from kopt.callbacks import SWA as SWA
 from kopt.callbacks import AveragedWeights as AveragedWeights
+from kopt.optimizers import ADOPT as ADOPT
 from kopt.optimizers import BGD as BGD
 from kopt.optimizers import COCOB as COCOB
+from kopt.optimizers import FTRL as FTRL
 from kopt.optimizers import LAMB as LAMB
 from kopt.optimizers import LARS as LARS
 from kopt.optimizers import LBFGS as LBFGS
 from kopt.optimizers import MADGRAD as MADGRAD
+from kopt.optimizers import MARS as MARS
 from kopt.optimizers import NAG as NAG
 from kopt.optimizers import SGD as SGD
 from kopt.optimizers import SGDW as SGDW
+from kopt.optimizers import AdaBelief as AdaBelief
 from kopt.optimizers import AdaBound as AdaBound
 from kopt.optimizers import AdaBoundW as AdaBoundW
+from kopt.optimizers import AdaDelta as AdaDelta
 from kopt.optimizers import AdaGrad as AdaGrad
 from kopt.optimizers import Adam as Adam
+from kopt.optimizers import AdamAtan2 as AdamAtan2
 from kopt.optimizers import AdaMax as AdaMax
 from kopt.optimizers import AdamP as AdamP
 from kopt.optimizers import AdamW as AdamW
+from kopt.optimizers import Adan as Adan
 from kopt.optimizers import AdaptiveClip as AdaptiveClip
+from kopt.optimizers import AdEMAMix as AdEMAMix
 from kopt.optimizers import Cautious as Cautious
 from kopt.optimizers import ConditionalGradient as ConditionalGradient
 from kopt.optimizers import DAdaptAdaGrad as DAdaptAdaGrad
@@ -36,6 +44,7 @@ from kopt.optimizers import DiffGrad as DiffGrad
 from kopt.optimizers import DoG as DoG
 from kopt.optimizers import DoWG as DoWG
 from kopt.optimizers import GradientCentralization as GradientCentralization
+from kopt.optimizers import Grams as Grams
 from kopt.optimizers import LazyAdam as LazyAdam
 from kopt.optimizers import LDoG as LDoG
 from kopt.optimizers import Lion as Lion
@@ -44,9 +53,12 @@ from kopt.optimizers import Mechanic as Mechanic
 from kopt.optimizers import Momentum as Momentum
 from kopt.optimizers import Nadam as Nadam
 from kopt.optimizers import NadamW as NadamW
+from kopt.optimizers import NovoGrad as NovoGrad
 from kopt.optimizers import Optimizer as Optimizer
 from kopt.optimizers import Prodigy as Prodigy
+from kopt.optimizers import ProximalAdaGrad as ProximalAdaGrad
 from kopt.optimizers import QHAdam as QHAdam
+from kopt.optimizers import RAdam as RAdam
 from kopt.optimizers import RMSprop as RMSprop
 from kopt.optimizers import ScheduleFree as ScheduleFree
 from kopt.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
@@ -54,6 +66,8 @@ from kopt.optimizers import ScheduleFreeRAdam as ScheduleFreeRAdam
 from kopt.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from kopt.optimizers import SignSGD as SignSGD
 from kopt.optimizers import Slot as Slot
+from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Tiger as Tiger
+from kopt.optimizers import Yogi as Yogi
 
 __version__ = "0.1.0"

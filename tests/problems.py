@@ -30,16 +30,16 @@ def other_value(name, declared):
     if name == "optimizer":
         return "momentum"
     if default is None and declared.choices is None:
-        return (declared.above or 0) + 2 * RATE
+        return 7 if declared.integer else (declared.above or 0) + 2 * RATE
     if declared.choices is not None:
         return next(choice for choice in declared.choices if choice != default)
     if declared.high == 1:
         return 0.5 if default < 0.4 or default > 0.6 else 0.7
     if isinstance(default, int) and default >= 10:
         return 2
-    if default < 1e-6:
+    if abs(default) < 1e-6:
         return 0.01
-    return 1000 * default if default <= 1e-3 else 3 * default
+    return 1000 * default if abs(default) <= 1e-3 else 3 * default
 
 
 def fair_rate(cls):

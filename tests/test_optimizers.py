@@ -233,7 +233,7 @@ def random_rows(rng, height, count=7, width=3):
     return rng.integers(0, height, count), rng.normal(size=(count, width))
 
 
-@every_rule_in_turn
+@sampled([name for name, cls in RULES.items() if "exact" in cls.hypers["sparse"].choices])
 def test_exact_rows_equal_the_dense_gradient(name):
     rng = np.random.default_rng(3)
     table = rng.normal(size=(6, 3))
@@ -313,7 +313,10 @@ def test_declared_facts_hold(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rounding", ["kahan", pytest.param("stochastic", marks=pytest.mark.slow)])
 def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
-    weights, gradients = [np.linspace(0.5, 2.0, 600)], [[np.full(600, 0.1)]] * 40
+    weights = [np.linspace(0.5, 2.0, 600)]
+    gradients = [
+        [np.full(600, g)] for g in (0.1, 0.1, -0.1) * 13
+    ]  # rules that learn their rate would run away downhill
     optimizer = RULES[name](rounding=rounding)
     short, full = descend(optimizer, weights, gradients, dtype)[0], descend(RULES[name](), weights, gradients)[0]
     assert np.isfinite(short).all()
@@ -329,7 +332,8 @@ def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
 @pytest.mark.parametrize("gradient", [0.0, 1e-7, 1e4])
 def test_short_weights_stay_finite(name, gradient):
     for dtype in ("bfloat16", "float16"):
-        assert np.isfinite(descend(RULES[name](), [np.ones(4)], [[np.full(4, gradient)]] * 20, dtype)[0]).all()
+        optimizer = RULES[name](learning_rate=1e-3)
+        assert np.isfinite(descend(optimizer, [np.ones(4)], [[np.full(4, gradient)]] * 20, dtype)[0]).all()
 
 
 @every_rule_in_turn

@@ -26,6 +26,25 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return ops.sum(ops.square(x))
 
 
+def soft(x: Tensor, threshold: Tensor) -> Tensor:
+    """Soft threshold, sign(x) max(|x| - threshold, 0): the proximal step of an l1 penalty."""
+    return ops.sign(x) * ops.maximum(ops.abs(x) - threshold, 0.0)
+
+
+def rectification(beta: float, t: Tensor, threshold: float) -> Tensor:
+    """Factor of arXiv:1908.03265 for a rate from t squares: √((ρ-4)(ρ-2) ρ∞ / ((ρ∞-4)(ρ∞-2) ρ)), 0 while ρ ≤ threshold.
+
+    ρ = ρ∞ - 2 t βᵗ / (1-βᵗ), ρ∞ = 2/(1-β) - 1; threshold is at least 4.
+    """
+    last = 2.0 / (1.0 - beta) - 1.0
+    if last <= threshold:
+        return ops.zeros_like(t)
+    rho = last - 2.0 * t * (1.0 / debias(beta, t) - 1.0)
+    safe = ops.maximum(rho, threshold)
+    r = ops.sqrt((safe - 4.0) * (safe - 2.0) * last / ((last - 4.0) * (last - 2.0) * safe))
+    return ops.where(rho > threshold, r, 0.0)
+
+
 def round_stochastically(x: Tensor, dtype: str, noise: Tensor) -> Tensor:
     """Casts to a shorter float so that the expectation of the result is x.
 

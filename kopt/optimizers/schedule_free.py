@@ -7,7 +7,7 @@ from keras import ops
 
 from kopt._hyper import hyper
 from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._math import Tensor, debias, ema, rectification
 from kopt.optimizers._slots import Slot
 from kopt.optimizers._wrapper import Wrapper
 
@@ -152,7 +152,4 @@ class ScheduleFreeRAdam(ScheduleFreeAdamW):
 
     def warmth(self, t: Tensor) -> Tensor:
         """The rectification."""
-        last = 2 / (1 - self.beta_2) - 1
-        rho = last - 2 * t * (1 / debias(self.beta_2, t) - 1)
-        safe = ops.maximum(rho, 4.0)
-        return ops.sqrt((safe - 4) * (safe - 2) * last / ((last - 4) * (last - 2) * safe))
+        return rectification(self.beta_2, t, 4.0)

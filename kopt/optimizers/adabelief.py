@@ -1,0 +1,53 @@
+"""AdaBelief."""
+
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema, rectification
+from kopt.optimizers._slots import Slot
+
+
+class AdaBelief(Optimizer):
+    r"""AdaBelief: long steps where the gradient is as expected, short ones where it is not.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) (g - m)² + ε
+        u = m / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε)                         (rectify: times r, as in `RAdam`)
+
+    Slots: m, v, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its deviation.
+        epsilon: ε > 0, also added to v at each step: its root bounds the rate. Larger ones, 1e-8, are nearer to SGD.
+        rectify: warm up as `RAdam` does, with u = m / (1-β₁ᵗ) as long as the average is too short.
+
+    Agrees with the authors' code and `pytorch_optimizer.AdaBelief`, which has rectify off unless told otherwise.
+    TensorFlow Addons' ε is 1e-14.
+    Reference: Zhuang et al., 2020, arXiv:2010.07468.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    epsilon: float = hyper(1e-16, above=0)
+    rectify: bool = hyper(True)
+    slots = {"m": Slot(), "v": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divides by the root mean square of what was not expected."""
+        m = ema(s.m, g, self.beta_1)
+        new = State(m=m, v=ema(s.v, ops.square(g - m), self.beta_2) + self.epsilon)
+        return self.rate(new, t) * m, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε), rectified."""
+        rate = 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+        if self.rectify:
+            r = rectification(self.beta_2, t, 5.0)
+            rate = ops.where(r > 0, r * rate, 1.0)
+        return rate / debias(self.beta_1, t)

@@ -1,0 +1,54 @@
+"""Adan."""
+
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._slots import Slot
+
+
+class Adan(Optimizer):
+    r"""Adan: Adam with Nesterov momentum estimated from differences of gradients.
+
+        d = g - g₋                                          (g₋ the gradient before; d = 0 at the first step)
+        m ← β₁ m + (1-β₁) g
+        e ← β₂ e + (1-β₂) d
+        v ← β₃ v + (1-β₃) (g + β₂ d)²
+        u = (m / (1-β₁ᵗ) + β₂ e / (1-β₂ᵗ)) / (√(v / (1-β₃ᵗ)) + ε)
+        w ← (w - η u) / (1 + η λ)
+
+    Slots: m, e, v, g₋, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its differences.
+        beta_3: β₃ in [0, 1), memory of the squares.
+        epsilon: ε > 0, keeps the quotient finite.
+
+    The β are those of the authors' code, 1 minus those of the paper. Differs from `optax.adan`, which multiplies the
+    differences by 1-β₂ where the paper has β₂ of this notation; agrees with the authors' code.
+    Reference: Xie et al., 2024, arXiv:2208.06677.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.98, 0, 1)
+    beta_2: float = hyper(0.92, 0, 1)
+    beta_3: float = hyper(0.99, 0, 1)
+    epsilon: float = hyper(1e-8, above=0)
+    slots = {"m": Slot(), "e": Slot(), "v": Slot(), "last": Slot()}
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps along gradient and difference, then decays by division."""
+        d = ops.where(ops.equal(t, 1), 0.0, g - s.last)
+        new = State(m=ema(s.m, g, self.beta_1), e=ema(s.e, d, self.beta_2), last=g)
+        new.v = ema(s.v, ops.square(g + self.beta_2 * d), self.beta_3)
+        u = self.rate(new, t) * (new.m / debias(self.beta_1, t) + self.beta_2 * new.e / debias(self.beta_2, t))
+        return (w - s.learning_rate * u) / (1.0 + s.learning_rate * s.weight_decay), vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√(v / (1-β₃ᵗ)) + ε)."""
+        return 1.0 / (ops.sqrt(s.v / debias(self.beta_3, t)) + self.epsilon)

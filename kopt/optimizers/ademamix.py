@@ -1,0 +1,63 @@
+"""AdEMAMix."""
+
+import math
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema
+from kopt.optimizers._slots import Slot
+
+
+class AdEMAMix(Optimizer):
+    r"""AdEMAMix: AdamW with a second, much longer memory of the gradient.
+
+        m ← β₁ m + (1-β₁) g
+        l ← β₃ l + (1-β₃) g
+        v ← β₂ v + (1-β₂) g²
+        u = (m / (1-β₁ᵗ) + α l) / (√(v / (1-β₂ᵗ)) + ε)
+
+    With alpha_warmup = T, α grows as α min(t/T, 1). With beta_3_warmup = T, 1/ln β₃ goes linearly from 1/ln β₁ to its
+    value in T steps, so that the half-life of l grows linearly. Both are advised from scratch, over the whole training.
+
+    Slots: m, l, v, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), short memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        beta_3: β₃ in [0, 1), long memory of the gradient.
+        alpha: α ≥ 0, weight of the long memory.
+        alpha_warmup: ≥ 1, updates until α is reached; None starts there.
+        beta_3_warmup: ≥ 1, updates until β₃ is reached; None starts there.
+        epsilon: ε > 0, keeps the quotient finite.
+
+    Agrees with the authors' code, which adds 1e-8 inside of the logarithms.
+    Reference: Pagliardini, Ablin and Grangier, 2024, arXiv:2409.03137.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    beta_3: float = hyper(0.9999, 0, 1)
+    alpha: float = hyper(5.0, 0)
+    alpha_warmup: int | None = hyper(None, 1, integer=True)
+    beta_3_warmup: int | None = hyper(None, 1, integer=True)
+    epsilon: float = hyper(1e-8, above=0)
+    slots = {"m": Slot(), "l": Slot(), "v": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the long memory to the short one."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        part = ops.minimum(t / self.beta_3_warmup, 1.0) if self.beta_3_warmup else 1.0
+        first, last = (1.0 / math.log(beta) if beta else 0.0 for beta in (self.beta_1, self.beta_3))
+        slope = (1.0 - part) * first + part * last  # 1/ln β₃
+        new.l = s.l - (ops.expm1(1.0 / slope) if last else -1.0) * (g - s.l)  # 1 - β₃ would cancel
+        alpha = self.alpha * (ops.minimum(t / self.alpha_warmup, 1.0) if self.alpha_warmup else 1.0)
+        return self.rate(new, t) * (new.m / debias(self.beta_1, t) + alpha * new.l), vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (√(v / (1-β₂ᵗ)) + ε)."""
+        return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)

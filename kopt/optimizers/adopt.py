@@ -1,0 +1,54 @@
+"""ADOPT."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, ema
+from kopt.optimizers._slots import Slot
+
+
+class ADOPT(Optimizer):
+    r"""ADOPT: Adam that divides by the second moment before this gradient, and converges with any β₂.
+
+        first step:   v ← g²                                            and nothing moves
+        then:         m ← β₁ m + (1-β₁) clip(g / max(√v, ε), ±(t-1)^¼)
+                      w ← w - η (m + λ w)
+                      v ← β₂ v + (1-β₂) g²
+
+    Slots: m, v, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the normalized gradient.
+        beta_2: β₂ in [0, 1), memory of the square.
+        epsilon: ε > 0, smallest divisor.
+        clip: bound the normalized gradient, as the later versions of the paper do.
+
+    Agrees with the authors' code with `decouple=True` and with `pytorch_optimizer.ADOPT`, but that the latter decays
+    at the first step.
+    Reference: Taniguchi et al., 2024, arXiv:2411.02853.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.9999, 0, 1)
+    epsilon: float = hyper(1e-6, above=0)
+    clip: bool = hyper(True)
+    slots = {"m": Slot(), "v": Slot()}
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalizes by the old v, then renews it."""
+        first, square = ops.equal(t, 1), ops.square(g)
+        x = g * self.rate(s, t)
+        if self.clip:
+            bound = ops.power(t - 1.0, 0.25)
+            x = ops.clip(x, -bound, bound)
+        m = ops.where(first, s.m, ema(s.m, x, self.beta_1))
+        moved = ops.where(first, w, w - s.learning_rate * (m + s.weight_decay * w))
+        return moved, {"m": m, "v": ops.where(first, square, ema(s.v, square, self.beta_2))}
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / max(√v, ε)."""
+        return 1.0 / ops.maximum(ops.sqrt(s.v), self.epsilon)

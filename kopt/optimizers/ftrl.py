@@ -1,0 +1,60 @@
+"""FTRL."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, soft
+from kopt.optimizers._slots import Slot
+
+
+class FTRL(Optimizer):
+    r"""FTRL: follow the regularized leader, AdaGrad with an l1 penalty over all steps; for sparse linear models.
+
+        n' = n + g²,  q = β + n^p,  q' = β + n'^p                             p = -learning_rate_power
+        y ← ((q + η l₂) y + (q' - q) w - η g) / (q' + η l₂) - η λ w
+        w ← sign(y) max(|y| - η l₁ / (q' + η l₂), 0),  n ← n'
+
+    y is the weight without the l1 penalty, -z η / (q + η l₂) of the paper: without l₁ it is w.
+
+    Slots: n, y, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        learning_rate_power: -p in [-2, 0); -0.5 is AdaGrad's root.
+        initial_accumulator_value: n before the first step, > 0.
+        l1: l₁ ≥ 0, weight of |w| in the objective.
+        l2: l₂ ≥ 0, weight of w²/2 in the objective.
+        beta: β ≥ 0, shortens the first steps.
+
+    Differs from `keras.optimizers.Ftrl`, whose first step forgets the weight it starts from, and whose l2 weighs w²;
+    agrees with it from weights of zero on.
+    Reference: McMahan et al., 2013, doi:10.1145/2487575.2488200.
+    """
+
+    learning_rate: LearningRate = hyper(0.1)
+    learning_rate_power: float = hyper(-0.5, -2, 0)
+    initial_accumulator_value: float = hyper(0.1, above=0)
+    l1: float = hyper(0.0, 0)
+    l2: float = hyper(0.0, 0)
+    beta: float = hyper(0.0, 0)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The sum of squares n and the weight without its penalty y."""
+        return {"n": Slot(self.initial_accumulator_value), "y": Slot("weight", exact=True)}
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds a term to the objective and goes to its minimum."""
+        new, ridge = State(n=s.n + ops.square(g)), s.learning_rate * self.l2
+        before, after = 1.0 / self.rate(s, t), 1.0 / self.rate(new, t)
+        top = (before + ridge) * s.y + (after - before) * w - s.learning_rate * g
+        new.y = top / (after + ridge) - s.learning_rate * s.weight_decay * w
+        return soft(new.y, s.learning_rate * self.l1 / (after + ridge)), vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (β + n^p)."""
+        return 1.0 / (self.beta + ops.power(s.n, -self.learning_rate_power))

@@ -1,0 +1,25 @@
+"""Grams."""
+
+from typing import Any
+
+from keras import ops
+
+from kopt.optimizers._math import Tensor
+from kopt.optimizers.adam import Adam
+
+
+class Grams(Adam):
+    r"""Grams: steps as long as Adam's, in the direction of this gradient.
+
+        u = sign(g) |û|,  û the direction of `Adam`
+
+    Slots: as `Adam`.  Row-wise.
+
+    Differs from the authors' code, which has ε = 1e-6 beside the uncorrected root; agrees with it without ε.
+    Reference: Cao, Li and Song, 2024, arXiv:2412.17107.
+    """
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adam's length with the sign of the gradient."""
+        u, new = super().rule(g, w, s, t)
+        return ops.sign(g) * ops.abs(u), new

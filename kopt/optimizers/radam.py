@@ -1,0 +1,52 @@
+"""RAdam."""
+
+from types import SimpleNamespace as State
+from typing import Any
+
+from keras import ops
+
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._math import Tensor, debias, ema, rectification
+from kopt.optimizers._slots import Slot
+
+
+class RAdam(Optimizer):
+    r"""RAdam: Adam that warms up by itself, by the variance of its own rate.
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        ρ = ρ∞ - 2 t β₂ᵗ / (1-β₂ᵗ),  ρ∞ = 2/(1-β₂) - 1
+        u = r m / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε),  r = √((ρ-4)(ρ-2) ρ∞ / ((ρ∞-4)(ρ∞-2) ρ))     while ρ > threshold
+        u = m / (1-β₁ᵗ)                                                                        before
+
+    Slots: m, v, each like w (4 bytes/parameter).  Row-wise.
+
+    Args:
+        beta_1: β₁ in [0, 1), memory of the gradient.
+        beta_2: β₂ in [0, 1), memory of its square.
+        epsilon: ε > 0, keeps the quotient finite.
+        threshold: ≥ 4, length ρ of the average from which the rate is trusted: 4 in the paper, 5 in its authors' code.
+
+    Differs from the authors' code, which makes no step at all at first unless `degenerated_to_sgd` is on; agrees with
+    `torch.optim.RAdam`, but for the place of ε, beside the uncorrected root there.
+    Reference: Liu et al., 2020, arXiv:1908.03265.
+    """
+
+    learning_rate: LearningRate = hyper(1e-3)
+    beta_1: float = hyper(0.9, 0, 1)
+    beta_2: float = hyper(0.999, 0, 1)
+    epsilon: float = hyper(1e-8, above=0)
+    threshold: float = hyper(5.0, 4)
+    slots = {"m": Slot(), "v": Slot()}
+
+    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Steps as Adam does, rectified, and as momentum before."""
+        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+        return self.rate(new, t) * new.m, vars(new)
+
+    def rate(self, s: Any, t: Tensor) -> Tensor:
+        """1 / (1-β₁ᵗ), and r / (√(v / (1-β₂ᵗ)) + ε) once r counts."""
+        r = rectification(self.beta_2, t, self.threshold)
+        adaptive = r / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+        return ops.where(r > 0, adaptive, 1.0) / debias(self.beta_1, t)
