@@ -3,6 +3,7 @@
 from kopt import peft as peft
 from kopt import schedules as schedules
 from kopt._hyper import hyper as hyper
+from kopt._layerwise import layerwise_decay as layerwise_decay
 from kopt._minimize import Result as Result
 from kopt._minimize import minimize as minimize
 from kopt._registry import get as get
@@ -44,6 +45,7 @@ from kopt.optimizers import DiffGrad as DiffGrad
 from kopt.optimizers import DoG as DoG
 from kopt.optimizers import DoWG as DoWG
 from kopt.optimizers import GradientCentralization as GradientCentralization
+from kopt.optimizers import GradientNoise as GradientNoise
 from kopt.optimizers import Grams as Grams
 from kopt.optimizers import LazyAdam as LazyAdam
 from kopt.optimizers import LDoG as LDoG
@@ -60,6 +62,7 @@ from kopt.optimizers import ProximalAdaGrad as ProximalAdaGrad
 from kopt.optimizers import QHAdam as QHAdam
 from kopt.optimizers import RAdam as RAdam
 from kopt.optimizers import RMSprop as RMSprop
+from kopt.optimizers import Route as Route
 from kopt.optimizers import ScheduleFree as ScheduleFree
 from kopt.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers import ScheduleFreeRAdam as ScheduleFreeRAdam
@@ -67,6 +70,7 @@ from kopt.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from kopt.optimizers import SignSGD as SignSGD
 from kopt.optimizers import Slot as Slot
 from kopt.optimizers import StableAdamW as StableAdamW
+from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
 

@@ -27,7 +27,9 @@ def other_value(name, declared):
     default = declared.default
     if isinstance(default, bool):
         return not default
-    if name == "optimizer":
+    if name == "routes":
+        return [["", "momentum"]]
+    if declared.convert is not None:
         return "momentum"
     if default is None and declared.choices is None:
         return 7 if declared.integer else (declared.above or 0) + 2 * RATE
@@ -35,8 +37,8 @@ def other_value(name, declared):
         return next(choice for choice in declared.choices if choice != default)
     if declared.high == 1:
         return 0.5 if default < 0.4 or default > 0.6 else 0.7
-    if isinstance(default, int) and default >= 10:
-        return 2
+    if isinstance(default, int):
+        return 2 if default >= 10 else 3 * default + 1
     if abs(default) < 1e-6:
         return 0.01
     return 1000 * default if abs(default) <= 1e-3 else 3 * default

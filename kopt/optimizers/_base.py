@@ -86,6 +86,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     """Whether the rule on some rows of a weight gives some rows of the rule."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
+    random: ClassVar[bool] = False
+    """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
     precise: ClassVar[bool] = False
     """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
 
@@ -103,6 +105,14 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     def needs_loss(self) -> bool:
         """Whether the rule looks at the loss: the shared value `loss`. Usually a class attribute."""
         return False
+
+    def owners(self) -> Mapping[str, "Optimizer"]:
+        """The optimizers whose rules move the weights, by a key that begins the names of what they share."""
+        return {"": self}
+
+    def owner(self, path: str) -> str:
+        """Returns the key of the one that moves the weight of this path."""
+        return ""
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the direction u and the new slots. Pure: it assigns nothing.
@@ -205,13 +215,14 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         self.clipped_steps = self._add_scalar("clipped_steps", 0, "int")
         self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
         self._watched = self._add_scalar("watched", False, "bool")
-        wide = self.precise or "float64" in map(_work_dtype, variables)
+        wide = any(rule.precise for rule in self.owners().values()) or "float64" in map(_work_dtype, variables)
         self._scalar_dtype = dtype = "float64" if wide else "float32"
-        shared = {**self.shared, "loss": 0.0} if self.needs_loss else self.shared
+        shared = {owner + k: initial for owner, rule in self.owners().items() for k, initial in rule.shared.items()}
+        shared |= {"loss": 0.0} if self.needs_loss else {}
         self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in shared.items()}
         with self._where_slots_begin():
             self._parameters = tuple(
-                self._add_state(i, v, Parameter(v, path, _work_dtype(v), multipliers[i], decays[i]))
+                self._add_state(v, Parameter(v, path, _work_dtype(v), i, self.owner(path), multipliers[i], decays[i]))
                 for i, (v, path) in enumerate(zip(variables, paths, strict=True))
             )
         with self._outside_graph():
@@ -221,11 +232,11 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         constant, shape = keras.initializers.Constant(initial), np.shape(initial)
         return self.add_variable(shape, constant, dtype, aggregation="only_first_replica", name=name)
 
-    def _add_state(self, index: int, variable: Any, parameter: Parameter) -> Parameter:
+    def _add_state(self, variable: Any, parameter: Parameter) -> Parameter:
         if self._overwrite_variable_with_gradient(variable):
             return parameter  # a float8 scale: Keras assigns its gradient
         shape = tuple(variable.shape)
-        for name, slot in self.slots.items():
+        for name, slot in self.owners()[parameter.owner].slots.items():
             storage = codec(slot, self.state_dtype)
             stored = storage.parts(slot.shape_for(shape), parameter.dtype)
             parameter.slots[name] = {
@@ -237,9 +248,9 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         if self.rounding == "kahan" and is_short(variable):
             parameter.residual = self._add_beside(variable, "residual", shape, variable.dtype, "zeros")
         if self.use_ema:
-            parameter.average = self._model_variables_moving_average[index]
+            parameter.average = self._model_variables_moving_average[parameter.index]
         if self.gradient_accumulation_steps:
-            parameter.accumulator = self._accumulated_gradients[index]
+            parameter.accumulator = self._accumulated_gradients[parameter.index]
         return parameter
 
     def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:
@@ -322,9 +333,10 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     def _statistics(self, learning_rate: Tensor) -> dict[str, dict[str, Tensor]]:
         result = {}
         for p in self._parameters:
-            t = ops.cast(ops.maximum(self._updates(), 1), p.dtype)
-            s = self._seen(p, self._read_slots(p), self._read_shared(), learning_rate)
-            result[p.path] = {"effective_learning_rate": s.learning_rate * self.rate(s, t), **self.measure(s, t)}
+            rule, update = self.owners()[p.owner], ops.maximum(self._updates(), 1)
+            s = self._seen(p, self._read_slots(p), self._read_shared(), learning_rate, update)
+            t = ops.cast(update, p.dtype)
+            result[p.path] = {"effective_learning_rate": s.learning_rate * rule.rate(s, t), **rule.measure(s, t)}
         return result
 
     def get_config(self) -> dict[str, Any]:

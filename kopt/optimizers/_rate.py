@@ -41,12 +41,17 @@ class Rate(OptimizerParts):
 
     def _get_current_learning_rate(self) -> Any:
         rate = self._learning_rate
+        return rate if isinstance(rate, keras.Variable) else self._rate_after(self._updates())
+
+    def _rate_after(self, updates: Tensor) -> Any:
+        """Returns the rate of the update that follows so many."""
+        rate = self._learning_rate
         if isinstance(rate, keras.Variable):
-            return rate
+            return self._value(rate)
         if isinstance(rate, Schedule):
-            return rate(self._updates())
+            return rate(updates)
         needed = [p for p in inspect.signature(rate).parameters.values() if p.default is p.empty]
-        return rate(self._updates()) if needed else rate()
+        return rate(updates) if needed else rate()
 
     def _updates(self) -> Tensor:
         """Number of updates done, where Keras' schedules see the number of batches."""

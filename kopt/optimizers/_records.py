@@ -13,6 +13,8 @@ class Parameter:
     variable: Any
     path: str
     dtype: str  # of the arithmetic: float32, or float64 beside float64 weights
+    index: int = 0
+    owner: str = ""  # key of the optimizer whose rule moves it, in `Optimizer.owners`
     multiplier: float = 1.0
     decay: float = 1.0
     slots: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -73,11 +75,8 @@ class OptimizerParts:
     _watched: Any
 
     row_wise: ClassVar[bool]
-    decay: Any
+    owners: Any
     share: Any
-    advance: Any
-    contribute: Any
-    settle: Any
     add_variable: Any
     _step: Any
     _read: Any

@@ -82,15 +82,19 @@ class Step(OptimizerParts):
         shared = self._read_shared() if loss is None else self._read_shared() | {"loss": loss}
         times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
         if shared:
-            sums: dict[str, Tensor] = {}
+            t, sums = times[self._scalar_dtype], dict[str, Tensor]()
             for (p, g), w, s in zip(active, weights, slots, strict=True):
-                for k, x in self.contribute(g.value, w, self._seen(p, s, shared, rate), times[p.dtype]).items():
-                    sums[k] = sums.get(k, 0.0) + ops.cast(x, self._scalar_dtype)
-            settled = self.settle(sums, SimpleNamespace(**shared, learning_rate=rate), times[self._scalar_dtype])
-            writes += [Write(self._shared[k], x) for k, x in settled.items()]
-            shared |= settled
+                seen = self._seen(p, s, shared, rate, update)
+                for k, x in self.owners()[p.owner].contribute(g.value, w, seen, times[p.dtype]).items():
+                    sums[p.owner + k] = sums.get(p.owner + k, 0.0) + ops.cast(x, self._scalar_dtype)
+            for owner, rule in self.owners().items():
+                seen = SimpleNamespace(**part(shared, owner), learning_rate=self._rate_of(rule, rate, update))
+                settled = {owner + k: x for k, x in rule.settle(part(sums, owner), seen, t).items()}
+                writes += [Write(self._shared[k], x) for k, x in settled.items()]
+                shared |= settled
         for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
-            moved, new = self.advance(g.value, w, self._seen(p, s, shared, rate), times[p.dtype])
+            seen = self._seen(p, s, shared, rate, update)
+            moved, new = self.owners()[p.owner].advance(g.value, w, seen, times[p.dtype])
             if g.touched is not None:
                 moved = ops.where(g.touched, moved, w)
                 new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
@@ -105,12 +109,23 @@ class Step(OptimizerParts):
     def _read_shared(self) -> dict[str, Tensor]:
         return {k: self._value(v) for k, v in self._shared.items()}
 
-    def _seen(self, p: Parameter, slots: Mapping[str, Tensor], shared: Mapping[str, Tensor], rate: Tensor) -> Any:
+    def _rate_of(self, rule: Any, rate: Tensor, update: Tensor) -> Tensor:
+        """Returns η of a rule: that of this optimizer, or a multiple of it."""
+        return rate if rule is self else rate * ops.cast(rule._rate_after(update - 1), self._scalar_dtype)
+
+    def _seen(
+        self, p: Parameter, slots: Mapping[str, Tensor], shared: Mapping[str, Tensor], rate: Tensor, update: Tensor
+    ) -> Any:
         """Returns the namespace that a rule sees."""
-        common = {k: ops.cast(x, p.dtype) for k, x in shared.items()}
-        rate = ops.cast(rate, p.dtype) * p.multiplier
+        rule = self.owners()[p.owner]
+        common = {k: ops.cast(x, p.dtype) for k, x in part(shared, p.owner).items()}
         return SimpleNamespace(
-            **slots, **common, learning_rate=rate, multiplier=p.multiplier, weight_decay=self.decay * p.decay
+            **slots,
+            **common,
+            learning_rate=ops.cast(self._rate_of(rule, rate, update), p.dtype) * p.multiplier,
+            multiplier=p.multiplier,
+            weight_decay=rule.decay * p.decay,
+            index=p.index,
         )
 
     def _clip(self, active: list[tuple[Parameter, Gradient]]) -> list[Write]:
@@ -152,19 +167,19 @@ class Step(OptimizerParts):
 
     def _read_slots(self, p: Parameter, rows: Tensor = None) -> dict[str, Tensor]:
         return {
-            name: self._storage(name).decode({part: self._read(v, rows) for part, v in parts.items()}, p.dtype)
+            name: self._storage(p, name).decode({k: self._read(v, rows) for k, v in parts.items()}, p.dtype)
             for name, parts in p.slots.items()
         }
 
-    def _storage(self, slot: str) -> Codec:
-        return codec(self.slots[slot], self.state_dtype)
+    def _storage(self, p: Parameter, slot: str) -> Codec:
+        return codec(self.owners()[p.owner].slots[slot], self.state_dtype)
 
     def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
         noise = self._noise(update, salt)
         return [
-            _to_rows(p.slots[name][part], x, g)
+            _to_rows(p.slots[name][k], x, g)
             for name, value in new.items()
-            for part, x in self._storage(name).encode(value, noise).items()
+            for k, x in self._storage(p, name).encode(value, noise).items()
         ]
 
     def _write_weight(self, p: Parameter, g: Gradient, w: Tensor, update: Tensor, salt: int) -> list[Write]:
@@ -197,6 +212,11 @@ class Step(OptimizerParts):
 
     def _noise(self, update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
         return lambda x: ops.cast(self._uniform(x.shape, update, salt), x.dtype)
+
+
+def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the values whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): x for k, x in values.items() if k.startswith(prefix)}
 
 
 def is_short(variable: Any) -> bool:

@@ -145,10 +145,11 @@ class Engine(OptimizerParts):
     def _read_gradient(self, g: Any, p: Parameter) -> Gradient:
         if not isinstance(g, tf.IndexedSlices):
             return Gradient(tf.cast(g, p.dtype))
-        lazy = self.sparse == "lazy" and self.row_wise
-        if self.sparse == "lazy" and not self.row_wise:
+        rule = self.owners()[p.owner]
+        lazy = self.sparse == "lazy" and rule.row_wise
+        if self.sparse == "lazy" and not rule.row_wise:
             warnings.warn(
-                f"{type(self).__name__} is not row-wise: the sparse gradient of {p.path!r} is made dense and every row "
+                f"{type(rule).__name__} is not row-wise: the sparse gradient of {p.path!r} is made dense and every row "
                 "is updated. Say so with sparse='exact', or give the table a row-wise optimizer.",
                 stacklevel=2,
             )

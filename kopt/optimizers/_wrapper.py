@@ -12,14 +12,29 @@ from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 
 
-def _optimizer(value: Any) -> Optimizer:
+def inner(value: Any) -> Optimizer:
+    """Returns the optimizer that `value` is or names, to be used inside of another one."""
     if isinstance(value, str):
         value = get(value)
     elif isinstance(value, dict):
         value = keras.optimizers.deserialize(value)
     if not isinstance(value, Optimizer) or value.built:
         raise ValueError("a kopt optimizer that has made no step yet, or the name of one")
+    if value.needs_loss or list(value.owners()) != [""]:
+        raise ValueError("an optimizer that can stand inside of another one; this one moves all weights together")
     return value
+
+
+def refuse_surroundings(owner: str, optimizer: Optimizer) -> None:
+    """Refuses an optimizer that has options of its own for what surrounds the rule.
+
+    Raises:
+        ValueError: it has; the message says which.
+    """
+    allowed = {"name", "learning_rate", "weight_decay"}
+    for name, declared in Optimizer.hypers.items():
+        if name not in allowed and getattr(optimizer, name) != declared.default:
+            raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {optimizer!r}")
 
 
 class Wrapper(Optimizer, abstract=True):
@@ -33,7 +48,7 @@ class Wrapper(Optimizer, abstract=True):
     """
 
     leading = "optimizer"
-    optimizer: Any = hyper("adamw", convert=_optimizer)
+    optimizer: Any = hyper("adamw", convert=inner)
 
     own_slots: ClassVar[Mapping[str, Slot]] = {}
     """What the wrapper adds to the slots."""
@@ -42,14 +57,14 @@ class Wrapper(Optimizer, abstract=True):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options |= dict(zip([self.leading], args, strict=False))
-        inner = self.hypers["optimizer"].check(type(self).__name__, "optimizer", options.pop("optimizer", "adamw"))
-        around = {k: getattr(inner, k) for k in Optimizer.hypers if k not in ("name", "learning_rate")}
-        super().__init__(**{**around, "learning_rate": inner._given_rate(), **options, "optimizer": inner})
-        inner.weight_decay = self.weight_decay
+        rule = self.hypers["optimizer"].check(type(self).__name__, "optimizer", options.pop("optimizer", "adamw"))
+        around = {k: getattr(rule, k) for k in Optimizer.hypers if k not in ("name", "learning_rate")}
+        super().__init__(**{**around, "learning_rate": rule._given_rate(), **options, "optimizer": rule})
+        rule.weight_decay = self.weight_decay
         for kind, own in (("slot", self.own_slots), ("shared value", self.own_shared)):
-            for name in {*own} & {*inner.slots, *inner.shared}:
-                raise ValueError(f"{type(self).__name__} and {inner!r} both have a {kind} {name!r}. Use one of them.")
-        self.__dict__["row_wise"] = self.row_wise and inner.row_wise
+            for name in {*own} & {*rule.slots, *rule.shared}:
+                raise ValueError(f"{type(self).__name__} and {rule!r} both have a {kind} {name!r}. Use one of them.")
+        self.__dict__ |= {"row_wise": self.row_wise and rule.row_wise, "precise": rule.precise}
 
     @property
     def slots(self) -> Mapping[str, Slot]:

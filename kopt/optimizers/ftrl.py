@@ -21,7 +21,7 @@ class FTRL(Optimizer):
 
     y is the weight without the l1 penalty, -z η / (q + η l₂) of the paper: without l₁ it is w.
 
-    Slots: n, y, each like w (4 bytes/parameter).  Row-wise.
+    Slots: n, y, each like w (4 bytes/parameter), whatever state_dtype says.  Row-wise.
 
     Args:
         learning_rate_power: -p in [-2, 0); -0.5 is AdaGrad's root.
@@ -45,7 +45,7 @@ class FTRL(Optimizer):
     @property
     def slots(self) -> Mapping[str, Slot]:
         """The sum of squares n and the weight without its penalty y."""
-        return {"n": Slot(self.initial_accumulator_value), "y": Slot("weight", exact=True)}
+        return {"n": Slot(self.initial_accumulator_value, exact=True), "y": Slot("weight", exact=True)}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds a term to the objective and goes to its minimum."""

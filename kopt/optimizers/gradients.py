@@ -1,5 +1,6 @@
 """Wrappers that change the gradient before the rule sees it."""
 
+import math
 from typing import Any, ClassVar
 
 from keras import ops
@@ -60,3 +61,32 @@ class AdaptiveClip(Wrapper):
 
         bound = self.clipping * ops.maximum(norm(w), self.epsilon)
         return g * bound / ops.maximum(norm(g), bound)
+
+
+class GradientNoise(Wrapper):
+    r"""Gradient noise: adds normal noise that fades, which helps deep and poorly started networks on their way.
+
+        g ← g + σ z,  σ² = scale / t^fading,  z normal with variance 1
+
+    Slots: those of the optimizer within.  Not row-wise: every row has noise.
+
+    Args:
+        scale: ≥ 0, variance of the noise before it fades: 0.01, 0.3 and 1 in the paper.
+        fading: ≥ 0, how fast it fades.
+        seed: in [0, 16384), chooses the noise; it depends on the update and the weight, and on whether XLA draws it.
+
+    Reference: Neelakantan et al., 2015, arXiv:1511.06807.
+    """
+
+    row_wise: ClassVar[bool] = False
+    random: ClassVar[bool] = True
+    scale: float = hyper(0.01, 0)
+    fading: float = hyper(0.55, 0)
+    seed: int = hyper(0, 0, 2**14)
+
+    def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
+        """Adds the noise, by Box's and Muller's transform of two uniform numbers."""
+        salt = -1 - 2 * (s.index + 2**16 * self.seed)
+        radius, angle = (ops.cast(self._uniform(g.shape, t, salt - k), g.dtype) for k in (0, 1))
+        z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)
+        return g + ops.sqrt(self.scale * ops.power(t, -self.fading)) * z

@@ -1,8 +1,9 @@
 """Wrappers, around AdamW or Momentum."""
 
 import numpy as np
+import tensorflow as tf
 
-from references.classic import adam, momentum
+from references.classic import adam, momentum, sgd
 from references.forms import Step, at
 
 
@@ -11,6 +12,8 @@ def _direction(optimizer):
     config = optimizer["config"]
     if optimizer["class_name"] == "Momentum":
         step = momentum(0.0, learning_rate=1.0, momentum=config["momentum"])
+    elif optimizer["class_name"] == "SGD":
+        step = sgd(0.0, learning_rate=1.0)
     else:
         names = ("beta_1", "beta_2", "epsilon", "amsgrad")
         step = adam(0.0, learning_rate=1.0, **{name: config[name] for name in names})
@@ -86,6 +89,50 @@ def adaptive_clip(w, *, optimizer, clipping, epsilon, learning_rate, weight_deca
         return np.where(size[0] > bound, g * bound / np.maximum(size[0], 1e-300), g)
 
     return _wrapped(w, optimizer, learning_rate, weight_decay, before=clip)
+
+
+def route(w, *, routes, learning_rate, weight_decay) -> Step:
+    """One route for all weights: its rate times that of Route, its decay unless Route has one."""
+    ((_, optimizer),) = routes
+    own = float(np.float32(optimizer["config"]["learning_rate"]))  # kept in a float32 variable
+    decay = weight_decay or optimizer["config"]["weight_decay"] or 0.0
+    return _wrapped(w, optimizer, lambda t: at(learning_rate, t) * own, decay)
+
+
+def switch(w, *, first, second, after, learning_rate, weight_decay) -> Step:
+    """The first n steps are one rule's, the others another's."""
+    w, t, directions = np.array(w, "float64"), 0, [_direction(rule) for rule in (first, second)]
+
+    def step(g):
+        nonlocal w, t
+        t += 1
+        late = t > after
+        config = (second if late else first)["config"]
+        u = directions[late](np.asarray(g, "float64"), t)
+        decay = weight_decay or config["weight_decay"] or 0.0
+        rate = at(learning_rate, t) * float(np.float32(config["learning_rate"]))
+        w = w - rate * (u + decay * w)
+        return w.copy()
+
+    return step
+
+
+def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, weight_decay):
+    """arXiv:1511.06807, equation 1. The uniform numbers are TensorFlow's, Box's and Muller's transform is done here."""
+    steps, t = [_wrapped(w, optimizer, learning_rate, weight_decay) for w in weights], 0
+
+    def step(gs):
+        nonlocal t
+        t += 1
+        moved = []
+        for i, (f, g) in enumerate(zip(steps, gs, strict=True)):
+            salts = [-1 - 2 * (i + 2**16 * seed) - k for k in (0, 1)]
+            a, b = (tf.random.stateless_uniform(g.shape, [t, salt]).numpy().astype("float64") for salt in salts)
+            z = np.sqrt(-2 * np.log(1 - a)) * np.cos(2 * np.pi * b)
+            moved.append(f(g + np.sqrt(scale / t**fading) * z))
+        return moved
+
+    return step
 
 
 def _schedule_free(w, direction, warmth, beta_1, power, rate_power, learning_rate, weight_decay) -> Step:
@@ -182,9 +229,11 @@ RULES = {
     "Cautious": cautious,
     "GradientCentralization": gradient_centralization,
     "AdaptiveClip": adaptive_clip,
+    "Route": route,
+    "Switch": switch,
     "ScheduleFree": schedule_free,
     "ScheduleFreeSGD": schedule_free_sgd,
     "ScheduleFreeAdamW": schedule_free_adamw,
     "ScheduleFreeRAdam": schedule_free_radam,
 }
-JOINT = {"Mechanic": mechanic}
+JOINT = {"Mechanic": mechanic, "GradientNoise": gradient_noise}

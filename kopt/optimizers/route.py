@@ -1,0 +1,86 @@
+"""Route."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from kopt import _paths
+from kopt._hyper import hyper
+from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.optimizers._wrapper import inner, refuse_surroundings
+
+
+def _routes(value: Any) -> tuple[tuple[str, Optimizer], ...]:
+    try:
+        pairs = [(re.compile(pattern).pattern, inner(optimizer)) for pattern, optimizer in value]
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"pairs (pattern, optimizer or its name), as in [(r'bias$', 'sgd')] ({error})") from None
+    if not pairs or len({id(optimizer) for _, optimizer in pairs}) < len(pairs):
+        raise ValueError("at least one pair, each with an optimizer of its own")
+    return tuple(pairs)
+
+
+class Route(Optimizer):
+    r"""Route: different rules for different weights.
+
+        w ← step of the first optimizer whose pattern is found in the path of w, with η times its own rate
+
+    Learning rate and decay are each optimizer's own; what else surrounds the rule (clipping, averages, accumulation,
+    masks, multipliers, precision) is given here and sees all weights: the global norm is that of all gradients.
+
+    Slots: of each weight, those of its optimizer.  Row-wise where its optimizer is.
+
+    Args:
+        routes: (regular expression, optimizer or its name) pairs, searched in the path of a weight; the first found
+            counts. Every weight needs one: end with `("", "adamw")`.
+        learning_rate: η ≥ 0, a factor of all rates; 1 leaves them as they are.
+        weight_decay: if given, instead of that of each optimizer.
+
+    Raises:
+        ValueError: at the first step, a weight that no pattern is found in, or a pattern that is found in no weight.
+
+    Reference: `MultiOptimizer` of TensorFlow Addons, which chose by layer.
+    """
+
+    leading = "routes"
+    learning_rate: LearningRate = hyper(1.0)
+    routes: Any = hyper((("", "adamw"),), convert=_routes)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for _, optimizer in self.routes:
+            refuse_surroundings("Route", optimizer)
+            if hasattr(optimizer, "averages"):
+                raise ValueError(f"Route: {optimizer!r} trains one point and evaluates another, for all weights.")
+            if self.weight_decay is not None:
+                optimizer.weight_decay = self.weight_decay
+
+    def owners(self) -> Mapping[str, Optimizer]:
+        """The optimizers by their place among the routes."""
+        return {f"{i}.": optimizer for i, (_, optimizer) in enumerate(self.routes)}
+
+    def owner(self, path: str) -> str:
+        """Returns the key of the first route that is found in the path."""
+        return next(f"{i}." for i, (pattern, _) in enumerate(self.routes) if re.search(pattern, path))
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """See `Optimizer.build`."""
+        paths = [getattr(v, "path", v.name) for v in variables]
+        numbered = [(pattern, float(i)) for i, (pattern, _) in enumerate(self.routes)]
+        chosen = _paths.resolve("Route.routes", numbered, paths, default=-1.0)
+        if missed := [path for path, i in zip(paths, chosen, strict=True) if i < 0]:
+            raise ValueError(
+                f"Route: no pattern is found in {len(missed)} weights: {', '.join(missed[:5])}. "
+                "End the routes with a pair for the rest, as ('', 'adamw')."
+            )
+        super().build(variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, fit for JSON."""
+        routes = [[pattern, keras.optimizers.serialize(optimizer)] for pattern, optimizer in self.routes]
+        return super().get_config() | {"routes": routes}
+
+    def __repr__(self) -> str:
+        return f"Route([{', '.join(f'({pattern!r}, {optimizer!r})' for pattern, optimizer in self.routes)}])"
