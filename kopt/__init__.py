@@ -73,5 +73,8 @@ from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
+from kopt.sharpness import ASAM as ASAM
+from kopt.sharpness import SAM as SAM
+from kopt.sharpness import LookSAM as LookSAM
 
 __version__ = "0.1.0"

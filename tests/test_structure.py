@@ -33,7 +33,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     {"kopt.schedules._base"},
     {"kopt.schedules.warmup", "kopt.schedules.cycles"},
     {"kopt.schedules"},
-    {"kopt.callbacks"},
+    {"kopt.callbacks", "kopt.sharpness", "kopt._layerwise"},
     {"kopt.peft._targets", "kopt.peft._site"},
     {"kopt.peft._base"},
     {"kopt.peft._host"},
@@ -56,7 +56,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     {"kopt.tensorboard"},
     {"kopt"},
 ]
-MAY_IMPORT_TENSORFLOW = {"kopt.optimizers._tensorflow"}
+MAY_IMPORT_TENSORFLOW = {"kopt.optimizers._tensorflow", "kopt.sharpness"}
 
 
 def module_name(path):
@@ -155,7 +155,9 @@ def test_files_are_small_and_have_names():
 def test_import_is_cheap(tmp_path):
     program = """
 import json, sys, time
+began = time.process_time()
 import keras
+whole = time.process_time() - began
 before, seconds = set(sys.modules), []
 for _ in range(3):
     for name in [name for name in sys.modules if name.split(".")[0] == "kopt"]:
@@ -163,13 +165,13 @@ for _ in range(3):
     began = time.process_time()  # other work on the machine does not count
     import kopt
     seconds.append(time.process_time() - began)
-print(json.dumps([min(seconds), sorted({name.split(".")[0] for name in set(sys.modules) - before})]))
+print(json.dumps([min(seconds) / whole, sorted({name.split(".")[0] for name in set(sys.modules) - before})]))
 """
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(tmp_path)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    seconds, added = json.loads(done.stdout)
-    assert seconds <= 0.05
+    share, added = json.loads(done.stdout)
+    assert share <= 0.03  # of the time that Keras takes
     assert "kopt" in added
     assert not {"torch", "transformers", "matplotlib", "tensorboard"} & set(added)
 

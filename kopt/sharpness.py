@@ -1,0 +1,264 @@
+"""Sharpness-aware training: the gradient is taken where the loss nearby is largest.
+
+That needs a second gradient on the same batch, so these are no optimizers but the `train_step` of a model:
+
+    class Net(kopt.SAM, keras.Model):                   # of your own model
+        rho = 0.1
+
+    model = kopt.SAM.of(model, rho=0.1)                 # of any model; model.model is the one within
+
+Any optimizer makes the steps. The loss, the metrics and the statistics of batch normalization are those of the weights
+themselves, and both gradients see the same random numbers. A step costs about twice as much.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import keras
+from keras import ops
+
+from kopt._hyper import Hyper
+
+if TYPE_CHECKING:
+    from keras import Model as Trained
+else:
+    Trained = object
+
+Tensor = Any
+
+
+class SAM(Trained):
+    r"""SAM: sharpness-aware minimization, for flat minima, which generalize better.
+
+        ε = ρ g / ‖g‖                    the norm over all weights
+        g ← ∇L(w + ε)
+
+    Attributes:
+        rho: ρ > 0, how far away the loss is looked at.
+
+    On several replicas each one looks at its own batch (the paper's m-sharpness).
+
+    Raises:
+        ValueError: an option is out of range; by `of` or `fit`.
+        RuntimeError: the backend of Keras is not TensorFlow.
+
+    Agrees with the code of davda54/sam.
+    Reference: Foret et al., 2021, arXiv:2010.01412.
+    """
+
+    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.05, above=0)}
+    rho: float = 0.05
+
+    @classmethod
+    def of(cls, model: Any, **options: Any) -> Any:
+        """Returns a model that computes what `model` does, with its weights, and trains in this way.
+
+        Args:
+            model: any Keras model.
+            **options: the attributes of this class.
+        """
+        return _AROUND[cls](model, **options)
+
+    def make_train_function(self: Any, force: bool = False) -> Any:
+        """Looks at the options before the first step."""
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(f"{type(self).__name__} needs the TensorFlow backend of Keras.")
+        for name, declared in self.options.items():
+            setattr(self, name, declared.check(type(self).__name__, name, getattr(self, name)))
+        return super().make_train_function(force)
+
+    def train_step(self: Any, data: Any) -> dict[str, Any]:
+        """Takes both gradients and makes a step."""
+        import tensorflow as tf
+
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        weights = self.trainable_variables
+        state = [(v, tf.convert_to_tensor(v.value)) for v in self.non_trainable_variables]
+
+        def differentiated(sources: Sequence[Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                y_pred = self(x, training=True) if self._call_has_training_arg else self(x)
+                loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+                scaled = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return y_pred, loss, [tf.convert_to_tensor(g) for g in gradients]
+
+        def gradients_at(moves: Sequence[Tensor]) -> list[Tensor]:
+            moved = [tf.convert_to_tensor(v.value) + ops.cast(e, v.dtype) for v, e in zip(weights, moves, strict=True)]
+            mapping = [*state, *zip(weights, moved, strict=True)]
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+                return differentiated(moved)[2]
+
+        y_pred, loss, gradients = differentiated([v.value for v in weights])
+        batch = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
+        replicas = self.distribute_strategy.num_replicas_in_sync  # by which Keras divides the loss
+        self._loss_tracker.update_state(loss * replicas, sample_weight=batch)
+        gradients = self.sharpened(weights, gradients, gradients_at)
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def sharpened(
+        self, weights: Sequence[Any], gradients: list[Tensor], gradients_at: Callable[[Sequence[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Returns the gradients of the step from those at the weights; `gradients_at(moves)` are those elsewhere."""
+        return gradients_at(self.ascent(weights, gradients))
+
+    def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Returns ε."""
+        scale = self.rho / ops.maximum(_norm(gradients), 1e-12)
+        return [scale * ops.cast(g, "float32") for g in gradients]
+
+
+class ASAM(SAM):
+    r"""ASAM: SAM in a neighbourhood that scales with the weights, so that rescaling them changes nothing.
+
+        T = |w| + η
+        ε = ρ T² g / ‖T g‖
+
+    Attributes:
+        rho: ρ > 0, how far away the loss is looked at, in units of the weights.
+        eta: η ≥ 0, neighbourhood of a weight of zero.
+
+    Differs from the authors' code, in which T of biases and gains is 1; agrees with davda54/sam for η = 0.
+    Reference: Kwon et al., 2021, arXiv:2102.11600.
+    """
+
+    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.5, above=0), "eta": Hyper(0.01, 0)}
+    rho: float = 0.5
+    eta: float = 0.01
+
+    def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Returns ε."""
+        sizes = [ops.abs(ops.cast(v, "float32")) + self.eta for v in weights]
+        scaled = [t * ops.cast(g, "float32") for t, g in zip(sizes, gradients, strict=True)]
+        scale = self.rho / ops.maximum(_norm(scaled), 1e-12)
+        return [scale * t * g for t, g in zip(sizes, scaled, strict=True)]
+
+
+class LookSAM(SAM):
+    r"""LookSAM: SAM that takes the second gradient at every k-th step only, and remembers what it added.
+
+        every k-th step:   gₛ = ∇L(w + ρ g/‖g‖),  d = gₛ - g ⟨g, gₛ⟩/‖g‖²,  step along gₛ
+        else:              step along g + α d ‖g‖/‖d‖
+
+    Norms and products are those over all weights; d is 4 bytes a parameter, and begins at zero after loading.
+
+    Attributes:
+        rho: ρ > 0, how far away the loss is looked at.
+        every: k ≥ 1.
+        alpha: α > 0, how much of d is added in between.
+
+    Raises:
+        RuntimeError: several replicas.
+
+    Differs from `pytorch_optimizer.LookSAM`, whose norms are those of each weight.
+    Reference: Liu et al., 2022, arXiv:2203.02714.
+    """
+
+    options: ClassVar[dict[str, Hyper]] = {
+        "rho": Hyper(0.05, above=0),
+        "every": Hyper(5, 1),
+        "alpha": Hyper(0.7, above=0),
+    }
+    every: int = 5
+    alpha: float = 0.7
+
+    def make_train_function(self: Any, force: bool = False) -> Any:
+        """Makes room for d, past the weights of the model."""
+        weights = self.trainable_variables
+        if "_across" not in vars(self) or [v.shape for v in weights] != [v.shape for v in vars(self)["_across"]]:
+            made = [keras.Variable(ops.zeros(v.shape), dtype="float32", trainable=False) for v in weights]
+            self.__dict__["_across"] = made
+        return super().make_train_function(force)
+
+    def sharpened(
+        self: Any,
+        weights: Sequence[Any],
+        gradients: list[Tensor],
+        gradients_at: Callable[[Sequence[Tensor]], list[Tensor]],
+    ) -> list[Tensor]:
+        """See `SAM.sharpened`."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            raise RuntimeError("LookSAM remembers one batch, so it cannot run on several replicas; SAM and ASAM can.")
+        across, norm = vars(self)["_across"], _norm(gradients)
+
+        def look() -> tuple[list[Tensor], list[Tensor]]:
+            sharp = gradients_at(self.ascent(weights, gradients))
+            along = sum(ops.sum(a * b) for a, b in zip(gradients, sharp, strict=True)) / ops.maximum(norm**2, 1e-24)
+            return sharp, [b - along * a for a, b in zip(gradients, sharp, strict=True)]
+
+        def reuse() -> tuple[list[Tensor], list[Tensor]]:
+            old = [ops.convert_to_tensor(v.value) for v in across]
+            factor = self.alpha * norm / ops.maximum(_norm(old), 1e-12)
+            return [g + factor * d for g, d in zip(gradients, old, strict=True)], old
+
+        sharp, new = ops.cond(ops.equal(self.optimizer.iterations % self.every, 0), look, reuse)
+        for v, d in zip(across, new, strict=True):
+            v.assign(d)
+        return sharp
+
+
+class _Around(keras.Model):
+    """A model that calls another one.
+
+    Args:
+        model: the one within.
+        name: of this one.
+        **options: those of the way to train.
+    """
+
+    def __init__(self, model: Any, name: str | None = None, **options: Any) -> None:
+        super().__init__(name=name)
+        self.model = model
+        for key, value in options.items():
+            if key not in self.options:
+                raise ValueError(f"{type(self).__name__} has no option {key!r}. It takes {', '.join(self.options)}.")
+            setattr(self, key, self.options[key].check(type(self).__name__, key, value))
+        if model.built and getattr(model, "inputs", None):
+            self.build([x.shape for x in model.inputs] if len(model.inputs) > 1 else model.inputs[0].shape)
+
+    options: ClassVar[dict[str, Hyper]] = {}
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the model within."""
+        if not self.model.built:
+            self.model.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Calls the model within."""
+        return self.model(inputs, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, fit for JSON."""
+        options = {key: getattr(self, key) for key in self.options}
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model), **options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """Makes the model of a configuration."""
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(**{**config, "model": model})
+
+
+@keras.saving.register_keras_serializable("kopt")
+class SAMModel(SAM, _Around):
+    """What `SAM.of` returns."""
+
+
+@keras.saving.register_keras_serializable("kopt")
+class ASAMModel(ASAM, _Around):
+    """What `ASAM.of` returns."""
+
+
+@keras.saving.register_keras_serializable("kopt")
+class LookSAMModel(LookSAM, _Around):
+    """What `LookSAM.of` returns."""
+
+
+_AROUND: dict[type, Any] = {SAM: SAMModel, ASAM: ASAMModel, LookSAM: LookSAMModel}
+
+
+def _norm(arrays: Sequence[Tensor]) -> Tensor:
+    return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in arrays))
