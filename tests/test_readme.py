@@ -51,7 +51,7 @@ def optimizer_table():
     lines = ["| optimizer | slots | bytes/parameter | row-wise | reference |", "|---|---|---:|---|---|"]
     for name, cls in rules().items():
         optimizer = cls()
-        slots = ", ".join(optimizer.slots) or "none"
+        slots = ", ".join(slots_of(optimizer)) or "none"
         cells = (
             f"`{name}`",
             slots,
@@ -76,9 +76,14 @@ def adapter_table():
     return "\n".join([*lines, ""])
 
 
+def slots_of(optimizer):
+    """Returns the slots of a weight, those of the first owner."""
+    return next(iter(optimizer.owners().values())).slots
+
+
 def state_bytes(optimizer, shape=(1024, 1024)):
     """Returns the bytes of the slots for each element of a float32 weight."""
-    stored = sum(math.prod(slot.shape_for(shape)) for slot in optimizer.slots.values())
+    stored = sum(math.prod(slot.shape_for(shape)) for slot in slots_of(optimizer).values())
     return stored * CODECS[optimizer.state_dtype].bytes_per_element / math.prod(shape)
 
 

@@ -37,7 +37,7 @@ class GradientCentralization(Wrapper):
 class AdaptiveClip(Wrapper):
     r"""Adaptive gradient clipping: bounds the gradient of each unit by the size of its weights.
 
-        g ← g min(1, λ max(‖w‖, ε) / ‖g‖)          norms over all axes but the last; of a vector, its elements
+        g ← g min(1, λ max(‖w‖, ε) / ‖g‖)          norms over all axes but the last; of a vector, over it
 
     Slots: those of the optimizer within.  Not row-wise: the norms go over the rows.
 
@@ -45,6 +45,7 @@ class AdaptiveClip(Wrapper):
         clipping: λ > 0, largest ratio of the norms.
         epsilon: ε > 0, norm that weights have at least: units that begin at zero must move.
 
+    Agrees with `optax.adaptive_grad_clip`.
     Reference: Brock et al., 2021, arXiv:2102.06171.
     """
 
@@ -56,8 +57,7 @@ class AdaptiveClip(Wrapper):
         """Scales down what is too long."""
 
         def norm(x: Tensor) -> Tensor:
-            axes = _unit_axes(x)
-            return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True)) if axes else ops.abs(x)
+            return ops.sqrt(ops.sum(ops.square(x), axis=_unit_axes(x) or None, keepdims=True))
 
         bound = self.clipping * ops.maximum(norm(w), self.epsilon)
         return g * bound / ops.maximum(norm(g), bound)

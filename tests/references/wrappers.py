@@ -81,10 +81,10 @@ def gradient_centralization(w, *, optimizer, learning_rate, weight_decay) -> Ste
 
 
 def adaptive_clip(w, *, optimizer, clipping, epsilon, learning_rate, weight_decay) -> Step:
-    """arXiv:2102.06171, equation 3, for kernels [in, out]."""
+    """arXiv:2102.06171, equation 3, for kernels [in, out]; a vector is one unit, as in the authors' code."""
 
     def clip(g, w):
-        size = [np.abs(x) if x.ndim == 1 else np.sqrt((x.reshape(-1, x.shape[-1]) ** 2).sum(0)) for x in (g, w)]
+        size = [np.sqrt((x.reshape(-1, x.shape[-1] if x.ndim > 1 else 1) ** 2).sum(0)) for x in (g, w)]
         bound = clipping * np.maximum(size[1], epsilon)
         return np.where(size[0] > bound, g * bound / np.maximum(size[0], 1e-300), g)
 
