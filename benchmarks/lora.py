@@ -18,10 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.step import insert
+
 RANK = 8
 STACK = {"layers": 24, "width": 384, "tokens": 2048}
 BATCH, LENGTH = 16, 64
-PAGE, START, END = Path(__file__).parent / "README.md", "<!-- lora -->", "<!-- /lora -->"
+START, END = "<!-- lora -->", "<!-- /lora -->"
 SIX = ["query", "key", "value", "attention_output", "feedforward_intermediate_dense", "feedforward_output_dense"]
 SIX_TORCH = ["query", "key", "value", "dense"]
 
@@ -245,8 +247,7 @@ def main():
         print(memory)
     lines += ["", f"{flags.repeats} steps of each; {os.cpu_count()} cores, no GPU."]
     if flags.write:
-        head, _, rest = PAGE.read_text().partition(START)
-        PAGE.write_text(f"{head}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}")
+        insert("\n".join(lines), START, END)
 
 
 if __name__ == "__main__":

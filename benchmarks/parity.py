@@ -25,15 +25,13 @@ import numpy as np
 import tensorflow as tf
 
 import kopt
+from benchmarks.peers import RATE, Arrays, Run, on_kernels, on_optax, on_torch
 
 HERE = pathlib.Path(__file__).parents[1]
-RATE, DECAY, STEPS = 2.0**-5, 0.1, 20
+DECAY, STEPS = 0.1, 20
 SHAPES = ((4, 3), (3,), (2, 2, 3, 4))
 EPSILON_HAT = "the peer has ε beside the uncorrected root"
 TINY = 1e-30
-
-Arrays = list[np.ndarray]
-Run = Callable[[Arrays, list[Arrays], float], list[Arrays]]
 
 
 def gradients() -> tuple[Arrays, list[Arrays]]:
@@ -52,72 +50,6 @@ def ours(make: Callable[[float], Any], weights: Arrays, steps: list[Arrays], dec
         optimizer.apply([tf.constant(g) for g in gs], variables)
         points.append([v.numpy() for v in variables])
     return points
-
-
-def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoupled: bool = False) -> Run:
-    """Returns a run of a torch optimizer.
-
-    Args:
-        make: makes it from parameters and decay.
-        last_first: give it the axis of the outputs first, as torch has it.
-        decoupled: decay the weights in front of its step, as AdamW does, instead of telling it.
-    """
-    import torch
-
-    torch.set_default_dtype(torch.float64)
-    there = (lambda x: np.moveaxis(x, -1, 0).copy()) if last_first else np.copy
-    back = (lambda x: np.moveaxis(x, 0, -1).copy()) if last_first else np.copy
-
-    def run(weights: Arrays, steps: list[Arrays], decay: float) -> list[Arrays]:
-        parameters = [torch.nn.Parameter(torch.tensor(there(w))) for w in weights]
-        optimizer, points = make(parameters, 0.0 if decoupled else decay), []
-        if hasattr(optimizer, "train"):
-            optimizer.train()
-        for gs in steps:
-            for p, g in zip(parameters, gs, strict=True):
-                p.grad = torch.tensor(there(g))
-                p.data.mul_(1 - RATE * decay if decoupled else 1)
-            optimizer.step()
-            points.append([back(p.detach().numpy()) for p in parameters])
-        return points
-
-    return run
-
-
-def on_optax(make: Callable[[float], Any]) -> Run:
-    """Returns a run of an optax transformation."""
-    import jax
-    import optax
-
-    jax.config.update("jax_enable_x64", True)
-
-    def run(weights: Arrays, steps: list[Arrays], decay: float) -> list[Arrays]:
-        ws: Any = [jax.numpy.asarray(w) for w in weights]
-        transform = make(decay)
-        state, points = transform.init(ws), []
-        for gs in steps:
-            updates, state = transform.update([jax.numpy.asarray(g) for g in gs], state, ws)
-            ws = optax.apply_updates(ws, updates)
-            points.append([np.asarray(w) for w in ws])
-        return points
-
-    return run
-
-
-def on_kernels(step: Callable[[tf.Variable, tf.Variable, np.ndarray], None], start: float) -> Run:
-    """Returns a run of one of TensorFlow's update kernels with an accumulator; the decay goes in front of it."""
-
-    def run(weights: Arrays, steps: list[Arrays], decay: float) -> list[Arrays]:
-        pairs = [(tf.Variable(w), tf.Variable(np.full_like(w, start))) for w in weights]
-        points = []
-        for gs in steps:
-            for (w, a), g in zip(pairs, gs, strict=True):
-                w.assign(w * (1 - RATE * decay))
-                step(w, a, g)
-            points.append([w.numpy() for w, _ in pairs])
-        return points
-
-    return run
 
 
 def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
@@ -172,6 +104,10 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         tf.raw_ops.ResourceApplyProximalAdagrad(
             var=w.handle, accum=a.handle, lr=RATE, l1=0.05, l2=0.1, grad=tf.constant(g)
         )
+
+    def yogi(d: float) -> Any:
+        step = optax.scale_by_learning_rate(RATE)
+        return optax.chain(optax.scale_by_yogi(eps=1e-3), optax.add_decayed_weights(d), step)
 
     in_gradient = "decay is part of the gradient in both"
     coupled = "the peer's decay is coupled or missing: the weights are decayed in front of it"
@@ -228,7 +164,7 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
             t(po.LARS),
             "the peer never decays vectors; so here",
         ),
-        "Yogi": (k("Yogi"), "optax yogi", chained_yogi(optax), "m begins at 1e-6 in the peer"),
+        "Yogi": (k("Yogi"), "optax yogi", on_optax(yogi), "m begins at 1e-6 in the peer"),
         "RAdam": (
             k("RAdam", epsilon=TINY),
             "torch RAdam",
@@ -385,15 +321,6 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
             "",
         ),
     }
-
-
-def chained_yogi(optax: Any) -> Run:
-    """Returns a run of optax' Yogi with decoupled decay."""
-    return on_optax(
-        lambda d: optax.chain(
-            optax.scale_by_yogi(eps=1e-3), optax.add_decayed_weights(d), optax.scale_by_learning_rate(RATE)
-        )
-    )
 
 
 def distance(a: list[Arrays], b: list[Arrays]) -> float:

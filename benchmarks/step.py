@@ -25,21 +25,21 @@ START, END = "<!-- step -->", "<!-- /step -->"
 CALLS = 5  # steps timed together in one round
 
 
-def shapes() -> list[tuple[int, ...]]:
-    """Returns the shapes of the weights: embeddings, eight layers of attention and feed-forward, with their norms."""
+def shapes(blocks: int = 8) -> list[tuple[int, ...]]:
+    """Returns the shapes of the weights: embeddings, blocks of attention and feed-forward, with their norms."""
     width, heads, inner = 320, 10, 1280
     layer = [(width, heads, width // heads), (heads, width // heads)] * 3
     layer += [(heads, width // heads, width), (width,), (width,), (width,)]
     layer += [(width, inner), (inner,), (inner, width), (width,), (width,), (width,)]
-    return [(12000, width), (512, width), (2, width), (width,), (width,), *layer * 8]
+    return [(12000, width), (512, width), (2, width), (width,), (width,), *layer * blocks]
 
 
-def arrays(scale: float, seed: int) -> list[Any]:
+def arrays(scale: float, seed: int, of: list[tuple[int, ...]]) -> list[Any]:
     """Returns random values for the weights or their gradients."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    return [(scale * rng.normal(size=s)).astype("float32") for s in shapes()]
+    return [(scale * rng.normal(size=s)).astype("float32") for s in of]
 
 
 def clock(step: Callable[[], Any]) -> float:
@@ -54,8 +54,8 @@ def serve_torch(connection: Any) -> None:
     """Answers each message with the milliseconds of a fused AdamW step."""
     import torch
 
-    parameters = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays(0.02, 0)]
-    for parameter, g in zip(parameters, arrays(0.01, 1), strict=True):
+    parameters = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays(0.02, 0, shapes())]
+    for parameter, g in zip(parameters, arrays(0.01, 1, shapes()), strict=True):
         parameter.grad = torch.from_numpy(g)
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     clock(optimizer.step)
@@ -71,10 +71,10 @@ def contestants() -> dict[str, Callable[[], float]]:
 
     import kopt
 
-    gradients = [tf.constant(g) for g in arrays(0.01, 1)]
+    gradients = [tf.constant(g) for g in arrays(0.01, 1, shapes())]
 
     def steps(optimizer: Any) -> dict[str, Callable[[], Any]]:
-        variables = [keras.Variable(a) for a in arrays(0.02, 0)]
+        variables = [keras.Variable(a) for a in arrays(0.02, 0, shapes())]
         optimizer.build(variables)
 
         def eager() -> None:
@@ -133,6 +133,12 @@ def table(times: dict[str, list[float]], versions: str, rounds: int) -> str:
     return "\n".join([*lines, "", f"{rounds} rounds; {versions}."])
 
 
+def insert(result: str, start: str, end: str) -> None:
+    """Puts a table into README.md, between two marks."""
+    head, _, rest = PAGE.read_text().partition(start)
+    PAGE.write_text(f"{head}{start}\n{result}\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     """Measures, prints the table, and with --write puts it into README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,8 +148,7 @@ def main() -> None:
     result = table(*measure(arguments.rounds), arguments.rounds)
     print(result)
     if arguments.write:
-        head, _, rest = PAGE.read_text().partition(START)
-        PAGE.write_text(f"{head}{START}\n{result}\n{END}{rest.partition(END)[2]}")
+        insert(result, START, END)
 
 
 if __name__ == "__main__":

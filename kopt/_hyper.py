@@ -26,6 +26,7 @@ class Hyper:
     above: float | None = None
     choices: tuple[str, ...] | None = None
     integer: bool = False
+    closed: bool = False
     convert: Callable[[Any], Any] | None = None
 
     def check(self, owner: str, name: str, value: Any) -> Any:
@@ -60,7 +61,7 @@ class Hyper:
             abs(value) < float("inf")  # also refuses NaN
             and (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
-            and (self.high is None or value < self.high)
+            and (self.high is None or value < self.high or (self.closed and value == self.high))
             and (not self._whole or value == int(value))
         )
 
@@ -71,9 +72,8 @@ class Hyper:
             return "True or False"
         kind = "an integer" if self._whole else "a finite number"
         left = f"({self.above}" if self.above is not None else f"[{'-inf' if self.low is None else self.low}"
-        return f"{kind} in {left}, {'inf' if self.high is None else self.high})" + (
-            " or None" if self.default is None else ""
-        )
+        right = f"{'inf' if self.high is None else self.high}{']' if self.closed else ')'}"
+        return f"{kind} in {left}, {right}" + (" or None" if self.default is None else "")
 
 
 def hyper(
@@ -84,6 +84,7 @@ def hyper(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     integer: bool = False,
+    closed: bool = False,
     convert: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declares a hyperparameter.
@@ -95,9 +96,10 @@ def hyper(
         above: largest value that is too small, where the range is open below.
         choices: the allowed strings.
         integer: whether an optional number is whole.
+        closed: whether `high` is allowed too: the range is [low, high].
         convert: for what is no number: returns the value in its plain form, or raises ValueError(what is expected).
     """
-    return Hyper(default, low, high, above, choices, integer, convert)
+    return Hyper(default, low, high, above, choices, integer, closed, convert)
 
 
 class _Signature:

@@ -27,27 +27,10 @@ else:
 Tensor = Any
 
 
-class SAM(Trained):
-    r"""SAM: sharpness-aware minimization, for flat minima, which generalize better.
+class _Sharpened(Trained):
+    """A model that trains with a second gradient, taken at w + ε."""
 
-        ε = ρ g / ‖g‖                    the norm over all weights
-        g ← ∇L(w + ε)
-
-    Attributes:
-        rho: ρ > 0, how far away the loss is looked at.
-
-    On several replicas each one looks at its own batch (the paper's m-sharpness).
-
-    Raises:
-        ValueError: an option is out of range; by `of` or `fit`.
-        RuntimeError: the backend of Keras is not TensorFlow.
-
-    Agrees with the code of davda54/sam.
-    Reference: Foret et al., 2021, arXiv:2010.01412.
-    """
-
-    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.05, above=0)}
-    rho: float = 0.05
+    options: ClassVar[dict[str, Hyper]]
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Any:
@@ -103,6 +86,33 @@ class SAM(Trained):
     ) -> list[Tensor]:
         """Returns the gradients of the step from those at the weights; `gradients_at(moves)` are those elsewhere."""
         return gradients_at(self.ascent(weights, gradients))
+
+    def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Returns ε."""
+        raise NotImplementedError
+
+
+class SAM(_Sharpened):
+    r"""SAM: sharpness-aware minimization, for flat minima, which generalize better.
+
+        ε = ρ g / ‖g‖                    the norm over all weights
+        g ← ∇L(w + ε)
+
+    Attributes:
+        rho: ρ > 0, how far away the loss is looked at.
+
+    On several replicas each one looks at its own batch (the paper's m-sharpness).
+
+    Raises:
+        ValueError: an option is out of range; by `of` or `fit`.
+        RuntimeError: the backend of Keras is not TensorFlow.
+
+    Agrees with the code of davda54/sam.
+    Reference: Foret et al., 2021, arXiv:2010.01412.
+    """
+
+    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.05, above=0)}
+    rho: float = 0.05
 
     def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Returns ε."""

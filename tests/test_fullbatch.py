@@ -86,7 +86,10 @@ def test_lbfgs_needs_at_most_half_as_many_evaluations_again_as_scipy(name, dtype
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"history": 3}, {"pairs": "damped"}, {"line_search": "armijo"}, {"weight_decay": 0.1, "history": 5}],
+    [
+        {"weight_decay": 0.1, "history": 3},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({}, {"pairs": "damped"}, {"line_search": "armijo"})),
+    ],
     ids=str,
 )
 def test_lbfgs_equals_the_two_loop_recursion(options):
@@ -114,6 +117,7 @@ def test_lbfgs_equals_the_two_loop_recursion(options):
     assert np.abs(v.numpy() - start).max() > 0.1
 
 
+@pytest.mark.slow
 def test_lbfgs_takes_several_weights_as_one():
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(9, 9))
@@ -132,7 +136,7 @@ def test_lbfgs_takes_several_weights_as_one():
     np.testing.assert_allclose(np.concatenate([w.numpy().ravel() for w in parts]), whole[0].numpy(), atol=1e-9)
 
 
-@pytest.mark.parametrize("how", [{}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize("how", [{"jit_compile": True}, pytest.param({}, marks=pytest.mark.slow)], ids=str)
 def test_fit_ends_at_the_last_accepted_point(how):
     x, y = examples()
     model = network(kopt.LBFGS(), **how)
@@ -145,6 +149,7 @@ def test_fit_ends_at_the_last_accepted_point(how):
     assert min(again) < end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"pairs": "damped"}, {"pairs": "cautious"}, {"line_search": "fixed", "pairs": "cautious"}], ids=str
 )
@@ -165,7 +170,7 @@ def test_an_overflow_shortens_the_step():
 # ------------------------------------------------------------------------------------------------- the gradient of all
 
 
-@pytest.mark.parametrize("rule", ["bgd", "lbfgs"])
+@pytest.mark.parametrize("rule", ["bgd", pytest.param("lbfgs", marks=pytest.mark.slow)])
 def test_accumulated_batches_equal_one(rule):
     x, y = examples(100)
     options = {"learning_rate": 0.1} if rule == "bgd" else {}

@@ -58,6 +58,11 @@ every_variant_in_turn = pytest.mark.parametrize(
     [pytest.param(*v, marks=pytest.mark.slow if v[1] or v[0] not in FIRST else ()) for v in VARIANTS],
     ids=lambda x: x if isinstance(x, str) else str(x),
 )
+plain_at_once = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*v, marks=pytest.mark.slow if v[1] else ()) for v in VARIANTS],
+    ids=lambda x: x if isinstance(x, str) else str(x),
+)
 every_row_wise_rule = sampled([name for name, cls in RULES.items() if cls.row_wise])
 every_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
@@ -80,7 +85,7 @@ def distance(a, b):
 # ------------------------------------------------------------------------------------------------- the rules are right
 
 
-@every_variant
+@plain_at_once
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-6), pytest.param("float64", 1e-12, marks=pytest.mark.slow)]
 )
@@ -393,15 +398,14 @@ def test_state_goes_on_where_it_was_saved(name):
     )
 
 
+@pytest.mark.slow
 @one_of_each
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        pytest.param(
-            {"use_ema": True, "ema_overwrite_frequency": 3, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow
-        ),
-        pytest.param({"state_dtype": "bfloat16"}, marks=pytest.mark.slow),
+        {"use_ema": True, "ema_overwrite_frequency": 3, "gradient_accumulation_steps": 2},
+        {"state_dtype": "bfloat16"},
     ],
     ids=str,
 )

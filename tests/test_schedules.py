@@ -15,7 +15,7 @@ every_schedule = pytest.mark.parametrize("name", ALL)
 
 
 def rates(schedule, steps):
-    return np.array([float(schedule(step)) for step in range(steps)])
+    return keras.ops.convert_to_numpy(schedule(np.arange(steps)))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_warmup_then_fall(schedule, shape, start, end):
 def test_cosine_is_that_of_keras():
     ours = schedules.WarmupCosine(0.5, steps=50, warmup=10, end=0.1)
     theirs = keras.optimizers.schedules.CosineDecay(0.0, 40, alpha=0.1, warmup_target=0.5, warmup_steps=10)
-    np.testing.assert_allclose(rates(ours, 60), rates(theirs, 60), atol=1e-7)
+    np.testing.assert_allclose(rates(ours, 60), [float(theirs(step)) for step in range(60)], atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def test_files_are_small_and_have_names():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
+@pytest.mark.slow
 def test_import_is_cheap(tmp_path):
     program = """
 import json, sys, time

@@ -1,5 +1,6 @@
 """Optimizers that transform the rule of another one."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import keras
 
 from kopt._hyper import hyper
 from kopt._registry import get
-from kopt.optimizers._base import Optimizer
+from kopt.optimizers._base import LearningRate, Optimizer
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 
@@ -25,16 +26,56 @@ def inner(value: Any) -> Optimizer:
     return value
 
 
-def refuse_surroundings(owner: str, optimizer: Optimizer) -> None:
-    """Refuses an optimizer that has options of its own for what surrounds the rule.
+class Composite(Optimizer, abstract=True):
+    """Base of the optimizers made of several, each with its own learning rate and decay.
+
+    What else surrounds the rule (clipping, averages, accumulation, masks, multipliers, precision) is given to the
+    composite, for all weights.
+
+    Args:
+        learning_rate: η ≥ 0, a factor of all rates; 1 leaves them as they are.
+        weight_decay: if given, instead of that of each optimizer.
 
     Raises:
-        ValueError: it has; the message says which.
+        ValueError: one of the optimizers has options of its own for what surrounds the rule.
     """
-    allowed = {"name", "learning_rate", "weight_decay"}
-    for name, declared in Optimizer.hypers.items():
-        if name not in allowed and getattr(optimizer, name) != declared.default:
-            raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {optimizer!r}")
+
+    learning_rate: LearningRate = hyper(1.0)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        owner, own = type(self).__name__, {"name", "learning_rate", "weight_decay"}
+        for rule in self.rules().values():
+            for name, declared in Optimizer.hypers.items():
+                if name not in own and getattr(rule, name) != declared.default:
+                    raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
+            if self.weight_decay is not None:
+                rule.weight_decay = self.weight_decay
+
+    @abc.abstractmethod
+    def rules(self) -> Mapping[str, Optimizer]:
+        """Returns the optimizers by the prefix of their slots."""
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Those of all."""
+        return {k + name: slot for k, rule in self.rules().items() for name, slot in rule.slots.items()}
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What all share."""
+        return {k + name: value for k, rule in self.rules().items() for name, value in rule.shared.items()}
+
+    @property
+    def decay(self) -> float:
+        """1: each rule has its own."""
+        return 1.0
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, fit for JSON."""
+        config = super().get_config()
+        plain = {k: x for k, x in config.items() if isinstance(x, Optimizer)}
+        return config | {k: keras.optimizers.serialize(rule) for k, rule in plain.items()}
 
 
 class Wrapper(Optimizer, abstract=True):

@@ -22,8 +22,6 @@ class AdaBound(Optimizer):
         l = f/η₀ (1 - 1/(γ t + 1)),  h = f/η₀ (1 + 1/(γ t))
         u = clip(√(1-β₂ᵗ) / (1-β₁ᵗ) / (√v + ε), l, h) m
 
-    The authors clip η/√v to bounds around f η/η₀: η cancels from the direction u, so the bounds follow any schedule.
-
     Slots: m, v and n with ams_bound, each like w (4 bytes/parameter).  Row-wise.
 
     Args:
@@ -33,13 +31,10 @@ class AdaBound(Optimizer):
         gamma: γ > 0, how fast the bounds close: they are within a factor of 2 after 1/γ updates.
         epsilon: ε > 0, beside the uncorrected root.
         ams_bound: divide by the largest v so far (AMSBound).
-        base_learning_rate: η₀ > 0, the rate that `final_lr` refers to. `None` takes the number given as
-            `learning_rate`, or the peak of the schedule.
+        base_learning_rate: η₀ > 0, the rate `final_lr` refers to. `None`: `learning_rate`, or the peak of a schedule.
 
-    Raises:
-        ValueError: η₀ cannot be told from the schedule.
-
-    Differs from the authors' code in float32 bias corrections alone.
+    Raises `ValueError` where η₀ cannot be told from the schedule.
+    The authors clip η/√v to bounds around f η/η₀; η cancels from the direction u, so the bounds follow any schedule.
     Reference: Luo, Xiong, Liu and Sun, 2019, arXiv:1902.09843.
     """
 
@@ -50,17 +45,11 @@ class AdaBound(Optimizer):
     gamma: float = hyper(1e-3, above=0)
     epsilon: float = hyper(1e-8, above=0)
     ams_bound: bool = hyper(False)
-    base_learning_rate: float | None = hyper(None, above=0)
+    base_learning_rate: Any = hyper(None, above=0)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if self.base_learning_rate is None:  # kept as a number: the rate of a saved optimizer may have changed
-            self.base_learning_rate = _peak(self._given_rate())
-
-    @property
-    def _base(self) -> float:
-        assert self.base_learning_rate is not None
-        return self.base_learning_rate
+        self.base_learning_rate = self.base_learning_rate or _peak(self._given_rate())  # saved: the rate may change
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -76,28 +65,24 @@ class AdaBound(Optimizer):
 
     def rate(self, s: Any, t: Tensor) -> Tensor:
         """Adam's rate, clipped to the bounds."""
-        lower, upper = self.bounds(t)
-        return ops.minimum(ops.maximum(self._unbounded(s, t), lower), upper)
+        return ops.clip(self._unbounded(s, t), *self.bounds(t))
 
     def bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns l and h, as multiples of the learning rate."""
-        final = self.final_lr / self._base
+        final = self.final_lr / self.base_learning_rate
         return final * (1 - 1 / (self.gamma * t + 1)), final * (1 + 1 / (self.gamma * t))
 
     def measure(self, s: Any, t: Tensor) -> dict[str, Tensor]:
         """The bounds as step sizes, and the share of the elements that sit at each."""
         (lower, upper), free = self.bounds(t), self._unbounded(s, t)
-        return {
-            "lower_bound": lower * ops.cast(self.learning_rate, lower.dtype),
-            "upper_bound": upper * ops.cast(self.learning_rate, upper.dtype),
-            "share_at_lower_bound": ops.mean(ops.cast(free <= lower, lower.dtype)),
-            "share_at_upper_bound": ops.mean(ops.cast(free >= upper, upper.dtype)),
-        }
+        eta = ops.cast(self.learning_rate, lower.dtype)
+        at = {"lower": free <= lower, "upper": free >= upper}
+        shares = {f"share_at_{k}_bound": ops.mean(ops.cast(there, eta.dtype)) for k, there in at.items()}
+        return {"lower_bound": lower * eta, "upper_bound": upper * eta} | shares
 
     def _unbounded(self, s: Any, t: Tensor) -> Tensor:
-        v = s.n if self.ams_bound else s.v
         correction = ops.sqrt(debias(self.beta_2, t)) / debias(self.beta_1, t)
-        return correction / (ops.sqrt(v) + self.epsilon)
+        return correction / (ops.sqrt(s.n if self.ams_bound else s.v) + self.epsilon)
 
 
 class AdaBoundW(AdaBound):
@@ -120,7 +105,7 @@ class AdaBoundW(AdaBound):
     @property
     def decay(self) -> float:
         """λ/η₀."""
-        return (self.weight_decay or 0.0) / self._base
+        return (self.weight_decay or 0.0) / self.base_learning_rate
 
 
 def _peak(rate: Any) -> float:

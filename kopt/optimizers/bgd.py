@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from keras import ops
 
 from kopt._hyper import hyper
-from kopt.optimizers import linesearch
 from kopt.optimizers._base import LearningRate, Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 from kopt.optimizers._slots import Slot
+from kopt.optimizers.linesearch import BACKTRACKING, backtrack
 
 
 class FullBatch(Optimizer, abstract=True):
@@ -101,8 +101,7 @@ class BGD(FullBatch):
         step: how the length of the step is found: "armijo", "barzilai_borwein" or "fixed".
 
     Reference: Cauchy, 1847; Armijo, 1966, doi:10.2140/pjm.1966.16.1; Barzilai and Borwein, 1988,
-    doi:10.1093/imanum/8.1.141, equation 5; where rounding hides the decrease: Hager and Zhang, 2005,
-    doi:10.1137/030601880.
+    doi:10.1093/imanum/8.1.141, equation 5.
     """
 
     learning_rate: LearningRate = hyper(0.1)
@@ -121,8 +120,7 @@ class BGD(FullBatch):
     @property
     def shared(self) -> Mapping[str, Any]:
         """The length of the step, and the state of its search."""
-        search = dict.fromkeys(("searching", "accepted", "value", "square", "halvings", "stalls"), 0.0)
-        return {"fixed": {}, "barzilai_borwein": {"length": 0.0}, "armijo": {"length": 0.0, **search}}[self.step]
+        return dict.fromkeys({"fixed": (), "barzilai_borwein": ("length",), "armijo": BACKTRACKING}[self.step], 0.0)
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
         """The penalty and the inner products of the gradients and of the steps."""
@@ -143,23 +141,8 @@ class BGD(FullBatch):
         if self.step == "barzilai_borwein":
             sound = ops.logical_and(sums["sy"] > 0, ops.isfinite(sums["yy"]))
             return {"length": ops.where(sound, sums["sy"] / ops.where(sound, sums["yy"], 1.0), length)}
-        value, searching = s.loss + sums["penalty"], s.searching > 0
-        search = linesearch.begin(s.value, -s.square, length)
-        enough = linesearch.decreased(search, value, -sums["gx"], self._rounding_error(s.value, sums["moved"]))
-        finite = ops.logical_and(ops.isfinite(value), ops.isfinite(sums["gg"]))
-        accepted = ops.logical_and(finite, ops.logical_or(enough, ops.logical_not(searching)))
-        halvings = ops.where(accepted, 0.0, s.halvings + 1)
-        lost = halvings > linesearch.LONGEST  # the next batch may see another function: look at it from here
-        grown = ops.where(accepted, 2 * length, length / 2)
-        return {
-            "searching": ops.cast(ops.logical_and(ops.logical_or(accepted, searching), ops.logical_not(lost)), t.dtype),
-            "accepted": ops.cast(accepted, t.dtype),
-            "value": ops.where(accepted, value, s.value),
-            "square": ops.where(accepted, sums["gg"], s.square),
-            "halvings": ops.where(lost, 0.0, halvings),
-            "stalls": ops.where(ops.logical_and(accepted, searching), 0.0, s.stalls + ops.cast(lost, t.dtype)),
-            "length": ops.where(searching, grown, length),
-        }
+        noise = self._rounding_error(s.value, sums["moved"])
+        return backtrack(s, length, s.loss + sums["penalty"], sums, noise)
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Steps from the last accepted point."""

@@ -2,13 +2,17 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from kopt.optimizers._math import Tensor
 
 SUFFICIENT = 1e-4  # share of the decrease that the slope promises, c₁
 LONGEST = 20  # evaluations before the best point found has to do
+FLATNESS = {"strong_wolfe": 0.9, "armijo": float("inf")}  # share of the first slope that will do, c₂
 FARTHEST = 4  # evaluations, each up to five times as far, before any decrease will do
+BACKTRACKING = ("length", "searching", "accepted", "value", "square", "halvings", "stalls")
+"""What `backtrack` keeps."""
 
 
 class Search(NamedTuple):
@@ -37,7 +41,8 @@ def decreased(s: Search, value: Tensor, slope: Tensor, noise: Tensor) -> Tensor:
     """Whether the trial decreases φ enough, by Armijo's condition.
 
     Where differences of φ drown in rounding errors, its slope tells instead: the condition holds for the parabola
-    through both slopes (Hager and Zhang's approximate condition).
+    through both slopes (the approximate condition of Hager and Zhang, 2005,
+    doi:10.1137/030601880).
     """
     by_value = value <= s.value + SUFFICIENT * s.step * s.slope
     by_slope = ops.logical_and(value <= s.value + noise, slope <= (2 * SUFFICIENT - 1) * s.slope)
@@ -95,3 +100,82 @@ def minimizer(near: Tensor, far: Tensor, noise: Any) -> Tensor:
     root = square + ops.sqrt(ops.maximum(square * square - 3 * cubic * first, 0.0))
     sound = root > 0
     return ops.where(sound, -first / ops.where(sound, root, 1.0), float("inf"))
+
+
+def idle() -> dict[str, Any]:
+    """Returns what `judge` keeps, before the first evaluation."""
+    return {
+        "searching": 0.0,
+        "accepted": 0.0,
+        "stalls": 0.0,
+        **Search(0.0, 0.0, np.zeros(3), np.zeros(3), 0.0, 0.0)._asdict(),
+    }
+
+
+def judge(
+    kind: str, s: Any, value: Tensor, slope: Tensor, moved: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Search]:
+    """Takes the evaluation of a trial, or of a first point.
+
+    Args:
+        kind: "strong_wolfe", "armijo", or "fixed", which accepts every finite point.
+        s: the values of `idle`, as they were.
+        value: φ at the trial; it may overflow.
+        slope: product of the gradient with the whole step.
+        moved: square of the whole step.
+        noise: bound on the rounding error of a value.
+
+    Returns:
+        Whether the point is accepted, whether the search has failed, and else the search with its next trial.
+    """
+    search = Search(**{k: getattr(s, k) for k in Search._fields})
+    finite = ops.logical_and(ops.isfinite(value), ops.isfinite(slope))
+    if kind == "fixed":
+        accepted, lost = finite, ops.logical_not(finite)
+    else:
+        slope = slope / ops.where(s.step > 0, s.step, 1.0)
+        accepted, lost, search = refine(search, value, slope, noise, FLATNESS[kind])
+    searching, moved = s.searching > 0, moved > 0
+    failed = ops.logical_and(searching, ops.logical_or(lost, ops.logical_not(moved)))
+    return ops.where(searching, ops.logical_and(accepted, moved), finite), failed, search
+
+
+def outcome(s: Any, accepted: Tensor, failed: Tensor) -> dict[str, Tensor]:
+    """Returns the flags after a trial: a failed search looks at its first point again."""
+    stalls = s.stalls + ops.cast(failed, s.stalls.dtype)
+    return {
+        "accepted": ops.cast(accepted, s.stalls.dtype),
+        "searching": ops.where(failed, 0.0, ops.where(accepted, 1.0, s.searching)),
+        "stalls": ops.where(ops.logical_and(accepted, s.searching > 0), 0.0, stalls),
+    }
+
+
+def backtrack(s: Any, length: Tensor, value: Tensor, sums: Any, noise: Tensor) -> dict[str, Tensor]:
+    """Judges a trial of steepest descent: halves the step until it decreases φ enough, then doubles the next one.
+
+    Args:
+        s: the values named in `BACKTRACKING`, as they were.
+        length: the step tried.
+        value: φ at the trial; it may overflow.
+        sums: "gg", square of the gradient at the trial, and "gx", its product with that of the last accepted point.
+        noise: bound on the rounding error of a value.
+
+    Returns:
+        The new values.
+    """
+    gg, gx, searching = sums["gg"], sums["gx"], s.searching > 0
+    enough = decreased(begin(s.value, -s.square, length), value, -gx, noise)
+    finite = ops.logical_and(ops.isfinite(value), ops.isfinite(gg))
+    accepted = ops.logical_and(finite, ops.logical_or(enough, ops.logical_not(searching)))
+    halvings = ops.where(accepted, 0.0, s.halvings + 1)
+    lost = halvings > LONGEST  # the next batch may see another function: look at it from here
+    on = ops.logical_and(ops.logical_or(accepted, searching), ops.logical_not(lost))
+    return {
+        "length": ops.where(searching, ops.where(accepted, 2 * length, length / 2), length),
+        "searching": ops.cast(on, value.dtype),
+        "accepted": ops.cast(accepted, value.dtype),
+        "value": ops.where(accepted, value, s.value),
+        "square": ops.where(accepted, gg, s.square),
+        "halvings": ops.where(lost, 0.0, halvings),
+        "stalls": ops.where(ops.logical_and(accepted, searching), 0.0, s.stalls + ops.cast(lost, value.dtype)),
+    }

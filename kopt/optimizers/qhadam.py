@@ -11,12 +11,6 @@ from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
 
-def _share(value: Any) -> float:
-    if isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError("a finite number in [0, 1]")
-    return float(value)
-
-
 class QHAdam(Optimizer):
     r"""QHAdam: Adam with both moments mixed with the gradient of now, as quasi-hyperbolic momentum does.
 
@@ -41,8 +35,8 @@ class QHAdam(Optimizer):
     learning_rate: LearningRate = hyper(1e-3)
     beta_1: float = hyper(0.995, 0, 1)
     beta_2: float = hyper(0.999, 0, 1)
-    nu_1: float = hyper(0.7, 0, 1, convert=_share)
-    nu_2: float = hyper(1.0, 0, 1, convert=_share)
+    nu_1: float = hyper(0.7, 0, 1, closed=True)
+    nu_2: float = hyper(1.0, 0, 1, closed=True)
     epsilon: float = hyper(1e-8, above=0)
     slots = {"m": Slot(), "v": Slot()}
 

@@ -8,8 +8,8 @@ import keras
 
 from kopt import _paths
 from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._wrapper import inner, refuse_surroundings
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._wrapper import Composite, inner
 
 
 def _routes(value: Any) -> tuple[tuple[str, Optimizer], ...]:
@@ -22,21 +22,18 @@ def _routes(value: Any) -> tuple[tuple[str, Optimizer], ...]:
     return tuple(pairs)
 
 
-class Route(Optimizer):
+class Route(Composite):
     r"""Route: different rules for different weights.
 
         w ← step of the first optimizer whose pattern is found in the path of w, with η times its own rate
 
-    Learning rate and decay are each optimizer's own; what else surrounds the rule (clipping, averages, accumulation,
-    masks, multipliers, precision) is given here and sees all weights: the global norm is that of all gradients.
+    What surrounds the rules sees all weights: the global norm is that of all gradients.
 
     Slots: of each weight, those of its optimizer.  Row-wise where its optimizer is.
 
     Args:
         routes: (regular expression, optimizer or its name) pairs, searched in the path of a weight; the first found
             counts. Every weight needs one: end with `("", "adamw")`.
-        learning_rate: η ≥ 0, a factor of all rates; 1 leaves them as they are.
-        weight_decay: if given, instead of that of each optimizer.
 
     Raises:
         ValueError: at the first step, a weight that no pattern is found in, or a pattern that is found in no weight.
@@ -45,21 +42,21 @@ class Route(Optimizer):
     """
 
     leading = "routes"
-    learning_rate: LearningRate = hyper(1.0)
     routes: Any = hyper((("", "adamw"),), convert=_routes)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for _, optimizer in self.routes:
-            refuse_surroundings("Route", optimizer)
             if hasattr(optimizer, "averages"):
                 raise ValueError(f"Route: {optimizer!r} trains one point and evaluates another, for all weights.")
-            if self.weight_decay is not None:
-                optimizer.weight_decay = self.weight_decay
 
-    def owners(self) -> Mapping[str, Optimizer]:
+    def rules(self) -> Mapping[str, Optimizer]:
         """The optimizers by their place among the routes."""
         return {f"{i}.": optimizer for i, (_, optimizer) in enumerate(self.routes)}
+
+    def owners(self) -> Mapping[str, Optimizer]:
+        """Each weight has one of the rules."""
+        return self.rules()
 
     def owner(self, path: str) -> str:
         """Returns the key of the first route that is found in the path."""

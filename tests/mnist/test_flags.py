@@ -113,6 +113,7 @@ def test_models():
     assert {layer.rate for layer in cnn.layers if isinstance(layer, keras.layers.Dropout)} == {0.5}
 
 
+@pytest.mark.slow
 def test_progress(train, capsys, undrawn):
     train("--progress", "none")
     assert capsys.readouterr().out == ""
@@ -208,4 +209,4 @@ def test_every_optimizer_can_be_named(name):
 
 
 def test_keras_optimizers_can_be_named():
-    assert _optimizer.find_class("Ftrl") is keras.optimizers.Ftrl
+    assert _optimizer.find_class("adafactor") is keras.optimizers.Adafactor

@@ -565,15 +565,6 @@ def test_names_of_hugging_face():
     assert peft.LNTuningConfig is peft.LayerNormTuning
 
 
-def test_import_is_light():
-    program = """
-import sys, kopt.peft
-print({name.split('.')[0] for name in sys.modules} & {'torch', 'peft', 'transformers', 'keras_hub'})
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("set()")
-
-
 def test_status_and_counts(capsys):
     model, _ = dense(count=1)
     peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["a"]))

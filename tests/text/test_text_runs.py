@@ -247,6 +247,7 @@ def test_sizes(adapted):
     assert adapted(method="prompt", rank=4)[1] == 4 * WIDTH
 
 
+@pytest.mark.slow
 def test_targets(adapted):
     assert adapted(target=("key",))[1] == TRAINED["lora"] // 2
     assert adapted(target=("key", "query", "value"))[1] == TRAINED["lora"] * 3 // 2
