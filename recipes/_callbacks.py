@@ -26,6 +26,7 @@ class Report(keras.callbacks.Callback):
         max_steps: batches after which training ends.
         test: test set to evaluate after each epoch. `None` takes it that `fit` validates on the test set.
         swap: the callback that puts averaged weights in place for a test.
+        metric: the name of what is shown beside the loss.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class Report(keras.callbacks.Callback):
         max_steps: int | None = None,
         test: Any = None,
         swap: keras.callbacks.SwapEMAWeights | None = None,
+        metric: str = "accuracy",
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
         self.interrupted = False
         self.steps_done = 0
         self._kind = progress
-        self._max_steps, self._test, self._swap = max_steps, test, swap
+        self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
         self._bar: Progress | None = None
         self._old_handler: Any = None
 
@@ -101,12 +103,11 @@ class Report(keras.callbacks.Callback):
             shown = {f"test_{k}": v for k, v in self._evaluate().items()}
             shown |= {k: v for k, v in logs.items() if k.startswith("val_")}
             logs |= {k: v for k, v in shown.items() if k.startswith("test_")}  # for TensorBoard
-        train = {f"train_{k}": logs[k] for k in ("loss", "accuracy")}
+        train = {f"train_{k}": logs[k] for k in ("loss", self._metric) if k in logs}
         self.history.append({"epoch": epoch + 1, **train, **shown, "seconds": round(seconds, 3)})
-        self._print(
-            f"Epoch: {epoch + 1:03d} | train loss: {logs['loss']:.4f} | test loss: {shown['test_loss']:.4f} "
-            f"| test accuracy: {shown['test_accuracy']:.4f}"
-        )
+        tested = {name: shown.get(f"test_{name}") for name in ("loss", self._metric)}
+        parts = [f"test {name.replace('_', ' ')}: {value:.4f}" for name, value in tested.items() if value is not None]
+        self._print(" | ".join([f"Epoch: {epoch + 1:03d}", f"train loss: {logs['loss']:.4f}", *parts]))
 
     def _evaluate(self) -> dict[str, float]:
         # As a callback of `evaluate`, `swap` would forget how many epochs `fit` has, so it is called by hand.

@@ -122,6 +122,19 @@ def log_pr_curves(log_dir: Path, y: Array, probabilities: Array, names: Sequence
                 tf.summary.experimental.write_raw_pb(curve.SerializeToString())
 
 
+def log_embeddings(log_dir: Path, vectors: Array, labels: Sequence[str]) -> None:
+    """Writes vectors [n, dim] with a label for each, for the projector of TensorBoard."""
+    from tensorboard.plugins import projector
+
+    log_dir.mkdir(parents=True, exist_ok=True)
+    np.savetxt(log_dir / "embeddings.tsv", vectors, "%.5g", delimiter="\t")
+    lines = "".join(" ".join(label.split()) + "\n" for label in labels)
+    (log_dir / "labels.tsv").write_text(lines, encoding="utf-8")
+    config = projector.ProjectorConfig()
+    config.embeddings.add(tensor_name="items", tensor_path="embeddings.tsv", metadata_path="labels.tsv")
+    projector.visualize_embeddings(str(log_dir), config)
+
+
 @contextlib.contextmanager
 def _writer(log_dir: Path, step: int) -> Iterator[None]:
     import tensorflow as tf

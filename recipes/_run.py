@@ -24,7 +24,7 @@ import yaml
 from recipes._cli import DivergedError, UsageError, flatten
 
 FILES = ("model.keras", "config.yaml", "metrics.json", "history.csv", "README.md", "confusion.png", "errors.png")
-OTHERS = ("labels.json",)
+OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
 """Files that not every recipe leaves."""
 FOLDERS = ("logs", "adapter")
 JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
@@ -182,13 +182,15 @@ def fit(
     validation: Any = None,
     ema: bool = False,
     callbacks: Sequence[Any] = (),
+    metric: str = "accuracy",
+    watched: str = "val_loss",
 ) -> Outcome:
     """Trains a compiled model.
 
     Args:
-        model: compiled Keras model with a metric named "accuracy".
+        model: compiled Keras model.
         train: batches to learn from.
-        test: batches whose loss and accuracy are shown after each epoch.
+        test: batches whose loss and metric are shown after each epoch; `None` where a callback adds them to the logs.
         log_dir: folder for TensorBoard.
         flags: all flags of the recipe, for TensorBoard.
         epochs: how often to see the batches.
@@ -196,6 +198,8 @@ def fit(
         validation: batches that early stopping watches; `None` takes the test set.
         ema: whether the optimizer averages the weights. The average is tested and is what the model ends with.
         callbacks: more of them.
+        metric: the name of what is shown beside the loss.
+        watched: what early stopping watches.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -210,8 +214,10 @@ def fit(
         # Early stopping keeps the weights it finds at the end of an epoch: those must be the averaged ones.
         swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=run.early_stopping is not None)
     if run.early_stopping is not None:
-        stopper = keras.callbacks.EarlyStopping("val_loss", patience=run.early_stopping, restore_best_weights=True)
-    report = Report(run.progress, run.max_steps, None if validation is None else test, swap)
+        stopper = keras.callbacks.EarlyStopping(
+            watched, patience=run.early_stopping, restore_best_weights=True, mode="min" if "loss" in watched else "max"
+        )
+    report = Report(run.progress, run.max_steps, None if validation is None else test, swap, metric)
     chosen = settings(flags)
     stats = OptimizerStats(str(log_dir), hparams=chosen, text={"settings": table(chosen)})
     # The order matters: stats sees the weights before a swap, early stopping after it, TensorBoard all logs.

@@ -1,28 +1,20 @@
 """Labelled texts from CSV, TSV, JSONL and Parquet files, and from the `datasets` library."""
 
-import csv
 import dataclasses
-import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from recipes import _data
 from recipes._cli import DataError, UsageError
+from recipes._rows import SUFFIXES, BadRows, OnBadRow, Record, read_lines, read_rows, unit_of
 
 HUB = "https://huggingface.co"
 TIMEOUT = 5.0
-SHOWN = 5
-"""How many line numbers of skipped rows are named."""
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-
-Record = Mapping[str, Any] | str
-"""The cells of a row by column, or what is wrong with it."""
-OnBadRow = Literal["error", "skip"]
 
 
 class Columns(NamedTuple):
@@ -58,35 +50,6 @@ class Texts:
         return Texts(parts[0] or [], parts[1], parts[2], places, self.source, self.unit)
 
 
-class BadRows:
-    """What is done about rows that cannot be used: an error for the first, or a line that counts them."""
-
-    def __init__(self, source: str, unit: str, policy: OnBadRow) -> None:
-        self._source, self._unit, self._policy = source, unit, policy
-        self._found: dict[str, list[int]] = {}
-
-    def add(self, place: int, reason: str) -> None:
-        """Notes a bad row.
-
-        Raises:
-            DataError: bad rows are errors.
-        """
-        if self._policy == "error":
-            raise DataError(f"{self._source}, {self._unit} {place}: {reason}. Mend it or add --on-bad-row skip.")
-        self._found.setdefault(reason, []).append(place)
-
-    def report(self, rows: int) -> None:
-        """Prints how many of so many rows were left out, if any, and where the first of them stand."""
-        if not self._found:
-            return
-        parts = []
-        for reason, places in self._found.items():
-            shown = ", ".join(map(str, places[:SHOWN])) + (", ..." if len(places) > SHOWN else "")
-            parts.append(f"{len(places)} x {reason} ({self._unit} {shown})")
-        skipped = sum(map(len, self._found.values()))
-        print(f"data: {self._source}: skipped {skipped} of {rows} rows: {'; '.join(parts)}.", file=sys.stderr)
-
-
 def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
     """Returns the texts in a file; its suffix says how it is written.
 
@@ -95,15 +58,7 @@ def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
     Raises:
         DataError: the file is missing, of another kind, lacks a column, holds a bad row or no good one.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
-    read = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[suffix]
-    try:
-        rows = list(read(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}. Check the path.") from error
-    return collect(rows, columns, path.name, "row" if suffix == ".parquet" else "line", on_bad_row)
+    return collect(list(read_rows(path)), columns, path.name, unit_of(path), on_bad_row)
 
 
 def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
@@ -116,11 +71,8 @@ def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
         return read_table(path, columns, on_bad_row)
     if columns.pair is not None:
         raise DataError(f"{path}: pairs of texts need a table, a file that ends in {', '.join(SUFFIXES)}.")
-    try:
-        lines = _lines(path)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}. Check the path.") from error
-    rows: list[tuple[int, Record]] = [(i + 1, {columns.text: line}) for i, line in enumerate(lines) if line.strip()]
+    lines = enumerate(read_lines(path), 1)
+    rows: list[tuple[int, Record]] = [(i, {columns.text: line}) for i, line in lines if line.strip()]
     return collect(rows, columns, path.name, "line", on_bad_row)
 
 
@@ -191,87 +143,6 @@ def _label(record: Mapping[str, Any], name: str) -> str:
     if isinstance(value, float) and value.is_integer():  # a column of numbers with gaps is read as floats
         value = int(value)
     return str(value).strip()
-
-
-# ----------------------------------------------------------------------------------------------------------- readers
-
-
-def _lines(path: Path) -> list[str]:
-    # Bytes that are no UTF-8 come through as surrogates, so that one of them costs a row, not the file.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return list(file)
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Record]]:
-    return _named(path, _cells(_lines(path)))
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[int, Record]]:
-    lines = _lines(path)
-    return _named(path, ((i + 1, line.rstrip("\r\n").split("\t")) for i, line in enumerate(lines) if line.strip()))
-
-
-def _cells(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
-    """Gives line number and cells of each record, or what is wrong; reading goes on in the line after."""
-    start = 0
-    while start < len(lines):
-        reader = csv.reader(lines[start:], strict=True)
-        line = start + 1
-        try:
-            for cells in reader:
-                if cells:
-                    yield line, cells
-                line = start + reader.line_num + 1
-            return
-        except csv.Error as error:
-            unclosed = "unexpected end" in str(error)
-            yield line, "a quote that is never closed" if unclosed else f"broken quotes or cells ({error})"
-            start = line
-
-
-def _named(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> Iterator[tuple[int, Record]]:
-    _, names = next(rows, (0, "the file is empty"))
-    if isinstance(names, str):
-        raise DataError(f"{path.name}: no line of column names: {names}.")
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path.name}: two columns are called {name!r}. Rename one.")
-    found = False
-    for line, cells in rows:
-        found = True
-        if isinstance(cells, str):
-            yield line, cells
-        elif len(cells) != len(names):
-            yield line, f"{len(cells)} cells instead of {len(names)}"
-        else:
-            yield line, dict(zip(names, cells, strict=True))
-    if not found:
-        raise DataError(f"{path.name}: no rows below the line of column names.")
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    for i, line in enumerate(_lines(path)):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = "not valid JSON"
-        yield i + 1, record if isinstance(record, (dict, str)) and record != line.strip() else "no JSON object"
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow.") from error
-    with path.open("rb") as file:
-        try:
-            table = parquet.read_table(file)
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from error
-    for i, record in enumerate(table.to_pylist()):
-        yield i + 1, record
 
 
 def read_dataset(name: str, columns: Columns, on_bad_row: OnBadRow) -> dict[str, Texts]:

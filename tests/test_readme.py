@@ -136,8 +136,16 @@ COLUMNS = {  # of the results of a recipe: heading and function of the metrics
         "seconds": lambda m: f"{m['train_seconds']:.0f}",
         "peak memory, MB": lambda m: f"{m['peak_memory_mb']:,.0f}",
     },
+    "recommendation": {
+        "measured by": lambda m: "RMSE" if m["task"] == "rating" else "NDCG@10",
+        "test": lambda m: f"{m['test_' + MEASURE[m['task'] == 'rating']]:.4f}",
+        "baseline": lambda m: f"{m['baseline_' + MEASURE[m['task'] == 'rating']]:.4f}",
+        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+    },
 }
-SECTIONS = {"mnist": "results", "text_classification": "text-results"}
+MEASURE = {True: "rmse", False: "ndcg_at_10"}
+SECTIONS = {"mnist": "results", "text_classification": "text-results", "recommendation": "recommendation-results"}
 
 
 def result_table(found):
