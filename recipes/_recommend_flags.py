@@ -30,7 +30,7 @@ class ModelFlags:
     embedding_dim: int = 32
     """Length of the vectors of users and items."""
     hidden: int = 64
-    """Width of the dense layers of two-tower, dcn and dlrm."""
+    """Width of the dense layers of two-tower, dcn and dlrm; with 0 two-tower has none, and adds up its vectors."""
     dropout: float = 0.0
     """Share of the features dropped."""
     l2: float = 0.02
@@ -88,7 +88,7 @@ def check(flags: Train) -> None:
         ("batch-size", flags.batch_size),
         ("rank", flags.rank),
         ("embedding-dim", flags.choose.embedding_dim),
-        ("hidden", flags.choose.hidden),
+        ("hidden", flags.choose.hidden or flags.choose.kind not in ("dcn", "dlrm")),
         ("history", flags.choose.history),
         ("top-k", min(flags.ks)),
     ):

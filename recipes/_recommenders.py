@@ -84,7 +84,7 @@ class Recommender(keras.Model):
         kind: which model.
         users: configuration of the encoder of users.
         items: that of the items.
-        hidden: width of the dense layers.
+        hidden: width of the dense layers; 0 leaves those of two-tower out.
         dropout: share of the features dropped before each of them.
         l2: weight of the squared vectors of each example in the loss.
         **options: those of a model.
@@ -117,17 +117,20 @@ class Recommender(keras.Model):
         return dict.fromkeys(("user", "item"), ops.zeros((1,), "int32"))
 
     def tower(self, name: str) -> list[Any]:
-        """Returns layers that bring several vectors into one of the common length."""
+        """Returns layers that bring several vectors into one of the common length; none if they have no width."""
+        if not self.hidden:
+            return []
         return [layers.Dense(self.hidden, "relu", name=f"{name}_hidden"), layers.Dense(self.dim, name=f"{name}_output")]
 
     def through(self, tower: Sequence[Any], vectors: Sequence[Any], training: bool | None) -> Any:
-        """Returns one vector for several: their sum where there is no tower."""
+        """Returns one vector for several: their sum, and what the tower adds to it."""
+        total = sum(vectors[1:], vectors[0])
         if not tower:
-            return sum(vectors[1:], vectors[0])
+            return total
         x = ops.concatenate(vectors, -1)
         for layer in tower:
             x = layer(self.drop(x, training=training))
-        return x
+        return total + x
 
     def penalize(self, vectors: Sequence[Any], training: bool | None) -> None:
         """Adds the squares of vectors [n, dim] to the loss."""
@@ -146,9 +149,9 @@ class Recommender(keras.Model):
 class Rater(Recommender):
     """Predicts ratings: μ + b of the user + b of the item + what `kind` makes of their vectors.
 
-    mf: the product of the vectors of the ids (Koren et al., 2009, doi:10.1109/MC.2009.263). two-tower: that of what a
-    dense network makes of ids and features. dcn: crosses of all features (Wang et al., 2021, arXiv:2008.13535). dlrm:
-    products of all pairs of features (Naumov et al., 2019, arXiv:1906.00091).
+    mf: the product of the vectors of the ids (Koren et al., 2009, doi:10.1109/MC.2009.263). two-tower: that of the sums
+    of the vectors of ids and features, with what a dense network adds to them. dcn: crosses of all features (Wang et
+    al., 2021, arXiv:2008.13535). dlrm: products of all pairs of features (Naumov et al., 2019, arXiv:1906.00091).
     """
 
     def __init__(self, kind: Kind, users: Any, items: Any, **options: Any) -> None:

@@ -144,7 +144,7 @@ def test_adapting_changes_the_adapters_alone(train, call, files):
 
 @pytest.mark.slow
 def test_comes_near_to_what_can_be_known(call):
-    code, out, err = call("--epochs", "12", "--embedding-dim", "8", "--batch-size", "1024", "--run-name", "made")
+    code, out, err = call("--epochs", "12", "--embedding-dim", "4", "--batch-size", "1024", "--run-name", "made")
     metrics = json.loads((folder("made") / "metrics.json").read_text())
     assert (code, err) == (0, "") and "best reachable rmse 0.5000" in out
     assert metrics["test_rmse"] < 1.05 * metrics["floor_rmse"] < 0.7 * metrics["baseline_rmse"]
@@ -179,6 +179,7 @@ def test_hashed_ids_share_rows():
         (["--interactions", "x.csv"], "name the column of the ratings by --label-column"),
         (["--items-file", "x.csv"], "--items-file: give --interactions too"),
         (["--test-share", "1"], "--test-share 1.0: expected more than 0"),
+        (["--model", "dcn", "--hidden", "0"], "--hidden 0: expected at least 1"),
         (["--top-k", "0"], "--top-k 0: expected at least 1"),
         (["--l2", "-1"], "--l2 -1.0: expected at least 0"),
         (["--embedding-learning-rate", "1"], "give --embedding-optimizer too"),
