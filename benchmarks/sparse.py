@@ -3,8 +3,8 @@
     python -m benchmarks.sparse [--rounds 10] [--write]
 
 A batch of 1,024 random ids of a table of width 64: gather, a squared error, its gradient, an update by Adam. The
-contestants take turns, round after round; the table gives medians, the comparisons medians of the ratios within a
-round. torch runs in a process of its own.
+contestants take turns, round after round, those that update rows first; the table gives medians, the comparisons
+medians of the ratios within a round. torch runs in a process of its own.
 """
 
 import argparse
@@ -95,12 +95,18 @@ def measure(rounds: int) -> tuple[dict[str, list[float]], str]:
     }
     steps = {name: stepper(*given) for name, given in made.items()}
     times: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times.setdefault(name, []).append(clock(step))
+    dense = [name for name in steps if name.startswith("keras")]
+    for _ in range(4 * rounds):  # without Keras' steps between them, which leave nothing in the caches
+        for name in [name for name in steps if name not in dense]:
+            times.setdefault(name, []).append(clock(steps[name]))
         ours.send(True)
         times.setdefault("torch.optim.SparseAdam", []).append(ours.recv())
     ours.send(False)
+    for _ in range(rounds):
+        for name in dense:
+            beside = name.replace("keras.optimizers", "kopt")
+            times.setdefault(name, []).append(clock(steps[name]))
+            times.setdefault(f"{beside} beside it", []).append(clock(steps[beside]))
     child.join()
     versions = f"Keras {keras.__version__}, TensorFlow {tf.__version__}, torch {torch_version}"
     return times, f"{versions}, Python {platform.python_version()}, {os.cpu_count()} cores, no GPU"
@@ -116,8 +122,8 @@ def table(times: dict[str, list[float]], versions: str, rounds: int) -> str:
     lines += [f"| {name} | {statistics.median(t):.2f} |" for name, t in times.items()]
     lines += ["", "| comparison | measured | aim |", "|---|---:|---:|"]
     for text, a, b, aim in (
-        ("faster than keras.optimizers.Adam by", "keras.optimizers.Adam", "kopt.Adam", "≥ 8 ×"),
-        ("the same inside XLA", "keras.optimizers.Adam, XLA", "kopt.Adam, XLA", "≥ 2 ×"),
+        ("faster than keras.optimizers.Adam by", "keras.optimizers.Adam", "kopt.Adam beside it", "≥ 8 ×"),
+        ("the same inside XLA", "keras.optimizers.Adam, XLA", "kopt.Adam, XLA beside it", "≥ 2 ×"),
         ("40 times the rows cost", f"kopt.Adam, {LARGE:,} rows", f"kopt.Adam, {SMALL:,} rows", "≤ 1.3 ×"),
         ("time of torch.optim.SparseAdam", "kopt.Adam", "torch.optim.SparseAdam", "≤ 1.5 ×"),
         ("clipping of the global norm costs", "kopt.Adam, global clip", "kopt.Adam", "≤ 1.5 ×"),

@@ -88,11 +88,11 @@ def check(flags: Train) -> None:
         ("batch-size", flags.batch_size),
         ("rank", flags.rank),
         ("embedding-dim", flags.choose.embedding_dim),
-        ("hidden", flags.choose.hidden or flags.choose.kind not in ("dcn", "dlrm")),
         ("history", flags.choose.history),
         ("top-k", min(flags.ks)),
     ):
         _run.at_least(f"--{name}", value, 1)
+    _run.at_least("--hidden", flags.choose.hidden, 1 if flags.choose.kind in ("dcn", "dlrm") else 0)
     _run.at_least("--hash-buckets", flags.choose.hash_buckets, 0)
     _run.at_least("--l2", flags.choose.l2, 0)
     if not 0 <= flags.choose.dropout < 1:

@@ -162,8 +162,9 @@ class Rater(Recommender):
         self.towers = [self.tower("user"), self.tower("item")] if kind == "two-tower" else [[], []]
         self.crosses = [keras_rs.layers.FeatureCross(name=f"cross_{i}") for i in range(2)] if kind == "dcn" else []
         self.dots = keras_rs.layers.DotInteraction(name="dots") if kind == "dlrm" else None
-        self.top = [layers.Dense(self.hidden, "relu", name="hidden"), layers.Dense(1, name="output")]
-        self.top = self.top if kind in ("dcn", "dlrm") else []
+        self.top = []
+        if kind in ("dcn", "dlrm"):
+            self.top = [layers.Dense(self.hidden, "relu", name="hidden"), layers.Dense(1, name="output")]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns the ratings [n] of pairs: "user" and "item", each [n]."""
