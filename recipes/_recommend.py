@@ -16,7 +16,7 @@ from recipes import _cli, _pairs, _plots, _ranking, _run
 from recipes._cli import DataError, UsageError
 from recipes._interactions import Interactions, Vocabulary
 from recipes._optimizer import OptimizerFlags, make_optimizer
-from recipes._recommend_flags import Train
+from recipes._recommend_flags import ModelFlags, Train, check
 from recipes._recommenders import Rater, Retriever
 
 TABLES = r"(^|/)(table|user_bias|item_bias)/"
@@ -39,23 +39,23 @@ class Saved:
         """Returns how often each item [items] was chosen."""
         return _ranking.popularity(self.train)
 
-    def scores(self, flags: Train, users: Array) -> Array:
-        """Returns the scores [n, items] of all items for numbers of users [n]."""
+    def scorer(self, flags: Train) -> _ranking.Scores:
+        """Returns a function of numbers of users [n] that gives the scores [n, items] of all items."""
         items = np.arange(len(self.items), dtype=np.int32)
         if flags.choose.task == "rating":
-            return np.stack([self._rate(np.full_like(items, user), items) for user in users])
+            return lambda users: np.stack([self._rate(np.full_like(items, user), items) for user in users])
+        vectors = keras.ops.convert_to_numpy(self.model.candidates(items)).T
         if flags.choose.task == "retrieval":
-            queries = self.model.queries({"user": users})
-        else:
-            chosen, begin = _pairs.by_user(self.train)
+            return lambda users: np.asarray(keras.ops.convert_to_numpy(self.model.queries({"user": users})) @ vectors)
+        chosen, begin = _pairs.by_user(self.train)
+
+        def after_the_last(users: Array) -> Array:
             last = [_pairs.latest(chosen[begin[u] : begin[u + 1]], flags.choose.history) for u in users]
             states = self.model.queries({"history": np.stack([history for history, _ in last])})
-            queries = keras.ops.convert_to_numpy(states)[np.arange(len(users)), [place for _, place in last]]
-        return np.asarray(keras.ops.convert_to_numpy(queries) @ self._item_vectors().T)
+            places = np.array([place for _, place in last])
+            return np.asarray(keras.ops.convert_to_numpy(states)[np.arange(len(users)), places] @ vectors)
 
-    def _item_vectors(self) -> Array:
-        items = np.arange(len(self.items), dtype=np.int32)
-        return np.asarray(keras.ops.convert_to_numpy(self.model.candidates(items)))
+        return after_the_last
 
     def _rate(self, users: Array, items: Array) -> Array:
         return np.asarray(self.model.predict({"user": users, "item": items}, batch_size=8192, verbose=0))
@@ -104,7 +104,12 @@ def train(flags: Train, folder: Path) -> int:
     old: Saved | None = None
     if flags.adapt is not None:
         was, old = restore(flags.adapt)
+        if flags.choose not in (ModelFlags(), was.choose):
+            raise UsageError(
+                f"--adapt {flags.adapt}: its model stays what it is. Leave out what describes another one."
+            )
         flags = dataclasses.replace(flags, choose=was.choose)
+        check(flags)
     rated = flags.choose.task == "rating"
     data = _pairs.load(flags.data, rated, flags.run.seed, *((None, None) if old is None else (old.users, old.items)))
     model = build(flags, data) if old is None else adapted(old.model, flags.rank)
@@ -288,7 +293,7 @@ class _Ranking(keras.callbacks.Callback):
 
 
 def _ranks(flags: Train, saved: Saved, test: Interactions, seen: Interactions) -> dict[str, float]:
-    return _ranking.rank(lambda users: saved.scores(flags, users), test, seen, flags.ks)
+    return _ranking.rank(saved.scorer(flags), test, seen, flags.ks)
 
 
 def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions | None = None) -> dict[str, float]:

@@ -100,7 +100,8 @@ def check(flags: Train) -> None:
     task, known = flags.choose.task, MODELS[flags.choose.task]
     if flags.choose.kind not in known:
         raise UsageError(f"--model {flags.choose.kind}: --task {task} has {', '.join(known)}.")
-    if task == "rating" and flags.data.interactions is not None and flags.data.label_column is None:
+    unknown = flags.adapt is not None and flags.choose == ModelFlags()  # until the run is read
+    if task == "rating" and not unknown and flags.data.interactions is not None and flags.data.label_column is None:
         raise UsageError("--task rating: name the column of the ratings by --label-column, or choose another --task.")
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")

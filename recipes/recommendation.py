@@ -27,7 +27,7 @@ RunPath = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Print the test metrics of a run, and those of its baseline, as JSON."""
+    """Print the test metrics of a run, and those of its baseline where that can be had, as JSON."""
 
     model: RunPath
     """Folder of a run."""
@@ -68,14 +68,13 @@ def evaluate(flags: Evaluate) -> int:
     data = was.data if flags.interactions is None else dataclasses.replace(was.data, interactions=flags.interactions)
     if flags.interactions is None:
         part = _pairs.load(data, was.choose.task == "rating", was.run.seed, saved.users, saved.items)
-        test, source = part.test, part.test.source
+        test, train = part.test, part.train
     else:
-        test = _interactions.read_interactions(
-            flags.interactions, data.columns, data.on_bad_row, saved.users, saved.items
-        )
-        source = test.source
-    metrics = _recommend.measure(was, saved, test)
-    print(json.dumps({**metrics, "data": source, "test_examples": len(test)}, indent=2))
+        known = saved.users, saved.items
+        test = _interactions.read_interactions(flags.interactions, data.columns, data.on_bad_row, *known)
+        train = None
+    metrics = _recommend.measure(was, saved, test, train)
+    print(json.dumps({**metrics, "data": test.source, "test_examples": len(test)}, indent=2))
     return 0
 
 
@@ -87,11 +86,13 @@ def predict(flags: Predict) -> int:
     from recipes import _recommend
 
     was, saved = _recommend.restore(flags.model)
+    scorer = saved.scorer(was)
     for user in flags.user:
         number = saved.users.find(user)
-        if not number:
+        known = bool(number) and bool((saved.train.user == number).any())
+        if not known:
             print(f"user {user!r} is unknown: these are the most popular items.", file=sys.stderr)
-        scores = saved.scores(was, np.array([number]))[0] if number else saved.popularity
+        scores = scorer(np.array([number]))[0] if known else saved.popularity
         scores = np.array(scores, np.float64)
         scores[0] = -np.inf
         if flags.exclude_seen:

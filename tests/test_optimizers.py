@@ -382,7 +382,7 @@ def test_config_round_trip(name, options):
     assert restored.get_config() == optimizer.get_config()
 
 
-@every_rule
+@every_rule_in_turn
 def test_state_goes_on_where_it_was_saved(name):
     weights, gradients = weights_and_gradients(10)
     if (cls := RULES[name])().needs_loss:

@@ -14,6 +14,8 @@ from recipes import _callbacks, mnist
 
 # -------------------------------------------------------------------------------------------------------- exit codes
 
+BEFORE = signal.getsignal(signal.SIGINT)  # a job in the background ignores it
+
 
 @pytest.mark.parametrize(
     "flags, says",
@@ -133,7 +135,7 @@ def test_divergence(npz, capsys):
     argv = ["--data", npz, "--model", "mlp", "--optimizer", "sgd", "--learning-rate", "1e30", "--output-dir", "out"]
     assert "at step" in fails(capsys, 4, *argv)
     assert not Path("out/model.keras").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is BEFORE
 
 
 def test_interrupt(train, undrawn, monkeypatch):
@@ -149,7 +151,7 @@ def test_interrupt(train, undrawn, monkeypatch):
     assert metrics["interrupted"] and metrics["epochs"] == 2
     assert "interrupted" in (folder / "README.md").read_text()
     assert keras.models.load_model(folder / "model.keras").optimizer.iterations == 6
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is BEFORE
 
 
 def test_second_interrupt_quits(npz, monkeypatch, capsys):

@@ -57,9 +57,13 @@ def call(files, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def train(call, files):
-    def run(name, *flags):
+    def run(name, *flags, plain=False):
         data = ["--interactions", str(files / "ratings.csv"), "--label-column", "stars", "--time-column", "when"]
-        data += ["--items-file", str(files / "items.csv"), "--embedding-dim", "4", "--hidden", "8"]
+        data += [
+            "--items-file",
+            str(files / "items.csv"),
+            *([] if plain else ["--embedding-dim", "4", "--hidden", "8"]),
+        ]
         code, out, err = call(*data, "--epochs", "2", "--batch-size", "32", "--run-name", name, *flags)
         assert code == 0, err
         return out
@@ -100,7 +104,7 @@ def test_train_evaluate_predict(train, call, task, model):
 
     code, out, _ = call("evaluate", "--model", str(folder("run")))
     again = json.loads(out)
-    assert code == 0
+    assert code == 0 and again[f"baseline_{names[0]}"] == pytest.approx(metrics[f"baseline_{names[0]}"])
     assert all(again[f"test_{name}"] == pytest.approx(metrics[f"test_{name}"], abs=1e-5) for name in names)
 
     code, out, err = call("predict", "--model", str(folder("run")), "--user", "u3", "--k", "4", "--exclude-seen")
@@ -128,7 +132,9 @@ def test_an_unknown_user_gets_the_popular_items(train, call):
 @pytest.mark.slow
 def test_adapting_changes_the_adapters_alone(train, call, files):
     train("base", "--task", "rating", "--model", "two-tower")
-    train("new", "--adapt", str(folder("base")), "--rank", "2", "--learning-rate", "0.05")
+    code, _, err = call("--adapt", str(folder("base")), "--model", "dcn")
+    assert code == 2 and "its model stays what it is" in err
+    train("new", "--adapt", str(folder("base")), "--rank", "2", "--learning-rate", "0.05", plain=True)
     assert (folder("new") / "adapter" / "adapter_model.safetensors").is_file()
     base, new = (_recommend.restore(folder(name))[1].model for name in ("base", "new"))
     found = {v.path: v.numpy() for v in new.weights}

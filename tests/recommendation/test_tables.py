@@ -59,7 +59,12 @@ def test_twenty_steps_with_repeated_ids(how, request):
         np.testing.assert_array_equal(slot[untouched], 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.5}, {"weight_decay": 0.1}, {"state_dtype": "bfloat16"}])
+OPTIONS = [{"weight_decay": 0.1}, {"state_dtype": "bfloat16"}]
+
+
+@pytest.mark.parametrize(
+    "options", [{"global_clipnorm": 0.5}, *(pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS)], ids=str
+)
 def test_tables_of_keras_rs(options):
     def distributed():
         config = keras_rs.layers.TableConfig(
