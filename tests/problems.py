@@ -41,7 +41,7 @@ def other_value(name, declared):
         return 2 if default >= 10 else 3 * default + 1
     if abs(default) < 1e-6:
         return 0.01
-    return 1000 * default if abs(default) <= 1e-3 else 3 * default
+    return max(1000 * default, 0.01) if abs(default) <= 1e-3 else 3 * default
 
 
 def fair_rate(cls):

@@ -53,16 +53,6 @@ def sampled(names):
 every_rule_in_turn = sampled(RULES)
 one_of_each = pytest.mark.parametrize("name", sorted(set(FIRST)))
 """For what is the business of the engine alone."""
-every_variant_in_turn = pytest.mark.parametrize(
-    ("name", "options"),
-    [pytest.param(*v, marks=pytest.mark.slow if v[1] or v[0] not in FIRST else ()) for v in VARIANTS],
-    ids=lambda x: x if isinstance(x, str) else str(x),
-)
-plain_at_once = pytest.mark.parametrize(
-    ("name", "options"),
-    [pytest.param(*v, marks=pytest.mark.slow if v[1] else ()) for v in VARIANTS],
-    ids=lambda x: x if isinstance(x, str) else str(x),
-)
 every_row_wise_rule = sampled([name for name, cls in RULES.items() if cls.row_wise])
 every_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
@@ -85,9 +75,11 @@ def distance(a, b):
 # ------------------------------------------------------------------------------------------------- the rules are right
 
 
-@plain_at_once
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-6), pytest.param("float64", 1e-12, marks=pytest.mark.slow)]
+    ("name", "options", "dtype", "tolerance"),
+    [(name, {}, "float32", 1e-6) for name in RULES]
+    + [pytest.param(*variant, "float64", 1e-12, marks=pytest.mark.slow) for variant in VARIANTS],
+    ids=str,
 )
 def test_equals_the_float64_reference(name, options, dtype, tolerance):
     weights, gradients = weights_and_gradients()
@@ -95,10 +87,10 @@ def test_equals_the_float64_reference(name, options, dtype, tolerance):
     assert distance(descend(optimizer, weights, gradients, dtype), reference(optimizer, weights, gradients)) < tolerance
 
 
-@every_variant_in_turn
-def test_decay_equals_the_reference(name, options):
+@every_rule_in_turn
+def test_decay_equals_the_reference(name):
     weights, gradients = weights_and_gradients()
-    optimizer = RULES[name](learning_rate=RATE, weight_decay=0.1, **options)
+    optimizer = RULES[name](learning_rate=RATE, weight_decay=0.1)
     done = descend(optimizer, weights, gradients, "float64")  # some rules learn from differences and amplify rounding
     assert distance(done, reference(optimizer, weights, gradients)) < 1e-6
 
@@ -180,7 +172,7 @@ def test_one_trace_for_a_thousand_steps(name):
     assert int(optimizer.iterations) == 1000
 
 
-@every_rule_in_turn
+@one_of_each
 def test_fit(name, how=None):
     model = network(RULES[name](), **how or {})
     losses = model.fit(regression(), shuffle=False, epochs=8, verbose=0).history["loss"]

@@ -51,7 +51,7 @@ class AdEMAMix(Optimizer):
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the long memory to the short one."""
         new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
-        part = ops.minimum(t / self.beta_3_warmup, 1.0) if self.beta_3_warmup else 1.0
+        part = ops.minimum(t / self.beta_3_warmup, 1.0) if self.beta_3_warmup else ops.ones_like(t)
         first, last = (1.0 / math.log(beta) if beta else 0.0 for beta in (self.beta_1, self.beta_3))
         slope = (1.0 - part) * first + part * last  # 1/ln β₃
         new.l = s.l - (ops.expm1(1.0 / slope) if last else -1.0) * (g - s.l)  # 1 - β₃ would cancel

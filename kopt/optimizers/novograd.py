@@ -43,7 +43,7 @@ class NovoGrad(Optimizer):
         """Steps along the momentum of normalized gradients."""
         first, norm = ops.equal(t, 1), sum_of_squares(g)
         new = State(v=ops.where(first, norm, ema(s.v, norm, self.beta_2)))
-        share = ops.where(first, 1.0, 1.0 - self.beta_1) if self.grad_averaging else 1.0
+        share = 1.0 - self.beta_1 * ops.cast(t > 1, g.dtype) if self.grad_averaging else 1.0
         new.m = self.beta_1 * s.m + share * (self.rate(new, t) * g + s.weight_decay * w)
         return w - s.learning_rate * new.m, vars(new)
 
