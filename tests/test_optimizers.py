@@ -172,6 +172,7 @@ def test_one_trace_for_a_thousand_steps(name):
     assert int(optimizer.iterations) == 1000
 
 
+@pytest.mark.slow
 @one_of_each
 def test_fit(name, how=None):
     model = network(RULES[name](), **how or {})

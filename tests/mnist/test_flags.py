@@ -50,6 +50,7 @@ def descend(**flags):
     return float(w.numpy()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
 @pytest.mark.parametrize(
     "flags",
