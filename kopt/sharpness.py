@@ -11,6 +11,7 @@ Any optimizer makes the steps. The loss, the metrics and the statistics of batch
 themselves, and both gradients see the same random numbers. A step costs about twice as much.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -87,9 +88,9 @@ class _Sharpened(Trained):
         """Returns the gradients of the step from those at the weights; `gradients_at(moves)` are those elsewhere."""
         return gradients_at(self.ascent(weights, gradients))
 
+    @abc.abstractmethod
     def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Returns ε."""
-        raise NotImplementedError
 
 
 class SAM(_Sharpened):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,11 +81,11 @@ class Saved:
             known = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
             with np.load(folder / "interactions.npz", allow_pickle=False) as arrays:
                 user, item = arrays["user"], arrays["item"]
-        except Exception as error:  # json, zipfile and NumPy raise what they like
-            raise DataError(f"{folder}: vocabulary.json or interactions.npz cannot be read ({error}).") from error
-        users, items = Vocabulary(known["users"]), Vocabulary(known["items"])
+            users, items, titles = Vocabulary(known["users"]), Vocabulary(known["items"]), known["titles"]
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{folder}: vocabulary.json or interactions.npz cannot be read ({error!r}).") from error
         train = Interactions(users, items, user, item, None, None, str(folder))
-        return cls(_run.load_model(folder), users, items, known["titles"], train)
+        return cls(_run.load_model(folder), users, items, titles, train)
 
 
 def restore(folder: Path) -> tuple[Train, Saved]:

@@ -127,6 +127,16 @@ def test_an_unknown_user_gets_the_popular_items(train, call):
     _, saved = _recommend.restore(folder("run"))
     best = np.argsort(-saved.popularity, kind="stable")[:3]
     assert [line[2] for line in lines[:3]] == [saved.items.keys[i - 1] for i in best]
+    for name, content in (
+        ("vocabulary.json", b"{"),
+        ("vocabulary.json", b'{"users": []}'),
+        ("interactions.npz", b"PK"),
+    ):
+        whole = (folder("run") / name).read_bytes()
+        (folder("run") / name).write_bytes(content)
+        code, out, err = call("predict", "--model", str(folder("run")), "--user", "u1")
+        assert (code, out) == (3, "") and "vocabulary.json or interactions.npz cannot be read" in err
+        (folder("run") / name).write_bytes(whole)
 
 
 @pytest.mark.slow
