@@ -248,9 +248,12 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         if self.rounding == "kahan" and is_short(variable):
             parameter.residual = self._add_beside(variable, "residual", shape, variable.dtype, "zeros")
         if self.use_ema:
-            parameter.average = self._model_variables_moving_average[parameter.index]
+            parameter.average = vars(self)["_averages"][parameter.index]
+            parameter.averaged_at = self._add_beside(variable, "averaged_at", shape[:1], "int32", "zeros")
         if self.gradient_accumulation_steps:
             parameter.accumulator = self._accumulated_gradients[parameter.index]
+            if len(shape) > 1 and self._lazy(parameter):
+                parameter.read = self._add_beside(variable, "read", shape[:1], "bool", "zeros")
         return parameter
 
     def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:

@@ -26,6 +26,11 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return ops.sum(ops.square(x))
 
 
+def beside(numbers: Tensor, x: Tensor) -> Tensor:
+    """Gives a number for each row of x, or one for all rows, the shape that broadcasts against x."""
+    return numbers[(..., *[None] * (len(x.shape) - len(numbers.shape)))]
+
+
 def soft(x: Tensor, threshold: Tensor) -> Tensor:
     """Soft threshold, sign(x) max(|x| - threshold, 0): the proximal step of an l1 penalty."""
     return ops.sign(x) * ops.maximum(ops.abs(x) - threshold, 0.0)

@@ -13,7 +13,7 @@ class Engine(OptimizerParts):
     """Executes the pure steps of `Optimizer` with `keras.ops` alone."""
 
     def _execute(self, grads: Sequence[Any], rate: Any, loss: Any = None) -> None:
-        flags = self._step(grads, rate, loss)
+        flags = (self._accumulate if self.gradient_accumulation_steps else self._step)(grads, rate, loss)
         if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
             raise FloatingPointError(f"{type(self).__name__}: a gradient is not finite; the update was skipped.")
 
@@ -43,7 +43,7 @@ class Engine(OptimizerParts):
     def _read_gradient(self, g: Any, p: Parameter) -> Gradient:
         return Gradient(ops.cast(g, p.dtype))
 
-    def _uniform(self, shape: Any, update: Any, salt: int) -> Any:
+    def _uniform(self, x: Any, update: Any, salt: int) -> Any:
         raise ValueError(
             "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16') needs the TensorFlow backend."
         )

@@ -20,7 +20,10 @@ class Parameter:
     slots: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     residual: Any = None
     average: Any = None
+    averaged_at: Any = None
     accumulator: Any = None
+    read: Any = None
+    marked: bool | None = None  # whether `read` says which rows were accumulated, once a gradient was seen
 
 
 @dataclasses.dataclass
@@ -29,7 +32,7 @@ class Gradient:
 
     Of a table that was read sparsely, `value` holds one row for every entry of `rows`: the sum over its repeated ids.
     Entries past the number of distinct ids have zero gradient and repeat the first row; `keep` maps them onto it, so
-    that a scatter writes equal values. `touched`, [rows, 1, ...], marks the rows that an accumulated gradient read.
+    that a scatter writes equal values. `touched`, [rows], marks those of a whole table that an update may move.
     """
 
     value: Tensor
@@ -79,10 +82,18 @@ class OptimizerParts:
     share: Any
     add_variable: Any
     _step: Any
+    _lazy: Any
     _read: Any
+    _read_weight: Any
+    _stored: Any
+    _write: Any
+    _gradient: Any
+    _marked_rows: Any
     _updates: Any
     _static_shape: Any
     _value: Any
+    _rows: Any
+    _sparse: Any
     _uniform: Any
     _read_gradient: Any
     _commit: Any

@@ -9,6 +9,8 @@ import numpy as np
 from kopt.optimizers._records import OptimizerParts
 
 MANIFEST = "manifest"
+BESIDE = ("residual", "average", "averaged_at", "accumulator", "read")
+"""What a parameter may have beside its slots."""
 
 
 class StateFile(OptimizerParts):
@@ -32,7 +34,7 @@ class StateFile(OptimizerParts):
         state |= {f"shared.{k}": v for k, v in self._shared.items()}
         for i, p in enumerate(self._parameters):
             parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
-            parts |= {name: getattr(p, name) for name in ("residual", "average", "accumulator")}
+            parts |= {name: getattr(p, name) for name in BESIDE}
             state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
         return state
 

@@ -1,6 +1,6 @@
 """One step as a pure computation: from gradients to the writes that end it.
 
-Order: read the gradients and sum repeated rows, unscale, accumulate, look for non-finite values, clip, settle the
+Order: accumulate, read the gradients and sum repeated rows, unscale, look for non-finite values, clip, settle the
 shared scalars, run the rule and the decay on each weight, constrain, average, round.
 """
 
@@ -11,44 +11,51 @@ from typing import Any
 import keras
 from keras import ops
 
-from kopt.optimizers._math import Tensor, round_stochastically, sum_of_squares
-from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
+from kopt.optimizers._accumulation import Accumulation
+from kopt.optimizers._average import Average
+from kopt.optimizers._math import Tensor, beside, round_stochastically, sum_of_squares
+from kopt.optimizers._records import Gradient, Parameter, Write
 from kopt.optimizers._slots import Codec, codec
 
 
-class Step(OptimizerParts):
+class Step(Accumulation, Average):
     """Computes the steps of an optimizer; the engine of the backend runs them."""
 
-    def _step(self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None) -> Tensor:
-        """Carries out one call of `apply`; returns which gradients were finite, or None if nobody asked."""
+    def _step(
+        self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None, due: Tensor | None = None
+    ) -> Tensor:
+        """Makes a step, or only counts the batch if none is `due`; returns which gradients were finite, if asked for."""
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
-        count, steps = self._value(self._iterations), self.gradient_accumulation_steps or 1
+        count, update = self._value(self._iterations), self._updates() + 1
         after = [Write(self._iterations, count + 1)]
-        due = finite = None
-        if steps > 1:
-            due = ops.equal((count + 1) % steps, 0)
-            share = self.share(count % steps)
-            active, cleared = self._accumulate(active, share, due, steps)
-            after += cleared
-            if loss is not None:
-                total = self._value(self._shared["loss"]) + ops.cast(share, loss.dtype) * loss
-                loss = total / steps
-                after.append(Write(self._shared["loss"], ops.where(due, 0.0, total)))
-        flags = None
+        flags, conditions = None, [] if due is None else [due]
         if self.on_nonfinite != "ignore":
             flags = ops.stack([ops.all(ops.isfinite(g.value)) for _, g in active])
             finite = ops.all(flags) if due is None else ops.logical_or(ops.all(flags), ops.logical_not(due))
+            conditions.append(finite)
             # A skipped update takes back the batches that led to it, so that `iterations` counts real updates.
-            after[0] = Write(self._iterations, ops.where(finite, count + 1, count + 1 - steps))
-            skipped = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
-            after.append(Write(self.nonfinite_steps, self.nonfinite_steps + skipped))
-        conditions = [c for c in (due, finite) if c is not None]
-        go = None if not conditions else ops.all(ops.stack(conditions))
-        self._commit_if(go, lambda: self._update(active, rate, loss))
+            skipped = count + 1 - (self.gradient_accumulation_steps or 1)
+            after[0] = Write(self._iterations, ops.where(finite, count + 1, skipped))
+            failed = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
+            after.append(Write(self.nonfinite_steps, self.nonfinite_steps + failed))
+        self._commit_if(_all(conditions), lambda: self._update(active, rate, loss))
+        if self.ema_overwrite_frequency:
+            conditions.append(ops.equal(update % self.ema_overwrite_frequency, 0))
+            self._commit_if(_all(conditions), lambda: self._overwritten(update))
         self._commit(after)
         return flags
 
     def _gradient(self, p: Parameter, g: Any) -> Gradient:
+        if isinstance(g, Gradient):
+            gradient = g
+        else:
+            self._check_shape(p, g)
+            gradient = self._read_gradient(g, p)
+        if self.loss_scale_factor:
+            gradient.value = gradient.value / self.loss_scale_factor
+        return gradient
+
+    def _check_shape(self, p: Parameter, g: Any) -> None:
         shape, expected = self._static_shape(g), tuple(p.variable.shape)
         if shape is not None and (
             len(shape) != len(expected) or any(a not in (None, b) for a, b in zip(shape, expected, strict=True))
@@ -57,21 +64,6 @@ class Step(OptimizerParts):
                 f"{type(self).__name__}: gradient of shape {shape} for {p.path!r} of shape {expected}. "
                 "Give gradients and variables in the same order."
             )
-        gradient = self._read_gradient(g, p)
-        if self.loss_scale_factor:
-            gradient.value = gradient.value / self.loss_scale_factor
-        return gradient
-
-    def _accumulate(self, active: Any, share: Any, due: Tensor, steps: int) -> tuple[Any, list[Write]]:
-        means, writes = [], []
-        for p, g in active:
-            total = self._value(p.accumulator) + ops.cast(share, p.dtype) * g.value
-            touched = g.touched
-            if touched is not None:  # of a row that was read some accumulated gradient is not zero
-                touched = ops.any(total != 0, axis=tuple(range(1, len(p.variable.shape))), keepdims=True)
-            means.append((p, Gradient(total / steps, touched=touched)))
-            writes.append(Write(p.accumulator, ops.where(due, ops.zeros_like(total), total)))
-        return means, writes
 
     def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None) -> list[Write]:
         """Computes one update; assigns nothing."""
@@ -95,15 +87,8 @@ class Step(OptimizerParts):
         for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
             seen = self._seen(p, s, shared, rate, update)
             moved, new = self.owners()[p.owner].advance(g.value, w, seen, times[p.dtype])
-            if g.touched is not None:
-                moved = ops.where(g.touched, moved, w)
-                new = {k: ops.where(g.touched, x, s[k]) for k, x in new.items()}
-            writes += self._write_weight(p, g, moved, update, salt=2 * i)
+            writes += self._write_weight(p, g, w, moved, update, salt=2 * i)
             writes += self._write_slots(p, g, new, update, salt=2 * i + 1)
-        moving = {id(p) for p, _ in active}
-        for p in self._parameters:  # weights without a gradient are averaged all the same
-            if p.average is not None and id(p) not in moving:
-                writes.append(Write(p.average, self._average(p, self._read_weight(p, None), update)))
         return writes
 
     def _read_shared(self) -> dict[str, Tensor]:
@@ -157,9 +142,12 @@ class Step(OptimizerParts):
             writes.append(Write(self.clipped_steps, self.clipped_steps + hit))
         return writes
 
+    def _lazy(self, p: Parameter) -> bool:
+        """Returns whether a sparse gradient of this weight moves only the rows it names."""
+        return self.sparse == "lazy" and self.owners()[p.owner].row_wise
+
     def _read(self, variable: Any, rows: Tensor) -> Tensor:
-        value = self._value(variable)
-        return value if rows is None else ops.take(value, rows, axis=0)
+        return self._value(variable) if rows is None else self._rows(variable, rows)
 
     def _read_weight(self, p: Parameter, rows: Tensor) -> Tensor:
         w = ops.cast(self._read(p.variable, rows), p.dtype)
@@ -177,24 +165,31 @@ class Step(OptimizerParts):
     def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
         noise = self._noise(update, salt)
         return [
-            _to_rows(p.slots[name][k], x, g)
+            self._write(p.slots[name][k], x, g)
             for name, value in new.items()
             for k, x in self._storage(p, name).encode(value, noise).items()
         ]
 
-    def _write_weight(self, p: Parameter, g: Gradient, w: Tensor, update: Tensor, salt: int) -> list[Write]:
-        writes, constraint = [], getattr(p.variable, "constraint", None)
-        if g.rows is not None and (constraint or p.average is not None):  # these see the whole weight
-            w = ops.scatter_update(self._read_weight(p, None), g.rows[:, None], ops.take(w, g.keep, axis=0))
-            g = Gradient(g.value)
-        if constraint:
-            w = constraint(w)
-        if p.average is not None:
-            average = self._average(p, w, update)
-            writes.append(Write(p.average, average))
-            if self.ema_overwrite_frequency:
-                w = ops.where(ops.equal(update % self.ema_overwrite_frequency, 0), average, w)
-        return [*writes, *(_to_rows(v, x, g) for v, x in self._stored(p, w, update, salt))]
+    def _write_weight(self, p: Parameter, g: Gradient, old: Tensor, new: Tensor, update: Tensor, salt: int) -> Any:
+        constraint = getattr(p.variable, "constraint", None)
+        if constraint:  # it sees the whole weight
+            if g.rows is not None:
+                old = self._read_weight(p, None)
+                new = ops.scatter_update(old, g.rows[:, None], ops.take(new, g.keep, axis=0))
+            elif g.touched is not None:
+                new = ops.where(beside(g.touched, new), new, old)
+            g, new = Gradient(g.value), constraint(new)
+        averages = [] if p.average is None else self._average(p, g, old, new, update)
+        return [*averages, *(self._write(v, x, g) for v, x in self._stored(p, new, update, salt))]
+
+    def _write(self, variable: Any, value: Tensor, g: Gradient) -> Write:
+        """Returns the assignment of what a gradient moves."""
+        if g.rows is not None:
+            return Write(variable, ops.take(value, g.keep, axis=0), g.rows)
+        if g.touched is not None:
+            old = self._value(variable)
+            value = ops.where(beside(g.touched, old), ops.cast(value, old.dtype), old)
+        return Write(variable, value)
 
     def _stored(self, p: Parameter, w: Tensor, update: Tensor, salt: int) -> list[tuple[Any, Tensor]]:
         """Returns what keeps a new weight: the variable and perhaps the residual, with their values."""
@@ -206,12 +201,8 @@ class Step(OptimizerParts):
         residual = [] if p.residual is None else [(p.residual, ops.cast(w - ops.cast(stored, p.dtype), dtype))]
         return [*residual, (p.variable, stored)]
 
-    def _average(self, p: Parameter, w: Tensor, update: Tensor) -> Tensor:
-        kept = ops.where(ops.equal(update, 1), 0.0, self.ema_momentum)
-        return w + ops.cast(kept, p.dtype) * (self._value(p.average) - w)
-
     def _noise(self, update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: ops.cast(self._uniform(x.shape, update, salt), x.dtype)
+        return lambda x: self._uniform(x, update, salt)
 
 
 def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -223,5 +214,5 @@ def is_short(variable: Any) -> bool:
     return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
 
 
-def _to_rows(variable: Any, value: Tensor, g: Gradient) -> Write:
-    return Write(variable, value if g.rows is None else ops.take(value, g.keep, axis=0), g.rows)
+def _all(conditions: Sequence[Tensor]) -> Tensor | None:
+    return ops.all(ops.stack(conditions)) if conditions else None

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from kopt.optimizers._math import beside
 from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 
 
@@ -22,15 +24,35 @@ class Engine(OptimizerParts):
     # ------------------------------------------------------------------------------------------------------- run
 
     def _execute(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None = None) -> None:
+        run = self._accumulate if self.gradient_accumulation_steps else self._step
         if tf.distribute.has_strategy():
             if tf.distribute.in_cross_replica_context():
                 raise RuntimeError("Under a strategy call apply() in replica context: inside strategy.run(train_step).")
             (loss,) = self._sum_over_replicas([loss])  # Keras divides the loss of each replica by their number
-            flags = self._step(self._sum_over_replicas(grads), rate, loss)
-        else:
+            flags = run(self._sum_over_replicas(grads), rate, loss)
+        elif not self.gradient_accumulation_steps:
             flags = self._in_graph(self._step, jit_compile=True)(grads, rate, loss)
+        elif _in_xla():
+            flags = self._accumulate(grads, rate, loss)
+        else:
+            flags = self._in_graph(self._accumulate_outside_xla)(grads, rate, loss)
         if self.on_nonfinite == "raise":
             self._raise_on(flags, [p.path for p, g in zip(self._parameters, grads, strict=True) if g is not None])
+
+    def _accumulate_outside_xla(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor:
+        due, loss = self._add(grads, loss)
+        fine = tf.ones([sum(g is not None for g in grads)], tf.bool)
+
+        def step() -> tf.Tensor:
+            flags = self._in_graph(self._step, jit_compile=True)(self._means(grads), rate, loss)
+            self._commit(self._begin_anew(grads))
+            return fine if flags is None else flags
+
+        def wait() -> tf.Tensor:
+            self._commit([Write(self._iterations, self._value(self._iterations) + 1)])
+            return fine
+
+        return tf.cond(due, step, wait)
 
     def _in_graph(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Returns a method as a graph, made once for each optimizer."""
@@ -49,9 +71,7 @@ class Engine(OptimizerParts):
     def _raise_on(self, flags: tf.Tensor, paths: list[str]) -> None:
         message = f"{type(self).__name__}: a gradient is not finite; the update was skipped. Weights concerned:"
         if not tf.executing_eagerly():
-            from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
-            if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+            if _in_xla():
                 raise ValueError(
                     f"{type(self).__name__}: on_nonfinite='raise' cannot stop an XLA-compiled train step. Use "
                     "on_nonfinite='skip', or compile the model with jit_compile=False."
@@ -99,21 +119,25 @@ class Engine(OptimizerParts):
     def _commit_if(self, condition: tf.Tensor | None, compute: Callable[[], list[Write]]) -> None:
         if condition is None:
             self._commit(compute())
-        elif not tf.distribute.has_strategy():
-            tf.cond(condition, lambda: self._commit(compute()), lambda: None)
-        else:  # no assignment inside a condition there: choose the values, then assign
-            writes: list[Write] = []
+            return
+        # Rows are chosen inside the condition and assigned after it, where XLA needs no copy of their table. Under a
+        # strategy nothing can be assigned inside a condition.
+        chosen: list[Write] = []
 
-            def new() -> list[tf.Tensor]:
-                writes[:] = compute()
-                return [tf.cast(w.value, w.variable.dtype) for w in writes]
+        def new() -> list[tf.Tensor]:
+            for write in compute():
+                if write.rows is not None or tf.distribute.has_strategy():
+                    chosen.append(write)
+                else:
+                    self._commit([write])
+            return [tf.cast(w.value, w.variable.dtype) for w in chosen]
 
-            def old() -> list[tf.Tensor]:
-                return [self._read(w.variable, w.rows) for w in writes]
+        def old() -> list[tf.Tensor]:
+            return [self._read(w.variable, w.rows) for w in chosen]
 
-            for write, value in zip(writes, tf.cond(condition, new, old), strict=True):
-                write.value = value
-            self._commit(writes)
+        for write, value in zip(chosen, tf.cond(condition, new, old), strict=True):
+            write.value = value
+        self._commit(chosen)
 
     def _add_beside(self, variable: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> keras.Variable:
         """Adds a variable on the devices of another one."""
@@ -133,6 +157,10 @@ class Engine(OptimizerParts):
         """Reads a variable into a tensor that later assignments leave alone (keras.ops may pass the variable on)."""
         return tf.convert_to_tensor(_native(variable))
 
+    def _rows(self, variable: Any, rows: tf.Tensor) -> tf.Tensor:
+        """Reads rows of a variable. A read of the whole would have the next assignment to rows copy it."""
+        return tf.gather(_native(variable), rows)
+
     # -------------------------------------------------------------------------------------------------- gradients
 
     def _static_shape(self, g: Any) -> tuple[int | None, ...] | None:
@@ -146,7 +174,7 @@ class Engine(OptimizerParts):
         if not isinstance(g, tf.IndexedSlices):
             return Gradient(tf.cast(g, p.dtype))
         rule = self.owners()[p.owner]
-        lazy = self.sparse == "lazy" and rule.row_wise
+        lazy = self._lazy(p)
         if self.sparse == "lazy" and not rule.row_wise:
             warnings.warn(
                 f"{type(rule).__name__} is not row-wise: the sparse gradient of {p.path!r} is made dense and every row "
@@ -154,14 +182,25 @@ class Engine(OptimizerParts):
                 stacklevel=2,
             )
         g = tf.IndexedSlices(tf.cast(g.values, p.dtype), g.indices, tf.shape(p.variable, out_type=g.indices.dtype))
-        if lazy and not self.gradient_accumulation_steps:
-            return _sum_repeated(g.values, g.indices)
-        return Gradient(tf.convert_to_tensor(g), touched=True if lazy else None)
+        return _sum_repeated(g.values, g.indices) if lazy else Gradient(tf.convert_to_tensor(g))
 
-    def _uniform(self, shape: Any, update: tf.Tensor, salt: int) -> tf.Tensor:
-        """Noise in [0, 1): the same for the same update and salt, on every replica and after a restart."""
+    def _marked_rows(self, p: Parameter) -> tf.Tensor | None:
+        """Returns the rows of a table that were read since its last update; XLA cannot tell how many there will be."""
+        return None if _in_xla() else tf.where(self._value(p.read))[:, 0]
+
+    def _sparse(self, values: tf.Tensor, rows: tf.Tensor) -> tf.IndexedSlices:
+        """Returns a gradient of rows, filled up to the next power of two, so that XLA compiles few of them."""
+        count = tf.shape(rows)[0]
+        room = tf.cast(2.0 ** tf.math.ceil(tf.math.log(tf.cast(tf.maximum(count, 1), tf.float64)) / np.log(2)), tf.int32)
+        places = tf.range(room)
+        keep = tf.where(places < count, places, 0)
+        values = tf.where(beside(places < count, values), tf.gather(values, keep), 0)
+        return tf.IndexedSlices(values, tf.gather(rows, keep))
+
+    def _uniform(self, x: tf.Tensor, update: tf.Tensor, salt: int) -> tf.Tensor:
+        """Noise in [0, 1) like x: the same for the same update and salt, on every replica and after a restart."""
         seed = tf.stack([tf.cast(update, tf.int64), tf.constant(salt, tf.int64)])
-        return tf.random.stateless_uniform(shape, seed)
+        return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed), x.dtype)
 
 
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
@@ -175,6 +214,12 @@ def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     sums = tf.math.unsorted_segment_sum(tf.gather(values, order), segment, count)
     rows = tf.gather(tf.math.unsorted_segment_max(ids, segment, count), keep)
     return Gradient(sums, rows, keep)
+
+
+def _in_xla() -> bool:
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+    return not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _native(variable: Any) -> tf.Variable:

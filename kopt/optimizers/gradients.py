@@ -87,6 +87,6 @@ class GradientNoise(Wrapper):
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Adds the noise, by Box's and Muller's transform of two uniform numbers."""
         salt = -1 - 2 * (s.index + 2**16 * self.seed)
-        radius, angle = (ops.cast(self._uniform(g.shape, t, salt - k), g.dtype) for k in (0, 1))
+        radius, angle = (self._uniform(g, t, salt - k) for k in (0, 1))
         z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)
         return g + ops.sqrt(self.scale * ops.power(t, -self.fading)) * z
