@@ -27,12 +27,14 @@ class Method:
 
     Args:
         learning_rate: of AdamW when none is given.
+        head_learning_rate: of AdamW for the head, which begins at random, when none is given; `None` is that of all.
         make: function of kopt.peft, rank, alpha, dropout and width of the model that returns the class and its
             arguments; `None` trains without an adapter.
         flags: those of `OWN` that mean something to it.
     """
 
     learning_rate: float
+    head_learning_rate: float | None
     make: Callable[..., tuple[Any, dict[str, Any]]] | None
     flags: frozenset[str] = frozenset()
 
@@ -71,14 +73,14 @@ Name = Literal["lora", "dora", "adapter", "ia3", "bitfit", "prompt", "head", "fu
 OWN = ("rank", "alpha", "target", "lora_plus_ratio", "head_learning_rate", "adapter", "merge")
 _ANY = frozenset({"adapter", "head_learning_rate"})
 METHODS = {
-    "lora": Method(1e-3, _low_rank("LoRA"), frozenset(OWN)),
-    "dora": Method(1e-3, _low_rank("DoRA"), frozenset(OWN)),
-    "adapter": Method(1e-3, _bottleneck, _ANY | {"rank", "target"}),
-    "ia3": Method(2e-2, _plain("IA3"), _ANY | {"target", "merge"}),
-    "bitfit": Method(2e-3, _plain("BitFit"), _ANY | {"target", "merge"}),
-    "prompt": Method(1e-2, _prompt, _ANY | {"rank"}),
-    "head": Method(1e-2, None),
-    "full": Method(1e-4, None, frozenset({"head_learning_rate"})),
+    "lora": Method(2e-3, 1e-2, _low_rank("LoRA"), frozenset(OWN)),
+    "dora": Method(2e-3, 1e-2, _low_rank("DoRA"), frozenset(OWN)),
+    "adapter": Method(1e-3, 1e-2, _bottleneck, _ANY | {"rank", "target"}),
+    "ia3": Method(2e-2, None, _plain("IA3"), _ANY | {"target", "merge"}),
+    "bitfit": Method(2e-3, 1e-2, _plain("BitFit"), _ANY | {"target", "merge"}),
+    "prompt": Method(1e-2, None, _prompt, _ANY | {"rank"}),
+    "head": Method(1e-2, None, None),
+    "full": Method(2e-4, 5e-3, None, frozenset({"head_learning_rate"})),
 }
 FROZEN = ("rank", "alpha", "target")
 """Flags that a saved adapter has decided."""
@@ -98,7 +100,7 @@ class AdapterFlags:
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Name of a layer to adapt, which can be repeated; or all-linear, or a regular expression of a whole path."""
     head_learning_rate: Number = None
-    """Learning rate of the head; None is that of all."""
+    """Learning rate of the head; None is one that suits the method with adamw, and that of all with another one."""
     lora_plus_ratio: Number = None
     """How many times as fast as A the factor B of lora and dora learns (LoRA+)."""
     adapter: OptionalPath = None
@@ -188,18 +190,25 @@ def learning_rate(flags: AdapterFlags, optim: OptimizerFlags) -> float:
     """Returns the learning rate: the one given, or for AdamW one that suits the method, or the optimizer's own."""
     if optim.learning_rate is not None:
         return optim.learning_rate
-    if optim.optimizer.lower() == "adamw":
+    if _tuned_for(optim):
         return METHODS[flags.method].learning_rate
     return own_rate(optim.optimizer)
 
 
-def multipliers(flags: AdapterFlags, rate: float) -> list[tuple[str, float]]:
+def _tuned_for(optim: OptimizerFlags) -> bool:
+    return optim.optimizer.lower() == "adamw"
+
+
+def multipliers(flags: AdapterFlags, optim: OptimizerFlags) -> list[tuple[str, float]]:
     """Returns the factors of the learning rate by path of a weight.
 
     Raises:
         UsageError: a number is out of range.
     """
-    head_rate, plus, found = flags.head_learning_rate, flags.lora_plus_ratio, list[tuple[str, float]]()
+    rate, head_rate = learning_rate(flags, optim), flags.head_learning_rate
+    plus, found = flags.lora_plus_ratio, list[tuple[str, float]]()
+    if head_rate is None and _tuned_for(optim):
+        head_rate = METHODS[flags.method].head_learning_rate
     if head_rate is not None:
         if not head_rate > 0:
             raise UsageError(f"--head-learning-rate {head_rate}: expected more than 0.")

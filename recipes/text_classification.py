@@ -133,7 +133,7 @@ def train(flags: Train) -> int:
 
     method, rate = flags.tune.method, _adapters.learning_rate(flags.tune, flags.optim)
     optim = dataclasses.replace(flags.optim, learning_rate=rate)
-    multipliers = _adapters.multipliers(flags.tune, rate)
+    multipliers = _adapters.multipliers(flags.tune, optim)
     pretrained = _language.find(flags.model)
     corpus = load(flags)
     encode, classes = _language.Tokenizer(pretrained), len(corpus.names)

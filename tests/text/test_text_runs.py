@@ -264,11 +264,12 @@ def test_all_linear_leaves_out_what_the_logits_do_not_depend_on(adapted):
 
 def test_rates_of_head_and_b(made):
     flags = _adapters.AdapterFlags(head_learning_rate=1e-2, lora_plus_ratio=16)
-    assert _adapters.multipliers(flags, 1e-3) == [("(^|/)classifier/", 10), ("lora_B$", 16)]
+    optim = recipe.OptimizerFlags("sgd", learning_rate=1e-3)
+    assert _adapters.multipliers(flags, optim) == [("(^|/)classifier/", 10), ("lora_B$", 16)]
     backbone = _language.load_backbone(_language.find(str(made / "bert")), 32)
     model = _language.build(backbone, 2, 0.1)
     _adapters.add(model, flags, 0.1, _language.find(str(made / "bert")))
-    optimizer = recipe.make_optimizer(recipe.OptimizerFlags("sgd"), 1, _adapters.multipliers(flags, 1e-3))
+    optimizer = recipe.make_optimizer(optim, 1, _adapters.multipliers(flags, optim))
     optimizer.build(model.trainable_variables)
     of = {p.variable.path: p.multiplier for p in optimizer._parameters}
     assert {of[path] for path in of if "classifier" in path} == {10}
@@ -282,7 +283,15 @@ def test_rates_of_other_optimizers():
         _adapters.learning_rate(flags, recipe.OptimizerFlags(name, learning_rate=rate))
         for name, rate in (("AdamW", None), ("adabound", None), ("sgd", 0.3))
     ]
-    assert rates == [1e-4, pytest.approx(1e-3), 0.3]
+    assert rates == [2e-4, pytest.approx(1e-3), 0.3]
+
+
+def test_the_head_has_a_rate_of_its_own_with_adamw_alone():
+    flags = _adapters.AdapterFlags()
+    head = [("(^|/)classifier/", pytest.approx(5))]
+    assert _adapters.multipliers(flags, recipe.OptimizerFlags("AdamW")) == head
+    assert _adapters.multipliers(flags, recipe.OptimizerFlags("adamw", learning_rate=1e-2)) == [(head[0][0], 1)]
+    assert _adapters.multipliers(flags, recipe.OptimizerFlags("adabound")) == []
 
 
 @pytest.mark.slow
