@@ -25,7 +25,7 @@ from problems import rules
 import kopt
 import kopt._registry
 from kopt import peft
-from kopt.optimizers._slots import CODECS
+from kopt.optimizers._slots import codec
 from recipes import _cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,8 +83,12 @@ def slots_of(optimizer):
 
 def state_bytes(optimizer, shape=(1024, 1024)):
     """Returns the bytes of the slots for each element of a float32 weight."""
-    stored = sum(math.prod(slot.shape_for(shape)) for slot in slots_of(optimizer).values())
-    return stored * CODECS[optimizer.state_dtype].bytes_per_element / math.prod(shape)
+    parts = [
+        part
+        for slot in slots_of(optimizer).values()
+        for part in codec(slot, optimizer.state_dtype, shape).parts(slot.shape_for(shape), "float32").values()
+    ]
+    return sum(math.prod(stored) * np.dtype(dtype).itemsize for stored, dtype in parts) / math.prod(shape)
 
 
 def reference(cls):

@@ -22,7 +22,8 @@ class Accumulation(OptimizerParts):
         """
         due, loss = self._add(grads, loss)
         flags = self._step(self._means(grads), rate, loss, due)
-        self._commit_if(due, lambda: self._begin_anew(grads))
+        emptied = self._begin_anew(grads)
+        self._commit_if(due, lambda: emptied)
         return flags
 
     def _add(self, grads: Sequence[Any], loss: Tensor | None) -> tuple[Tensor, Tensor | None]:

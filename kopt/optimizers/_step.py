@@ -160,7 +160,7 @@ class Step(Accumulation, Average):
         }
 
     def _storage(self, p: Parameter, slot: str) -> Codec:
-        return codec(self.owners()[p.owner].slots[slot], self.state_dtype)
+        return codec(self.owners()[p.owner].slots[slot], self.state_dtype, tuple(p.variable.shape))
 
     def _write_slots(self, p: Parameter, g: Gradient, new: dict[str, Tensor], update: Tensor, salt: int) -> list[Write]:
         noise = self._noise(update, salt)
