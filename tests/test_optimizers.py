@@ -350,7 +350,8 @@ def test_short_state_keeps_its_bound(name, dtype):
     p, rule = short._parameters[0], short.owners()[short._parameters[0].owner]
     expected = full._read_slots(full._parameters[0])
     for slot, found in short._read_slots(p).items():
-        exact, stored = expected[slot].numpy(), {keras.backend.standardize_dtype(v.dtype) for v in p.slots[slot].values()}
+        exact = expected[slot].numpy()
+        stored = {keras.backend.standardize_dtype(part.dtype) for part in p.slots[slot].values()}
         if rule.slots[slot].exact or (dtype == "int8" and np.prod(exact.shape[1:]) < 16):
             np.testing.assert_array_equal(exact, found.numpy())
             assert stored == {"float32"}

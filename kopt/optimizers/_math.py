@@ -53,14 +53,18 @@ def rectification(beta: float, t: Tensor, threshold: float) -> Tensor:
 def round_stochastically(x: Tensor, dtype: str, noise: Tensor) -> Tensor:
     """Casts to a shorter float so that the expectation of the result is x.
 
-    Counts x in units of the last place of `dtype` and rounds up with the probability of the fraction.
+    Counts x in units of the last place of `dtype` and rounds up with the probability of the fraction. bfloat16 is the
+    upper half of a float32, so that its fraction is the lower half.
 
     Args:
         x: float32 or float64, any shape.
         dtype: "bfloat16" or "float16".
         noise: uniform in [0, 1), shape of x.
     """
-    digits, smallest = {"bfloat16": (7, -119), "float16": (10, -14)}[dtype]  # the unit must not underflow
-    exponent = ops.floor(ops.log2(ops.maximum(ops.abs(x), 2.0**smallest)))
-    unit = ops.power(2.0, exponent - digits)
+    if dtype == "bfloat16":
+        bits = ops.view(ops.cast(x, "float32"), "uint32") + ops.cast(noise * 2.0**16, "uint32")
+        rounded = ops.view(ops.cast(ops.right_shift(bits, ops.cast(16, "uint32")), "uint16"), dtype)
+        return ops.where(ops.isfinite(x), rounded, ops.cast(x, dtype))
+    exponent = ops.floor(ops.log2(ops.maximum(ops.abs(x), 2.0**-14)))
+    unit = ops.power(2.0, exponent - 10)
     return ops.cast(ops.floor(x / unit + noise) * unit, dtype)

@@ -45,7 +45,7 @@ class Engine(OptimizerParts):
 
     def _uniform(self, x: Any, update: Any, salt: int) -> Any:
         raise ValueError(
-            "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16' or 'int8') needs the TensorFlow backend."
+            "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16', 'int8') needs the TensorFlow backend."
         )
 
     def _add_beside(self, variable: Any, name: str, shape: Any, dtype: str, initializer: Any) -> Any:

@@ -87,7 +87,11 @@ class OptimizerParts:
     _read_weight: Any
     _stored: Any
     _write: Any
-    _gradient: Any
+    _accumulate: Any
+    _add: Any
+    _means: Any
+    _begin_anew: Any
+    _check_shape: Any
     _marked_rows: Any
     _updates: Any
     _static_shape: Any

@@ -24,7 +24,7 @@ class Step(Accumulation, Average):
     def _step(
         self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None, due: Tensor | None = None
     ) -> Tensor:
-        """Makes a step, or only counts the batch if none is `due`; returns which gradients were finite, if asked for."""
+        """Makes a step, or counts the batch if none is `due`; returns which gradients were finite, if asked for."""
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
         count, update = self._value(self._iterations), self._updates() + 1
         after = [Write(self._iterations, count + 1)]
