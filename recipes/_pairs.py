@@ -167,16 +167,21 @@ def by_user(some: Interactions) -> tuple[Array, Array]:
     return some.item[rows], np.searchsorted(some.user[rows], np.arange(len(some.users) + 1))
 
 
-def windows(some: Interactions, length: int) -> tuple[Array, Array]:
-    """Returns the items of users, cut into sequences, and what comes next after each: both [n, length], 0 filled up."""
+def windows(some: Interactions, length: int) -> dict[str, Array]:
+    """Returns the "history" of users, cut into sequences, and the "item" that comes next after each.
+
+    Both are [n, length] and 0 filled up; "user" is [n].
+    """
     items, begin = by_user(some)
-    histories, targets = [], []
-    for start, end in itertools.pairwise(begin):
+    histories, targets, users = [], [], []
+    for user, (start, end) in enumerate(itertools.pairwise(begin)):
         for stop in range(end, start + 1, -length):
             part = items[max(start, stop - length - 1) : stop]
             histories.append(np.pad(part[:-1], (0, length + 1 - len(part))))
             targets.append(np.pad(part[1:], (0, length + 1 - len(part))))
-    return np.array(histories, np.int32), np.array(targets, np.int32)
+            users.append(user)
+    found = {"history": histories, "item": targets, "user": users}
+    return {name: np.array(part, np.int32) for name, part in found.items()}
 
 
 def latest(items: Array, length: int) -> tuple[Array, int]:

@@ -46,13 +46,13 @@ class Saved:
         if flags.choose.task == "rating":
             return lambda users: np.stack([self._rate(np.full_like(items, user), items) for user in users])
         vectors = keras.ops.convert_to_numpy(self.model.candidates(items)).T
-        if flags.choose.task == "retrieval":
+        if not self.model.looks_back:
             return lambda users: np.asarray(keras.ops.convert_to_numpy(self.model.queries({"user": users})) @ vectors)
         chosen, begin = _pairs.by_user(self.train)
 
         def after_the_last(users: Array) -> Array:
             last = [_pairs.latest(chosen[begin[u] : begin[u + 1]], flags.choose.history) for u in users]
-            states = self.model.queries({"history": np.stack([history for history, _ in last])})
+            states = self.model.queries({"user": users, "history": np.stack([history for history, _ in last])})
             places = np.array([place for _, place in last])
             return np.asarray(keras.ops.convert_to_numpy(states)[np.arange(len(users)), places] @ vectors)
 
@@ -116,7 +116,7 @@ def train(flags: Train, folder: Path) -> int:
     model = build(flags, data) if old is None else adapted(old.model, flags.rank)
     learnt = data.train if old is None else joined(old.train, data.train)
     saved = Saved(model, data.train.users, data.train.items, old.titles if old else data.items.titles, learnt)
-    training, validation = _batches(flags, data)
+    training, validation = _batches(flags, data, model)
     steps = flags.epochs * len(training)
     optimizer = _optimizer(flags, min(steps, flags.run.max_steps or steps))
     jit = _run.JIT[flags.run.jit]
@@ -240,16 +240,14 @@ def joined(old: Interactions, new: Interactions) -> Interactions:
     return Interactions(old.users, old.items, user, item, None, None, new.source)
 
 
-def _batches(flags: Train, data: _pairs.Data) -> tuple[Any, Any]:
+def _batches(flags: Train, data: _pairs.Data, model: Any) -> tuple[Any, Any]:
     """Returns the batches to learn from, and those to watch where the loss tells all."""
     part, seed = data.train, flags.run.seed
-    if flags.choose.task == "sequential":
-        history, target = _pairs.windows(part, flags.choose.history)
-        x = {"history": history, "item": target}
-        return _pairs.batches(x, np.zeros(len(history), np.float32), flags.batch_size, seed), None
-    if flags.choose.task == "retrieval":
+    if flags.choose.task != "rating":
         x = {"user": part.user, "item": part.item}
-        return _pairs.batches(x, np.zeros(len(part), np.float32), flags.batch_size, seed), None
+        if model.looks_back:
+            x = _pairs.windows(part, flags.choose.history)
+        return _pairs.batches(x, np.zeros(len(x["user"]), np.float32), flags.batch_size, seed), None
     x, x_test = ({"user": p.user, "item": p.item} for p in (part, data.test))
     assert part.label is not None and data.test.label is not None
     return _pairs.batches(x, part.label, flags.batch_size, seed), _pairs.batches(x_test, data.test.label, 8192)

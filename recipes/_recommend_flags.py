@@ -38,7 +38,7 @@ class ModelFlags:
     hash_buckets: int = 0
     """Rows of each table of ids, which then share them; 0 gives each id its own row."""
     history: int = 50
-    """Items that sasrec looks back at."""
+    """Items that sasrec, and two-tower for retrieval, look back at."""
 
     @property
     def kind(self) -> Any:
@@ -53,7 +53,7 @@ class Train:
     epochs: int = 20
     """Passes over the training set."""
     batch_size: int = 256
-    """Interactions per step; of sasrec, sequences."""
+    """Interactions per step; of what looks back, sequences."""
     top_k: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
     """Length of the lists on which rankings are measured; can be repeated, and the first one is watched. None is 10."""
     embedding_optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

@@ -189,18 +189,20 @@ class Rater(Recommender):
 class Retriever(Recommender):
     """Finds items: the product of a query with the vector of an item, learnt by telling it from others in the batch.
 
-    A query is the vector of the user, or, of sasrec, the state of a transformer behind the items so far (Kang and
-    McAuley, 2018, arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et
-    al., 2019, doi:10.1145/3298689.3346996).
+    A query is, of mf, the vector of the user; of two-tower, what a dense network makes of the vectors of the user and of
+    a mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
+    doi:10.1145/2959100.2959190); of sasrec, the state of a transformer behind these items (Kang and McAuley, 2018,
+    arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et al., 2019,
+    doi:10.1145/3298689.3346996).
 
     Args:
         kind: "mf", "two-tower" or "sasrec".
         users: configuration of the encoder of users.
         items: that of the items.
-        length: of sasrec, items that it looks back at.
+        length: of two-tower and sasrec, items that they look back at.
         blocks: of sasrec, transformer blocks.
         heads: of sasrec, heads of the attention.
-        positions: of sasrec, most predictions that one batch learns from.
+        positions: of two-tower and sasrec, most predictions that one batch learns from.
         **options: those of `Recommender`.
     """
 
@@ -223,14 +225,16 @@ class Retriever(Recommender):
         self.towers = [self.tower("user"), self.tower("item")] if kind == "two-tower" else [[], []]
         self.correct = keras_rs.layers.SamplingProbabilityCorrection(name="correct")
         self.seeds = keras.random.SeedGenerator()
+        self.looks_back = kind != "mf"
         self.place = layers.Embedding(length, self.dim, name="place") if kind == "sasrec" else None
+        self.lag = self.add_weight((length,), "zeros", name="lag") if kind == "two-tower" else None
         self.blocks = [_Block(self.dim, heads, options.get("dropout", 0.0), name=f"block_{i}") for i in range(blocks)]
         self.blocks = self.blocks if kind == "sasrec" else []
 
     def example(self) -> dict[str, Any]:
         """Returns the smallest input."""
         past = ops.zeros((1, self.length), "int32")
-        return super().example() if self.place is None else {"history": past, "item": past}
+        return super().example() | ({"history": past, "item": past} if self.looks_back else {})
 
     def candidates(self, items: Any, training: bool | None = None) -> Any:
         """Returns the vectors of items [n], [n, dim + 1]."""
@@ -239,20 +243,33 @@ class Retriever(Recommender):
 
     def queries(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns a vector [n, dim + 1] for each "user" [n], or [n, length, dim + 1] for each "history" [n, length]."""
-        if self.place is None:
-            x = self.drop(self.through(self.towers[0], self.users(inputs["user"]), training), training=training)
-        else:
-            x = self.through([], self.items(inputs["history"]), training) * self.dim**0.5
-            x = self.drop(x + self.place(ops.arange(self.length)), training=training)
+        if self.looks_back:
+            past = sum(self.items(inputs["history"]))
+        if self.place is not None:
+            x = self.drop(past * self.dim**0.5 + self.place(ops.arange(self.length)), training=training)
             for block in self.blocks:
                 x = block(x, training=training)
+        else:
+            vectors = self.users(inputs["user"])
+            if self.lag is not None:
+                past = self.mean_so_far(inputs["history"], past)
+                vectors = [past, *(ops.broadcast_to(u[:, None], ops.shape(past)) for u in vectors)]
+            x = self.drop(self.through(self.towers[0], vectors, training), training=training)
         return ops.concatenate([x, ops.ones_like(x[..., :1])], -1)
+
+    def mean_so_far(self, history: Any, vectors: Any) -> Any:
+        """Returns the means [n, length, dim] of the vectors up to each place, weighted by how far back they stand."""
+        back = ops.arange(self.length)[:, None] - ops.arange(self.length)
+        weights = ops.take(ops.cast(self.lag, "float32"), ops.maximum(back, 0))
+        out = ops.logical_or(back < 0, ops.equal(history, 0)[:, None])
+        weights = ops.softmax(ops.where(out, -1e9, weights))
+        return ops.matmul(ops.cast(weights, vectors.dtype), vectors)
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns, for pairs of query and next item, the logits [n, n] of all the items, and what each pair counts."""
         queries, items = self.queries(inputs, training), ops.reshape(inputs["item"], (-1,))
         queries, weights = ops.reshape(queries, (-1, self.dim + 1)), ops.cast(items > 0, "float32")
-        if self.place is not None:
+        if self.looks_back:
             luck = weights + keras.random.uniform(ops.shape(items), seed=self.seeds)
             count = self.positions if items.shape[0] is None else min(self.positions, items.shape[0])
             count = ops.minimum(count, ops.shape(items)[0])

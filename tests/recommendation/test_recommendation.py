@@ -244,12 +244,25 @@ def test_rare_users_and_items_are_left_out_until_none_is():
 
 def test_windows_show_what_comes_next():
     whole = interactions([1] * 5 + [2] * 2 + [3], [1, 2, 3, 4, 5, 7, 6, 9], time=[1, 2, 3, 4, 5, 9, 8, 1])
-    histories, targets = _pairs.windows(whole, 3)
-    assert histories.tolist() == [[2, 3, 4], [1, 0, 0], [6, 0, 0]]
-    assert targets.tolist() == [[3, 4, 5], [2, 0, 0], [7, 0, 0]]
+    found = {name: part.tolist() for name, part in _pairs.windows(whole, 3).items()}
+    assert found == {
+        "history": [[2, 3, 4], [1, 0, 0], [6, 0, 0]],
+        "item": [[3, 4, 5], [2, 0, 0], [7, 0, 0]],
+        "user": [1, 1, 2],
+    }
     last, place = _pairs.latest(np.array([1, 2, 3, 4], np.int32), 3)
     assert (last.tolist(), place) == ([2, 3, 4], 2)
     assert _pairs.latest(np.array([1], np.int32), 3)[1] == 0
+
+
+def test_the_mean_of_items_so_far():
+    model = _recommenders.Retriever("two-tower", {"size": 2, "dim": 2}, {"size": 5, "dim": 2}, length=4)
+    model.build()
+    model.lag.assign([0.0, np.log(3), 0, 0])
+    vectors = np.arange(8, dtype=np.float32).reshape(1, 4, 2) ** 2
+    found = keras.ops.convert_to_numpy(model.mean_so_far(np.array([[1, 2, 3, 0]]), vectors))[0]
+    a, b, c, _ = vectors[0]
+    np.testing.assert_allclose(found[:3], [a, (3 * a + b) / 4, (a + 3 * b + c) / 5], rtol=1e-6)
 
 
 def test_ranks():
