@@ -8,6 +8,7 @@ masks of dropout are torch's own. Prints the accuracy for each seed, and that of
 
 import argparse
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def train(run, seed):
 
     import torch
 
-    from recipes import _cli, _data, _language, _text, text_classification
+    from recipes import _adapters, _cli, _data, _language, _text, text_classification
 
     flags = _cli.parse(["--config", str(run / "config.yaml")], {"train": text_classification.Train}, "config.yaml")
     flags = dataclasses.replace(flags, run=dataclasses.replace(flags.run, seed=seed))
@@ -71,8 +72,14 @@ def train(run, seed):
     }
     model = classifier(pretrained.place, classes, flags.dropout, adapter).train()
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    rate, ratio = metrics["learning_rate"], flags.tune.lora_plus_ratio or 1.0
-    groups = [{"params": [p], "lr": rate * (ratio if "lora_B" in name else 1.0)} for name, p in learning.items()]
+    rate = metrics["learning_rate"]
+    factors = _adapters.multipliers(flags.tune, dataclasses.replace(flags.optim, learning_rate=rate))
+
+    def factor(name):
+        path = name.removesuffix(".default.weight").replace(".", "/")
+        return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
+
+    groups = [{"params": [p], "lr": rate * factor(name)} for name, p in learning.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     steps = flags.epochs * len(training)
     warmup = round(float(flags.optim.warmup.rstrip("%")) / 100 * steps)
@@ -84,6 +91,8 @@ def train(run, seed):
         for x, y, *_ in training:
             optimizer.zero_grad()
             loss(model(**tensors(x)), torch.tensor(y.numpy())).backward()
+            if flags.optim.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(learning.values(), flags.optim.clip_norm)
             optimizer.step()
             schedule.step()
     seconds = time.perf_counter() - began

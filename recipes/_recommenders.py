@@ -189,8 +189,8 @@ class Rater(Recommender):
 class Retriever(Recommender):
     """Finds items: the product of a query with the vector of an item, learnt by telling it from others in the batch.
 
-    A query is, of mf, the vector of the user; of two-tower, what a dense network makes of the vectors of the user and of
-    a mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
+    A query is, of mf, the vector of the user; of two-tower, what a dense network makes of the vectors of the user and
+    of a mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
     doi:10.1145/2959100.2959190); of sasrec, the state of a transformer behind these items (Kang and McAuley, 2018,
     arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et al., 2019,
     doi:10.1145/3298689.3346996).
