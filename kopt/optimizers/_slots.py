@@ -85,15 +85,15 @@ class BFloat16:
 
     def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
         """See `Codec`."""
-        return {"bits": (shape, "uint16")}
+        return {"bfloat16": (shape, "uint16")}
 
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
         """See `Codec`."""
-        return ops.cast(ops.view(parts["bits"], "bfloat16"), dtype)
+        return ops.cast(ops.view(parts["bfloat16"], "bfloat16"), dtype)
 
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """See `Codec`."""
-        return {"bits": ops.view(round_stochastically(x, "bfloat16", uniform(x)), "uint16")}
+        return {"bfloat16": ops.view(round_stochastically(x, "bfloat16", uniform(x)), "uint16")}
 
 
 class Int8:
@@ -111,11 +111,11 @@ class Int8:
 
     def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
         """See `Codec`."""
-        return {"code": (shape, "int8"), "scale": ((shape[0], self._blocks(shape)), "float32")}
+        return {"int8": (shape, "int8"), "scale": ((shape[0], self._blocks(shape)), "float32")}
 
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
         """See `Codec`."""
-        code = ops.cast(parts["code"], dtype)
+        code = ops.cast(parts["int8"], dtype)
         return ops.sign(code) * ops.square(ops.square(code / 127)) * self._spread(parts["scale"], code)
 
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Int8:
         below = ops.minimum(ops.floor(127 * ops.sqrt(ops.sqrt(y))), 126)
         low, high = (ops.square(ops.square(k / 127)) for k in (below, below + 1))
         code = below + ops.cast(uniform(x) * (high - low) < y - low, x.dtype)
-        return {"code": ops.cast(ops.sign(x) * ops.maximum(code, 1), "int8"), "scale": ops.cast(scale, "float32")}
+        return {"int8": ops.cast(ops.sign(x) * ops.maximum(code, 1), "int8"), "scale": ops.cast(scale, "float32")}
 
     def _blocks(self, shape: Shape) -> int:
         return -(-math.prod(shape[1:]) // self.block)
