@@ -253,7 +253,7 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             parameter.averaged_at = self._add_beside(variable, "averaged_at", shape[:1], "int32", "zeros")
         if self.gradient_accumulation_steps:
             parameter.accumulator = self._accumulated_gradients[parameter.index]
-            if len(shape) > 1 and self._lazy(parameter):
+            if shape and self._lazy(parameter):
                 parameter.read = self._add_beside(variable, "read", shape[:1], "bool", "zeros")
         return parameter
 

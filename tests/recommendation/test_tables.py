@@ -131,6 +131,17 @@ def test_accumulation_refuses_to_mix_rows_and_wholes():
         optimizer.apply([tf.ones((ROWS, WIDTH))])
 
 
+def test_a_table_of_numbers_is_accumulated_too():
+    table, optimizer = (
+        keras.Variable(np.ones(ROWS, "float32")),
+        kopt.SGD(1.0, gradient_accumulation_steps=2, use_ema=True),
+    )
+    for row in (3, 4):
+        optimizer.apply([tf.IndexedSlices(tf.constant([1.0, 1.0]), tf.constant([row, row]))], [table])
+    assert table.numpy().tolist() == [0 if row in (3, 4) else 1 for row in range(ROWS)]
+    assert optimizer._model_variables_moving_average[0].numpy().tolist() == table.numpy().tolist()
+
+
 def test_a_step_that_is_skipped_forgets_the_rows_it_accumulated():
     table = keras.Variable(np.ones((ROWS, WIDTH), "float32"))
     optimizer = kopt.SGD(0.1, gradient_accumulation_steps=2, on_nonfinite="skip")
