@@ -18,12 +18,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.step import insert
+from benchmarks._turns import insert
 
 RANK = 8
 STACK = {"layers": 24, "width": 384, "tokens": 2048}
 BATCH, LENGTH = 16, 64
-START, END = "<!-- lora -->", "<!-- /lora -->"
 SIX = ["query", "key", "value", "attention_output", "feedforward_intermediate_dense", "feedforward_output_dense"]
 SIX_TORCH = ["query", "key", "value", "dense"]
 
@@ -247,7 +246,7 @@ def main():
         print(memory)
     lines += ["", f"{flags.repeats} steps of each; {os.cpu_count()} cores, no GPU."]
     if flags.write:
-        insert("\n".join(lines), START, END)
+        insert("\n".join(lines), "lora")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,8 @@ contestants take turns, round after round, those that update rows first; the tab
 medians of the ratios within a round. torch runs in a process of its own.
 """
 
-import argparse
-import multiprocessing
+import functools
 import os
-import platform
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.step import clock, insert
+from benchmarks import _turns
 
-START, END = "<!-- sparse -->", "<!-- /sparse -->"
 BATCH, WIDTH, MAIN = 1024, 64, 1_000_000
 SMALL, LARGE = 100_000, 4_000_000
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,8 +38,8 @@ def problem(rows: int) -> tuple[Any, Any, Any]:
     return table, rng.integers(0, rows, BATCH), rng.normal(size=(BATCH, WIDTH)).astype(np.float32)
 
 
-def serve_torch(connection: Any) -> None:
-    """Answers each message with the milliseconds of a step of SparseAdam."""
+def torch_step() -> Callable[[], Any]:
+    """Returns a step of SparseAdam."""
     import torch
 
     table, ids, targets = map(torch.from_numpy, problem(MAIN))
@@ -55,14 +51,11 @@ def serve_torch(connection: Any) -> None:
         ((layer(ids) - targets) ** 2).mean().backward()
         optimizer.step()
 
-    clock(step)
-    connection.send(torch.__version__)
-    while connection.recv():
-        connection.send(clock(step))
+    return step
 
 
-def stepper(optimizer: Any, rows: int, jit: bool) -> Callable[[], Any]:
-    """Returns a function that makes a step, compiled and warm."""
+def timer(optimizer: Any, rows: int, jit: bool) -> Callable[[], float]:
+    """Returns a function that times a step, compiled and warm."""
     import keras
     import tensorflow as tf
 
@@ -77,81 +70,49 @@ def stepper(optimizer: Any, rows: int, jit: bool) -> Callable[[], Any]:
         optimizer.apply(tape.gradient(loss, [table.value]), [table])
         return loss
 
-    clock(lambda: step().numpy())
-    return lambda: step().numpy()
+    timed = functools.partial(_turns.clock, lambda: step().numpy())
+    timed()
+    return timed
 
 
-def measure(rounds: int) -> tuple[dict[str, list[float]], str]:
-    """Returns the milliseconds of every round by contestant, and the versions."""
+def measure(rounds: int) -> _turns.Times:
+    """Returns the milliseconds of every round by contestant."""
     import keras
-    import tensorflow as tf
 
     import kopt
 
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=serve_torch, args=(theirs,), daemon=True)
-    child.start()
-    torch_version = ours.recv()
-    made: dict[str, tuple[Any, int, bool]] = {
-        "kopt.Adam": (kopt.Adam(), MAIN, False),
-        "kopt.Adam, XLA": (kopt.Adam(), MAIN, True),
-        **{f"kopt.Adam, {name}": (kopt.Adam(**options), MAIN, False) for name, options in OPTIONS.items()},
-        f"kopt.Adam, {SMALL:,} rows": (kopt.Adam(), SMALL, False),
-        f"kopt.Adam, {LARGE:,} rows": (kopt.Adam(), LARGE, False),
-        "keras.optimizers.Adam": (keras.optimizers.Adam(), MAIN, False),
-        "keras.optimizers.Adam, XLA": (keras.optimizers.Adam(), MAIN, True),
+    by_rows = {
+        "kopt.Adam": timer(kopt.Adam(), MAIN, False),
+        "kopt.Adam, XLA": timer(kopt.Adam(), MAIN, True),
+        **{f"kopt.Adam, {name}": timer(kopt.Adam(**options), MAIN, False) for name, options in OPTIONS.items()},
+        f"kopt.Adam, {SMALL:,} rows": timer(kopt.Adam(), SMALL, False),
+        f"kopt.Adam, {LARGE:,} rows": timer(kopt.Adam(), LARGE, False),
     }
-    steps = {name: stepper(*given) for name, given in made.items()}
-    times: dict[str, list[float]] = {}
-    dense = [name for name in steps if name.startswith("keras")]
-    for _ in range(4 * rounds):  # without Keras' steps between them, which leave nothing in the caches
-        for name in [name for name in steps if name not in dense]:
-            times.setdefault(name, []).append(clock(steps[name]))
-        ours.send(True)
-        times.setdefault("torch.optim.SparseAdam", []).append(ours.recv())
-    ours.send(False)
-    for _ in range(rounds):
-        for name in dense:
-            beside = name.replace("keras.optimizers", "kopt")
-            times.setdefault(name, []).append(clock(steps[name]))
-            times.setdefault(f"{beside} beside it", []).append(clock(steps[beside]))
-    child.join()
-    versions = f"Keras {keras.__version__}, TensorFlow {tf.__version__}, torch {torch_version}"
-    return times, f"{versions}, Python {platform.python_version()}, {os.cpu_count()} cores, no GPU"
+    dense = {
+        "keras.optimizers.Adam": timer(keras.optimizers.Adam(), MAIN, False),
+        "kopt.Adam beside it": by_rows["kopt.Adam"],
+        "keras.optimizers.Adam, XLA": timer(keras.optimizers.Adam(), MAIN, True),
+        "kopt.Adam, XLA beside it": by_rows["kopt.Adam, XLA"],
+    }
+    with _turns.apart(torch_step) as torch:
+        times = _turns.take_turns(by_rows | {"torch.optim.SparseAdam": torch}, 4 * rounds)
+    return times | _turns.take_turns(dense, rounds)  # apart, because a dense step leaves nothing in the caches
 
 
-def table(times: dict[str, list[float]], versions: str, rounds: int) -> str:
-    """Returns the results as Markdown."""
-
-    def ratio(a: str, b: str) -> float:
-        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
-
-    lines = ["| contestant | ms a step, median |", "|---|---:|"]
-    lines += [f"| {name} | {statistics.median(t):.2f} |" for name, t in times.items()]
-    lines += ["", "| comparison | measured | aim |", "|---|---:|---:|"]
-    for text, a, b, aim in (
-        ("faster than keras.optimizers.Adam by", "keras.optimizers.Adam", "kopt.Adam beside it", "≥ 8 ×"),
-        ("the same inside XLA", "keras.optimizers.Adam, XLA", "kopt.Adam, XLA beside it", "≥ 2 ×"),
-        ("40 times the rows cost", f"kopt.Adam, {LARGE:,} rows", f"kopt.Adam, {SMALL:,} rows", "≤ 1.3 ×"),
-        ("time of torch.optim.SparseAdam", "kopt.Adam", "torch.optim.SparseAdam", "≤ 1.5 ×"),
-        *((f"with {name}", f"kopt.Adam, {name}", "kopt.Adam", "≤ 1.5 ×" if "clip" in name else "") for name in OPTIONS),
-    ):
-        lines.append(f"| {text} | {ratio(a, b):.2f} × | {aim} |")
+def table(rounds: int) -> list[str]:
+    """Returns the results as lines of Markdown."""
+    keras, adam = "keras.optimizers.Adam", "kopt.Adam"
+    comparisons = [
+        ("faster than keras.optimizers.Adam by", keras, f"{adam} beside it", "≥ 8 ×"),
+        ("the same inside XLA", f"{keras}, XLA", f"{adam}, XLA beside it", "≥ 2 ×"),
+        ("40 times the rows cost", f"{adam}, {LARGE:,} rows", f"{adam}, {SMALL:,} rows", "≤ 1.3 ×"),
+        ("time of torch.optim.SparseAdam", adam, "torch.optim.SparseAdam", "≤ 1.5 ×"),
+        *((f"with {name}", f"{adam}, {name}", adam, "≤ 1.5 ×" if "clip" in name else "") for name in OPTIONS),
+    ]
     scope = f"{MAIN:,} rows of width {WIDTH} unless said otherwise, batch {BATCH:,}; {rounds} rounds"
-    return "\n".join([*lines, "", f"{scope}; {versions}."])
-
-
-def main() -> None:
-    """Measures, prints the table, and with --write puts it into README.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
-    arguments = parser.parse_args()
-    result = table(*measure(arguments.rounds), arguments.rounds)
-    print(result)
-    if arguments.write:
-        insert(result, START, END)
+    versions = _turns.machine("Keras", "TensorFlow", "torch")
+    return [*_turns.compare(measure(rounds), comparisons, digits=2), "", f"{scope}; {versions}"]
 
 
 if __name__ == "__main__":
-    main()
+    _turns.main(__doc__, "sparse", 10, table)

@@ -7,22 +7,16 @@ machine falls on all of them; torch runs in a process of its own, where its thre
 table gives the median over the rounds and, as the figures to go by, the medians of the ratios within a round.
 """
 
-import argparse
 import functools
-import multiprocessing
 import os
-import pathlib
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PAGE = pathlib.Path(__file__).parent / "README.md"
-START, END = "<!-- step -->", "<!-- /step -->"
-CALLS = 5  # steps timed together in one round
+from benchmarks import _turns
+
+TORCH = "torch.optim.AdamW(fused=True)"
 
 
 def shapes(blocks: int = 8) -> list[tuple[int, ...]]:
@@ -42,26 +36,14 @@ def arrays(scale: float, seed: int, of: list[tuple[int, ...]]) -> list[Any]:
     return [(scale * rng.normal(size=s)).astype("float32") for s in of]
 
 
-def clock(step: Callable[[], Any]) -> float:
-    """Returns the milliseconds of one step, the mean of a few."""
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        step()
-    return (time.perf_counter() - start) / CALLS * 1e3
-
-
-def serve_torch(connection: Any) -> None:
-    """Answers each message with the milliseconds of a fused AdamW step."""
+def torch_step() -> Callable[[], Any]:
+    """Returns a fused step of AdamW."""
     import torch
 
     parameters = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays(0.02, 0, shapes())]
     for parameter, g in zip(parameters, arrays(0.01, 1, shapes()), strict=True):
         parameter.grad = torch.from_numpy(g)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    clock(optimizer.step)
-    connection.send(torch.__version__)
-    while connection.recv():
-        connection.send(clock(optimizer.step))
+    return torch.optim.AdamW(parameters, lr=1e-3, fused=True).step
 
 
 def contestants() -> dict[str, Callable[[], float]]:
@@ -90,66 +72,24 @@ def contestants() -> dict[str, Callable[[], float]]:
     timed = {f"{name}, {mode}": step for name, optimizer in made.items() for mode, step in steps(optimizer).items()}
     for step in timed.values():
         step()
-    return {name: functools.partial(clock, step) for name, step in timed.items()}
+    return {name: functools.partial(_turns.clock, step) for name, step in timed.items()}
 
 
-def measure(rounds: int) -> tuple[dict[str, list[float]], str]:
-    """Returns the milliseconds of every round by contestant, and the versions."""
-    import keras
-    import tensorflow as tf
-
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=serve_torch, args=(theirs,), daemon=True)
-    child.start()
-    torch_version = ours.recv()
-    times: dict[str, list[float]] = {}
-    runs = contestants()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times.setdefault(name, []).append(run())
-        ours.send(True)
-        times.setdefault("torch.optim.AdamW(fused=True)", []).append(ours.recv())
-    ours.send(False)
-    child.join()
-    versions = f"Keras {keras.__version__}, TensorFlow {tf.__version__}, torch {torch_version}"
-    return times, f"{versions}, Python {platform.python_version()}, {os.cpu_count()} cores, no GPU"
-
-
-def table(times: dict[str, list[float]], versions: str, rounds: int) -> str:
-    """Returns the results as Markdown."""
-
-    def ratio(a: str, b: str) -> float:
-        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
-
-    lines = ["| contestant | ms a step, median |", "|---|---:|"]
-    lines += [f"| {name} | {statistics.median(t):.1f} |" for name, t in times.items()]
-    lines += ["", "| comparison | measured | aim |", "|---|---:|---:|"]
-    for mode, aim in (("eager", 8), ("tf.function", 2), ("XLA", 1)):
-        faster = ratio(f"keras.optimizers.Adam, {mode}", f"kopt.Adam, {mode}")
-        lines.append(f"| {mode}: kopt.Adam is faster than Keras' by | {faster:.2f} × | ≥ {aim} × |")
-    for mode in ("eager", "tf.function"):
-        slower = ratio(f"kopt.AdamW, {mode}", "torch.optim.AdamW(fused=True)")
-        lines.append(f"| kopt.AdamW, {mode}: time of torch's fused AdamW | {slower:.2f} × | ≤ 1.5 × |")
-    return "\n".join([*lines, "", f"{rounds} rounds; {versions}."])
-
-
-def insert(result: str, start: str, end: str) -> None:
-    """Puts a table into README.md, between two marks."""
-    head, _, rest = PAGE.read_text().partition(start)
-    PAGE.write_text(f"{head}{start}\n{result}\n{end}{rest.partition(end)[2]}")
-
-
-def main() -> None:
-    """Measures, prints the table, and with --write puts it into README.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
-    arguments = parser.parse_args()
-    result = table(*measure(arguments.rounds), arguments.rounds)
-    print(result)
-    if arguments.write:
-        insert(result, START, END)
+def table(rounds: int) -> list[str]:
+    """Returns the results as lines of Markdown."""
+    with _turns.apart(torch_step) as torch:
+        times = _turns.take_turns(contestants() | {TORCH: torch}, rounds)
+    keras, adam, adamw = "keras.optimizers.Adam, {}", "kopt.Adam, {}", "kopt.AdamW, {}"
+    comparisons = [
+        (f"{mode}: kopt.Adam is faster than Keras' by", keras.format(mode), adam.format(mode), f"≥ {aim} ×")
+        for mode, aim in (("eager", 8), ("tf.function", 2), ("XLA", 1))
+    ] + [
+        (f"kopt.AdamW, {mode}: time of torch's fused AdamW", adamw.format(mode), TORCH, "≤ 1.5 ×")
+        for mode in ("eager", "tf.function")
+    ]
+    scope = f"{rounds} rounds; {_turns.machine('Keras', 'TensorFlow', 'torch')}"
+    return [*_turns.compare(times, comparisons, digits=1), "", scope]
 
 
 if __name__ == "__main__":
-    main()
+    _turns.main(__doc__, "step", 15, table)

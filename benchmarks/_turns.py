@@ -1,0 +1,108 @@
+"""What the benchmarks of steps share: contestants that take turns, a peer in its own process, the page of results."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import multiprocessing
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+PAGE = pathlib.Path(__file__).parent / "README.md"
+CALLS = 5  # steps timed together in one round
+Times = dict[str, list[float]]
+
+
+def clock(step: Callable[[], Any]) -> float:
+    """Returns the milliseconds of one step, the mean of a few."""
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        step()
+    return (time.perf_counter() - start) / CALLS * 1e3
+
+
+@contextlib.contextmanager
+def apart(make: Callable[[], Callable[[], Any]]) -> Iterator[Callable[[], float]]:
+    """Gives a function that times the step that `make` returns, in a process where its threads disturb nobody."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_serve, args=(make, theirs), daemon=True)
+    child.start()
+
+    def run() -> float:
+        ours.send(True)
+        return float(ours.recv())
+
+    run()
+    yield run
+    ours.send(False)
+    child.join()
+
+
+def _serve(make: Callable[[], Callable[[], Any]], connection: Any) -> None:
+    step = make()
+    while connection.recv():
+        connection.send(clock(step))
+
+
+def take_turns(runs: dict[str, Callable[[], float]], rounds: int) -> Times:
+    """Returns the milliseconds of every round by contestant."""
+    times: Times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(run())
+    return times
+
+
+def compare(times: Times, comparisons: Iterable[tuple[str, str, str, str]], digits: int) -> list[str]:
+    """Returns the medians as a table, and the medians of ratios within a round as another.
+
+    Args:
+        times: milliseconds by contestant and round.
+        comparisons: of each its name, the contestant above the line, the one below, and the aim.
+        digits: of the milliseconds.
+    """
+    lines = ["| contestant | ms a step, median |", "|---|---:|"]
+    lines += [f"| {name} | {statistics.median(t):.{digits}f} |" for name, t in times.items()]
+    lines += ["", "| comparison | measured | aim |", "|---|---:|---:|"]
+    for name, above, below, aim in comparisons:
+        ratio = statistics.median(x / y for x, y in zip(times[above], times[below], strict=True))
+        lines.append(f"| {name} | {ratio:.2f} × | {aim} |")
+    return lines
+
+
+def machine(*packages: str) -> str:
+    """Returns the versions of packages and of Python, and the number of cores."""
+    found = (f"{name} {importlib.metadata.version(name.lower())}" for name in packages)
+    cores = len(os.sched_getaffinity(0))
+    return f"{', '.join(found)}, Python {platform.python_version()}, {cores} core{'s' * (cores != 1)}, no GPU."
+
+
+def insert(result: str, name: str) -> None:
+    """Puts a table into README.md, between the marks of that name."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
+    PAGE.write_text(f"{head}{start}\n{result}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def main(doc: str | None, name: str, rounds: int, table: Callable[[int], list[str]]) -> None:
+    """Measures, prints the table, and with --write puts it into README.md.
+
+    Args:
+        doc: description of the command.
+        name: of the marks in README.md.
+        rounds: default of --rounds.
+        table: function of the rounds that returns the lines of the table.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contestant")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    arguments = parser.parse_args()
+    result = "\n".join(table(arguments.rounds))
+    print(result)
+    if arguments.write:
+        insert(result, name)
