@@ -45,17 +45,22 @@ def tensors(batch):
     return {names[key]: torch.tensor(value.numpy()).long() for key, value in batch.items()}
 
 
+def flags_of(run):
+    """Returns the flags of a run."""
+    from recipes import _cli, text_classification
+
+    return _cli.parse(["--config", str(run / "config.yaml")], {"train": text_classification.Train}, "config.yaml")
+
+
 def train(run, seed):
     """Returns the accuracy, the seconds of training and the number of parameters that learn."""
     import dataclasses
 
     import torch
 
-    from recipes import _adapters, _cli, _data, _language, _text, text_classification
+    from recipes import _adapters, _data, _language, _optimizer, _text
 
-    flags = _cli.parse(["--config", str(run / "config.yaml")], {"train": text_classification.Train}, "config.yaml")
-    flags = dataclasses.replace(flags, run=dataclasses.replace(flags.run, seed=seed))
-    metrics = json.loads((run / "metrics.json").read_text())
+    flags, metrics = flags_of(run), json.loads((run / "metrics.json").read_text())
     torch.manual_seed(seed)
     pretrained = _language.find(flags.model)
     corpus = _text.load(flags.data, seed)
@@ -73,19 +78,22 @@ def train(run, seed):
     model = classifier(pretrained.place, classes, flags.dropout, adapter).train()
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rate = metrics["learning_rate"]
-    factors = _adapters.multipliers(flags.tune, dataclasses.replace(flags.optim, learning_rate=rate))
+    optim = dataclasses.replace(flags.optim, learning_rate=rate)
+    factors = _adapters.multipliers(flags.tune, optim)
+    ours = _optimizer.make_optimizer(optim, flags.epochs * len(training))
 
     def factor(name):
         path = name.removesuffix(".default.weight").replace(".", "/")
         return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
 
+    def share(update):
+        ours.iterations.assign(update)
+        return float(ours.learning_rate) / rate
+
     groups = [{"params": [p], "lr": rate * factor(name)} for name, p in learning.items()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    steps = flags.epochs * len(training)
-    warmup = round(float(flags.optim.warmup.rstrip("%")) / 100 * steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: s / max(warmup, 1) if s < warmup else (steps - s) / max(steps - warmup, 1)
-    )
+    betas = (ours.beta_1, ours.beta_2)
+    optimizer = torch.optim.AdamW(groups, betas=betas, eps=ours.epsilon, weight_decay=ours.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     loss, began = torch.nn.CrossEntropyLoss(), time.perf_counter()
     for _ in range(flags.epochs):
         for x, y, *_ in training:
@@ -113,6 +121,11 @@ def main():
     metrics = json.loads((flags.run / "metrics.json").read_text())
     if metrics.get("method") != "lora":
         parser.error(f"--run {flags.run}: is of --method {metrics.get('method')}, expected lora")
+    told = flags_of(flags.run)
+    if told.optim.optimizer != "adamw" or told.optim.opt or told.optim.ema or told.optim.grad_accum > 1:
+        parser.error(f"--run {flags.run}: has {told.optim}, expected adamw without --opt, --ema and --grad-accum")
+    if told.class_weights or told.pooling != "mean" or told.run.precision != "float32":
+        parser.error(f"--run {flags.run}: expected --pooling mean and --precision float32, without --class-weights")
     print(f"kopt, seed {metrics['seed']}: {metrics['test_accuracy']:.4f} in {metrics['train_seconds']:.0f} s")
     found = []
     for seed in flags.seeds:
