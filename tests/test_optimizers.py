@@ -14,49 +14,24 @@ from problems import (
     fair_rate,
     flat,
     network,
-    other_value,
     own_hypers,
     regression,
-    rules,
     variables,
     weights_and_gradients,
 )
 from references import JOINT
+from registry import (
+    RULES,
+    VARIANTS,
+    every_rule,
+    every_rule_in_turn,
+    every_variant,
+    one_of_each,
+)
 
 import kopt
 
-RULES = rules()
 PEERS = json.loads((pathlib.Path(__file__).parent / "peers.json").read_text())
-VARIANTS = [(name, {}) for name in RULES] + [
-    (name, {k: other_value(k, h)}) for name, cls in RULES.items() for k, h in own_hypers(cls).items()
-]
-every_rule = pytest.mark.parametrize("name", RULES)
-
-
-def engine_path(cls):
-    """Returns what tells the way of a rule through the engine."""
-    optimizer = cls()
-    own_step = cls.advance is not kopt.Optimizer.advance
-    return optimizer.row_wise, bool(optimizer.shared), own_step, bool(optimizer.slots), optimizer.state_dtype
-
-
-FIRST = {engine_path(cls): name for name, cls in reversed(RULES.items())}.values()
-"""One rule for each way through the engine; with the others the longer tests are slow tests."""
-
-
-def sampled(names):
-    """Parametrizes a longer test."""
-    marks = {name: () if name in FIRST else pytest.mark.slow for name in names}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
-
-
-every_rule_in_turn = sampled(RULES)
-one_of_each = pytest.mark.parametrize("name", sorted(set(FIRST)))
-"""For what is the business of the engine alone."""
-every_row_wise_rule = sampled([name for name, cls in RULES.items() if cls.row_wise])
-every_variant = pytest.mark.parametrize(
-    ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
-)
 
 
 def reference(optimizer, weights, gradients, learning_rate=RATE):
@@ -217,77 +192,6 @@ def test_two_replicas_equal_one(name, two_devices):
     assert int(two.optimizer.iterations) == 8
 
 
-# ------------------------------------------------------------------------------------------------- sparse rows
-
-
-def rows(ids, values, height):
-    return tf.IndexedSlices(tf.constant(values, tf.float32), tf.constant(ids), tf.constant([height, len(values[0])]))
-
-
-def random_rows(rng, height, count=7, width=3):
-    return rng.integers(0, height, count), rng.normal(size=(count, width))
-
-
-@sampled([name for name, cls in RULES.items() if "exact" in cls.hypers["sparse"].choices])
-def test_exact_rows_equal_the_dense_gradient(name):
-    rng = np.random.default_rng(3)
-    table = rng.normal(size=(6, 3))
-    (sparse,), (dense,) = variables([table]), variables([table])
-    a, b = RULES[name](learning_rate=RATE, sparse="exact"), RULES[name](learning_rate=RATE)
-    for _ in range(3):
-        ids, values = random_rows(rng, 6)
-        a.scale_loss(tf.constant(1.0)), b.scale_loss(tf.constant(1.0))
-        a.apply([rows(ids, values, 6)], [sparse])
-        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 6)], [dense])
-    np.testing.assert_allclose(sparse.numpy(), dense.numpy(), atol=1e-6)
-
-
-@every_row_wise_rule
-def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name):
-    rng = np.random.default_rng(4)
-    table = rng.normal(size=(9, 3))
-    cls = RULES[name]
-    (sparse,), (dense,) = variables([table]), variables([table[:5]])
-    a, b = cls(learning_rate=RATE, weight_decay=0.1), cls(learning_rate=RATE, weight_decay=0.1)
-    a.build([sparse])
-
-    def step(ids, values):
-        a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])
-
-    step = tf.function(step, jit_compile=True, autograph=False)
-    for _ in range(4):
-        ids = np.concatenate([rng.permutation(5), rng.integers(0, 5, 4)])  # each of the first five, some twice
-        values = rng.normal(size=(9, 3))
-        step(tf.constant(ids), tf.constant(values, tf.float32))
-        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 5)], [dense])
-    np.testing.assert_allclose(sparse.numpy()[:5], dense.numpy(), atol=1e-6)
-    np.testing.assert_array_equal(sparse.numpy()[5:], table[5:].astype("float32"))  # bit for bit
-
-
-@pytest.mark.slow
-@one_of_each
-@pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"gradient_accumulation_steps": 2}], ids=str)
-def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
-    rng = np.random.default_rng(5)
-    ids, y = rng.integers(0, 6, (32, 3)), rng.normal(size=(32, 1)).astype("float32")
-    table = rng.normal(size=(6, 4)).astype("float32")
-
-    def trained(first, x):
-        keras.utils.set_random_seed(6)
-        model = keras.Sequential([keras.Input(x.shape[1:]), first, keras.layers.Flatten(), keras.layers.Dense(1)])
-        first.set_weights([table])
-        model.compile(RULES[name](learning_rate=RATE, sparse="exact", **options), "mse")
-        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-        return flat(model)
-
-    one_hot = np.eye(6, dtype="float32")[ids]
-    embedded, dense = (
-        trained(keras.layers.Embedding(6, 4), ids),
-        trained(keras.layers.Dense(4, use_bias=False), one_hot),
-    )
-    np.testing.assert_allclose(embedded, dense, atol=2e-6)
-
-
 @every_rule_in_turn
 def test_declared_facts_hold(name):
     cls, optimizer = RULES[name], RULES[name]()
@@ -298,73 +202,6 @@ def test_declared_facts_hold(name):
     assert optimizer.row_wise == np.allclose(part, whole[1:3], rtol=1e-13, atol=0)  # powers round by their place
     scaled = descend(cls(learning_rate=rate), [weight], [[2.0**-20 * g] for g, _ in gradients], "float64")[0]
     assert optimizer.scale_free == np.array_equal(scaled, whole)
-
-
-# ------------------------------------------------------------------------------------------------- low precision
-
-
-@every_rule_in_turn
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_weights_move_as_float32_ones_do(name, dtype, rounding="kahan"):
-    weights = [np.linspace(0.5, 2.0, 600)]
-    gradients = [
-        [np.full(600, g)] for g in (0.1, 0.1, -0.1) * 13
-    ]  # rules that learn their rate would run away downhill
-    optimizer = RULES[name](rounding=rounding)
-    short, full = descend(optimizer, weights, gradients, dtype)[0], descend(RULES[name](), weights, gradients)[0]
-    assert np.isfinite(short).all()
-    if (residual := optimizer._parameters[0].residual) is not None:
-        assert np.abs(short - weights[0]).max() > 0
-        short = short + residual.numpy().astype("float64")
-    moved, expected = (short - weights[0]).mean(), (full - weights[0]).mean()
-    assert moved == pytest.approx(expected, rel=0.1, abs=1e-4)
-
-
-@pytest.mark.slow
-@one_of_each
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_weights_move_when_rounded_stochastically(name, dtype):
-    test_short_weights_move_as_float32_ones_do(name, dtype, "stochastic")
-
-
-@pytest.mark.slow
-@every_rule
-@pytest.mark.parametrize("gradient", [0.0, 1e-7, 1e4])
-def test_short_weights_stay_finite(name, gradient):
-    for dtype in ("bfloat16", "float16"):
-        optimizer = RULES[name](learning_rate=1e-3)
-        assert np.isfinite(descend(optimizer, [np.ones(4)], [[np.full(4, gradient)]] * 20, dtype)[0]).all()
-
-
-BOUNDS = {"bfloat16": (1.25 * 2.0**-7, 0, 0.02), "int8": (0, 0.032, 0.3)}
-"""Error of a store: relative to each value, and to the largest one of its row; error of twenty steps, relative."""
-
-
-@every_rule_in_turn
-@pytest.mark.parametrize("dtype", BOUNDS)
-def test_short_state_keeps_its_bound(name, dtype):
-    weights, gradients = weights_and_gradients(20, ((40, 30),))
-    full, short = RULES[name](learning_rate=RATE), RULES[name](learning_rate=RATE, state_dtype=dtype)
-    descend(full, weights, gradients[:1]), descend(short, weights, gradients[:1])
-    own, row, moved = BOUNDS[dtype]
-    p, rule = short._parameters[0], short.owners()[short._parameters[0].owner]
-    expected = full._read_slots(full._parameters[0])
-    for slot, found in short._read_slots(p).items():
-        exact = expected[slot].numpy()
-        stored = {keras.backend.standardize_dtype(part.dtype) for part in p.slots[slot].values()}
-        if rule.slots[slot].exact or (dtype == "int8" and np.prod(exact.shape[1:]) < 16):
-            np.testing.assert_array_equal(exact, found.numpy())
-            assert stored == {"float32"}
-            continue
-        assert stored == {"bfloat16": {"uint16"}, "int8": {"int8", "float32"}}[dtype]
-        largest = np.abs(exact).max(tuple(range(1, exact.ndim)), keepdims=True)
-        assert np.all(np.abs(found.numpy() - exact) <= own * np.abs(exact) + 1.25 * row * largest)
-        np.testing.assert_array_equal(found.numpy() == 0, exact == 0)
-    a, b = (descend(RULES[name](learning_rate=RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", dtype))
-    assert np.abs(a - b).mean() < moved * np.abs(a - weights[0]).mean()
-
-
-# ------------------------------------------------------------------------------------------------- files and configs
 
 
 @every_variant

@@ -9,44 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from events import X, Y, fit, read, regression, run
 from keras import ops
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 import kopt
 import kopt.tensorboard
 from kopt.tensorboard import OptimizerStats
 from kopt.tensorboard._optimizer import _distribution
-
-X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
-Y = X @ np.float32([[1.0], [-2.0], [0.5]])
-
-
-def regression(optimizer, **options):
-    """A linear model with weights W and b, mean squared error."""
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="linear")], name="model")
-    model.compile(optimizer, "mse", **options)
-    return model
-
-
-def fit(model, stats, x=X, y=Y, batch_size=4, **options):
-    """Six batches an epoch, in order."""
-    options = {"epochs": 1, "verbose": 0, "shuffle": False} | options
-    return model.fit(x, y, batch_size=batch_size, callbacks=[stats], **options)
-
-
-def read(log_dir):
-    """Returns {tag: {step: value}} of the scalars, and the accumulator for all else."""
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}, events
-
-
-def run(tmp_path, optimizer, every=2, compile_options=None, **options):
-    """Trains, and returns the scalars and the model."""
-    model = regression(optimizer, **(compile_options or {}))
-    fit(model, OptimizerStats(tmp_path, every), **options)
-    return read(tmp_path)[0], model
 
 
 class Recorder(keras.callbacks.Callback):
@@ -329,60 +298,6 @@ def test_replicas_see_what_one_device_sees(tmp_path, two_devices):
     for tag in set(one) - {"throughput/examples_per_second"}:
         assert two[tag] == pytest.approx(one[tag], rel=1e-4), tag
     assert list(two["throughput/examples_per_second"]) == list(one["throughput/examples_per_second"])
-
-
-def test_hparams_page_shows_flags_and_final_metrics(tmp_path):
-    flags = {"lr": 0.1, "epochs": np.int64(3), "nesterov": True, "name": "a", "shape": (2, 3), "none": None}
-    stats = OptimizerStats(tmp_path, hparams=flags)
-    fit(regression(kopt.SGD(0.1)), stats)
-    stats.finish({"accuracy": np.float32(0.5)})
-    scalars, events = read(tmp_path / "hparams")
-    assert scalars == {"accuracy": {6: 0.5}}
-    content = events.summary_metadata
-    start = plugin_data_pb2.HParamsPluginData.FromString(
-        content["_hparams_/session_start_info"].plugin_data.content
-    ).session_start_info
-    assert {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()} == {
-        "lr": 0.1,
-        "epochs": 3.0,
-        "nesterov": True,
-        "name": "a",
-        "shape": "(2, 3)",
-    }
-    end = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_end_info"].plugin_data.content)
-    assert end.session_end_info.status == api_pb2.Status.Value("STATUS_SUCCESS")
-    assert not any("hparams" in tag for tag in read(tmp_path)[1].summary_metadata)
-
-
-def test_text_page_shows_parameters_arguments_and_notes(tmp_path):
-    model = regression(kopt.SGD(0.1, multipliers=[("kernel$|embedding", 0.5)]))
-    fit(model, OptimizerStats(tmp_path, text={"notes": "**hello**"}))
-    _, events = read(tmp_path)
-    pages = {
-        tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in ("notes", "parameters", "optimizer")
-    }
-    assert pages["notes"] == "**hello**"
-    assert "4 of 4 parameters are trainable (100 %)" in pages["parameters"]
-    assert "| `model/linear/kernel` | [3, 1] | float32 | True | 3 |" in pages["parameters"]
-    assert pages["optimizer"].startswith("SGD\n\n| argument | value |\n| --- | --- |\n")
-    assert "| learning_rate | 0.1 |" in pages["optimizer"]
-    assert r"kernel$\|embedding" in pages["optimizer"]
-
-
-def layout(log_dir):
-    _, events = read(log_dir)
-    tensor = events.Tensors("custom_scalars__config__")[0].tensor_proto
-    return layout_pb2.Layout.FromString(tensor.string_val[0])
-
-
-def test_custom_scalars_page_names_existing_tags(tmp_path):
-    scalars, _ = run(tmp_path, kopt.AdaBound())
-    series = [s for c in layout(tmp_path).category for chart in c.chart for s in chart.margin.series]
-    assert series[0].lower == "adabound/lower_bound"
-    assert {tag for s in series for tag in (s.value, s.lower, s.upper)} <= set(scalars)
-    run(tmp_path / "sgd", kopt.SGD())
-    with pytest.raises(KeyError):  # one rate for all elements makes no band
-        layout(tmp_path / "sgd")
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.0, True])

@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from files import METHODS, image_model
 
+from kopt import peft
 from kopt.peft._state import state
 
 
@@ -36,3 +38,33 @@ def values(variables):
 def same(a, b):
     """Returns whether all arrays have the same bits."""
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def weights(model, path, name, adapter="default"):
+    """Returns one weight of an adapter."""
+    return state(model).hosts[path].weights_of[adapter][name].numpy()
+
+
+@pytest.fixture
+def adapted():
+    model = peft.get_peft_model(image_model(), METHODS["lora"]())
+    scramble(model)
+    return model
+
+
+@pytest.fixture
+def saved(adapted, tmp_path):
+    peft.save_pretrained(adapted, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Keeps Hugging Face's libraries offline and still, and torch's random numbers the same."""
+    import torch
+    import transformers
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)

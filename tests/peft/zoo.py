@@ -17,6 +17,14 @@ def integers(high, *shape):
     return RNG.integers(1, high, shape).astype("int32")
 
 
+def dense(units=6, width=5, count=2):
+    """Returns a small stack of Dense layers called "a", "b", ... and an input."""
+    x = inputs = keras.Input((width,))
+    for name in "abcdef"[:count]:
+        x = layers.Dense(units, name=name)(x)
+    return keras.Model(inputs, x), floats(8, width)
+
+
 def sequential():
     return keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(3)]), floats(8, 6), floats(8, 3)
 

@@ -14,6 +14,17 @@ FILL = ("the", "a", "film", "book", "was", "is", "very", "and", "quite", "it", "
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL, *GOOD, *BAD, *FILL)
 WIDTH, LAYERS = 16, 2
+HEAD = 2 * WIDTH + 2
+TRAINED = {
+    "lora": 2 * LAYERS * 8 * 2 * WIDTH,
+    "dora": 2 * LAYERS * (8 * 2 * WIDTH + WIDTH),
+    "adapter": LAYERS * (2 * WIDTH + 1 + WIDTH),
+    "ia3": LAYERS * (2 * WIDTH + 32),
+    "bitfit": WIDTH + LAYERS * (4 * WIDTH + WIDTH + 32 + WIDTH + WIDTH),
+    "prompt": 20 * WIDTH,
+    "head": 0,
+    "full": len(VOCABULARY) * WIDTH + 42 * WIDTH + 2 * WIDTH + LAYERS * (4 * 272 + 2 * WIDTH + 544 + 528 + 2 * WIDTH),
+}
 
 
 def sentences(n, seed):
@@ -104,3 +115,9 @@ def fails(capsys, code, *argv):
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1, err
     return err
+
+
+def command(capsys, *argv):
+    capsys.readouterr()
+    assert text_classification.main(list(map(str, argv))) == 0
+    return capsys.readouterr().out

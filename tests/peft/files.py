@@ -1,0 +1,72 @@
+"""A model, adapters and their files, for tests of files."""
+
+import json
+
+import keras
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from kopt import peft
+from kopt.peft.exchange._tensors import read_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def image_model():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            keras.layers.Conv2D(4, 3, activation="relu", name="conv"),
+            keras.layers.Reshape((16, 4)),
+            keras.layers.LayerNormalization(name="norm"),
+            keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de", name="query"),
+            keras.layers.Reshape((16, 6)),
+            keras.layers.Dense(5, activation="tanh", name="feedforward_output_dense"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, name="head"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+
+
+METHODS = {
+    "lora": lambda: peft.LoRA(r=2, target_modules=["conv", "query", "feedforward_output_dense"]),
+    "patterns": lambda: peft.LoRA(
+        r=2,
+        target_modules="all-linear",
+        use_rslora=True,
+        rank_pattern={"query": 3},
+        alpha_pattern={"head": 2.5},
+        lora_dropout=0.25,
+    ),
+    "bias_all": lambda: peft.LoRA(r=2, target_modules=["query"], bias="all"),
+    "bias_lora_only": lambda: peft.LoRA(r=2, target_modules=["query"], bias="lora_only"),
+    "pissa": lambda: peft.LoRA(r=2, target_modules=["query", "conv"], init_lora_weights="pissa"),
+    "dora": lambda: peft.DoRA(r=2, target_modules=["conv", "query", "head"]),
+    "ia3": lambda: peft.IA3(
+        target_modules=["conv", "query", "feedforward_output_dense"],
+        feedforward_modules=["feedforward_output_dense", "conv"],
+    ),
+    "layer_norm": lambda: peft.LayerNormTuning(modules_to_save=["head"]),
+    "bitfit": lambda: peft.BitFit(),
+    "bottleneck": lambda: peft.Bottleneck(reduction_factor=2, target_modules=["feedforward_output_dense"]),
+    "pfeiffer": lambda: peft.Pfeiffer(reduction_factor=3, non_linearity="tanh"),
+    "parallel": lambda: peft.ParallelAdapter(target_modules=["feedforward_output_dense", "head"]),
+    "modules_to_save": lambda: peft.LoRA(r=2, target_modules=["query"], modules_to_save=["head", "norm", "conv"]),
+}
+
+
+def rewrite(folder, change=None, **fields):
+    """Changes an adapter's tensors by a function and entries of its configuration."""
+    _, metadata = read_tensors(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS)
+    if change is not None:
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS, metadata)
+    config = json.loads((folder / CONFIG).read_text()) | fields
+    (folder / CONFIG).write_text(json.dumps(config))

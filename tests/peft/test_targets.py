@@ -1,0 +1,139 @@
+"""Which layers an adapter goes into, and what is refused."""
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from conftest import outputs, scramble
+from keras import layers
+from zoo import dense
+
+from kopt import peft
+from kopt.peft._state import state
+
+
+def test_names():
+    model, _, _ = zoo.attention()
+    peft.get_peft_model(model, peft.LoRA())  # query and value by default
+    assert list(state(model).hosts) == ["mha.query", "mha.value", "gqa.query", "gqa.value"]
+    peft.unload(model)
+    for options, expected in (
+        ({"target_modules": "all-linear"}, 9),
+        ({"target_modules": ["mha"]}, 4),  # all inside
+        ({"target_modules": r"mha\.(key|query)"}, 2),
+        ({"target_modules": ["query", "dense"], "exclude_modules": ["gqa"]}, 2),
+        ({"target_modules": "all-linear", "modules_to_save": ["dense"]}, 9),
+    ):
+        peft.get_peft_model(model, peft.LoRA(**options))
+        assert len(state(model).hosts) == expected, options
+        peft.unload(model)
+
+
+def test_layers_to_transform():
+    inputs = keras.Input((4,))
+    x = inputs
+    for i in range(3):
+        x = layers.Dense(4, name=f"block_{i}")(x)
+    model = keras.Model(inputs, layers.Dense(4, name="other_1")(x))
+    for options, expected in (
+        ({"layers_to_transform": 1}, ["block_1", "other_1"]),
+        ({"layers_to_transform": [0, 2]}, ["block_0", "block_2"]),
+        ({"layers_to_transform": [1], "layers_pattern": ["block"]}, ["block_1"]),
+    ):
+        peft.get_peft_model(model, peft.LoRA(target_modules=r".*", **options))
+        assert list(state(model).hosts) == expected
+        peft.unload(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["aa"]}, r"matches no layer.*Nearest: a"),
+        ({"target_modules": "nothing"}, "matches no layer"),
+        ({"target_modules": "("}, "regular expression"),
+        ({"target_modules": 3}, "target_modules must be"),
+        ({"target_modules": ["a"], "modules_to_save": ["hed"]}, "no layer with weights is called 'hed'"),
+        ({"r": 0}, "r must be"),
+        ({"r": 2.5}, "r must be"),
+        ({"lora_alpha": -1}, "lora_alpha must be"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be"),
+        ({"bias": "some"}, "bias must be one of"),
+        ({"init_lora_weights": "kaiming"}, "init_lora_weights must be"),
+        ({"rank_pattern": {"a": -2}}, "rank_pattern must be"),
+        ({"lora_alfa": 8}, "Did you mean 'lora_alpha'"),
+        ({"target_modules": ["a"], "r": 3, "init_lora_weights": "orthogonal"}, "even r"),
+        ({"target_modules": ["a"], "r": 7, "init_lora_weights": "pissa"}, "singular values"),
+        ({"target_modules": ["n"]}, "cannot go to n"),
+    ],
+)
+def test_errors_leave_the_model_alone(options, message):
+    inputs = keras.Input((5,))
+    model = keras.Model(
+        inputs, layers.Dense(6, name="b")(layers.LayerNormalization(name="n")(layers.Dense(6, name="a")(inputs)))
+    )
+    classes = [type(layer) for layer in model._flatten_layers()]
+    with pytest.raises(ValueError, match=message):
+        peft.get_peft_model(model, peft.LoRA(**options))
+    assert [type(layer) for layer in model._flatten_layers()] == classes
+    assert len(model.trainable_variables) == len(model.weights) == 6
+
+
+def test_a_failed_second_adapter_leaves_nothing():
+    model, _ = dense()
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    before = [v.path for v in model.weights]
+    with pytest.raises(ValueError, match="singular values"):
+        peft.get_peft_model(
+            model, peft.LoRA(r=7, target_modules=["a", "b"], bias="all", init_lora_weights="pissa"), "second"
+        )
+    assert [v.path for v in model.weights] == before
+    assert peft.get_model_status(model).available_adapters == ["default"]
+
+
+def test_a_merged_model_is_not_saved_with_its_adapters(tmp_path):
+    model, x = dense()
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    scramble(model)
+    live = outputs(model, x)
+    peft.merge_adapter(model)
+    for save in (lambda: model.save(tmp_path / "m.keras"), lambda: model.save_weights(tmp_path / "m.weights.h5")):
+        with pytest.raises(ValueError, match="adapters are merged"):
+            save()
+    assert not (tmp_path / "m.keras").exists()
+    peft.unmerge_adapter(model)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), live, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")  # Keras, of its own InputLayer
+def test_more_errors():
+    model, _ = dense()
+    for function in (peft.unload, peft.merge_adapter, peft.get_model_status):
+        with pytest.raises(ValueError, match="has no adapters"):
+            function(model)
+    with pytest.raises(ValueError, match="Expected an adapter"):
+        peft.get_peft_model(model, {"r": 8})
+    with pytest.raises(ValueError, match="is not built"):
+        peft.get_peft_model(keras.Sequential([layers.Dense(2)]), peft.LoRA())
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    with pytest.raises(ValueError, match="already"):
+        peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
+    with pytest.raises(ValueError, match="letters, digits"):
+        peft.get_peft_model(model, peft.LoRA(target_modules=["a"]), "a.b")
+    with pytest.raises(ValueError, match="Did you mean 'default'"):
+        peft.set_adapter(model, "defualt")
+    with pytest.raises(ValueError, match=r"^a has adapters.*cannot be quantized"):
+        model.quantize("int8")
+    peft.merge_adapter(model)
+    with pytest.raises(ValueError, match="merged already"):
+        peft.merge_adapter(model)
+    with pytest.raises(ValueError, match="is merged"):
+        peft.delete_adapter(model, "default")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
+def test_quantized_models_are_refused():
+    model, _ = dense(count=1)
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="quantized"):
+        peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))
