@@ -81,18 +81,24 @@ class Site:
         unfolded = np_or_ops.reshape(matrix, [self.shape[i] for i in self._order])
         return np_or_ops.transpose(unfolded, [self._order.index(i) for i in range(len(self._order))])
 
-    def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns what the layer gives for x with the kernel a @ b and nothing else.
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        """Returns what the layer gives for x with the kernel scale · a @ b and nothing else.
 
         Args:
             x: input of the layer.
             a: [*batch, in, r].
             b: [*batch, r, out].
+            scale: a scalar.
         """
+        dtype = self.layer.compute_dtype if self.kind == "embedding" else x.dtype
+        if not self.batch and self.maps_last_axes:
+            lead = ops.shape(x)[: len(x.shape) - len(self.in_axes)]
+            factors = (ops.cast(tensor, dtype) for tensor in (a, b, scale))
+            y = thin_products(ops.reshape(x, (-1, self.fan_in)), *factors)
+            return ops.reshape(y, (*lead, *(self.shape[i] for i in self.out_axes)))
+        a, b = ops.cast(a, dtype), ops.cast(scale * b, dtype)
         if self.kind == "embedding":
-            a, b = ops.cast(a, self.layer.compute_dtype), ops.cast(b, self.layer.compute_dtype)
             return ops.matmul(ops.take(a, ops.cast(x, "int32"), axis=0), b)
-        a, b = ops.cast(a, x.dtype), ops.cast(b, x.dtype)
         return self._convolve(x, a, b) if self.kind == "convolution" else self._contract(x, a, b)
 
     def _contract(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -100,11 +106,6 @@ class Site:
         letters = [[kernel[i] for i in axes] for axes in (self.batch_axes, self.in_axes, self.out_axes)]
         batch, inner, outer = map("".join, letters)
         rank = a.shape[-1]
-        if not batch and source.endswith(inner) and target.endswith(outer):
-            # Two flat products: their gradients take half the time of those of the same einsum.
-            lead = ops.shape(x)[: len(x.shape) - len(inner)]
-            h = ops.matmul(ops.reshape(x, (-1, self.fan_in)), a)
-            return ops.reshape(ops.matmul(h, b), (*lead, *(self.shape[i] for i in self.out_axes)))
         r = next(letter for letter in "rzyxwvutsqponmlkjihgfedcba" if letter not in source + kernel + target)
         middle = "".join(letter for letter in source if letter not in inner) + r
         a = ops.reshape(a, (*self.batch, *(self.shape[i] for i in self.in_axes), rank))
@@ -192,6 +193,24 @@ class Site:
             lengths, order = self._axes((*self.batch_axes, *self.out_axes), _equation(self.layer)[2])
             vector = vector.reshape(list(lengths.values())).transpose(order)
         return vector.reshape(shape)
+
+
+@ops.custom_gradient
+def thin_products(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Any:
+    """Returns s (x a) b, [n, out], for x [n, in], a [in, r], b [r, out] and a scalar s, which gets no gradient.
+
+    Flat products: the gradients of the same einsum take twice the time. The gradient of `a` is written (uᵀ x)ᵀ, which a
+    CPU does three times as fast as xᵀ u; s stands between them, or else XLA would turn one into the other.
+    """
+    h = ops.matmul(x, a)
+
+    def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        g = args[0] if upstream is None else upstream
+        u = ops.matmul(g, ops.transpose(b))
+        da = ops.transpose(s * ops.matmul(ops.transpose(u), x))
+        return ops.matmul(s * u, ops.transpose(a)), da, s * ops.matmul(ops.transpose(h), g), None
+
+    return ops.matmul(s * h, b), gradient
 
 
 def _equation(layer: Any) -> tuple[str, str, str]:

@@ -130,9 +130,9 @@ class LoRA(Adapter):
     def low_rank(self, x: Tensor, site: Site, p: Any) -> Tensor:
         """Returns x (W' - W) in two thin products."""
         scale = p.gate * self.scaling
-        z = site.low_rank(x, p.lora_A, scale * p.lora_B)
+        z = site.low_rank(x, p.lora_A, p.lora_B, scale)
         if self._starts_elsewhere:
-            z = z - site.low_rank(x, p.start_A, scale * p.start_B)
+            z = z - site.low_rank(x, p.start_A, p.start_B, scale)
         return z
 
     @staticmethod

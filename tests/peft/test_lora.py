@@ -3,12 +3,14 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 from conftest import outputs, same, scramble, values, weights
 from zoo import dense
 
 import kopt
 from kopt import peft
+from kopt.peft._site import thin_products
 from kopt.peft._state import state
 
 
@@ -116,3 +118,24 @@ def test_lora_plus_learns_b_faster():
     assert moved[1] == pytest.approx(16 * moved[0], rel=1e-4)
     with pytest.raises(ValueError, match="at least 1"):
         peft.lora_plus(0.5)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_gradient_that_is_written_is_the_one_of_the_products(jit):
+    rng = np.random.default_rng(0)
+    x, a, b = (tf.constant(rng.normal(size=shape), "float32") for shape in ((9, 6), (6, 2), (2, 5)))
+    scale = tf.constant(0.7)
+
+    def gradients(product):
+        @tf.function(jit_compile=jit)
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch((x, a, b))
+                loss = tf.reduce_sum(tf.sin(product(x, a, b, scale)))
+            return tape.gradient(loss, (x, a, b))
+
+        return run()
+
+    plain = gradients(lambda x, a, b, s: s * (x @ a) @ b)
+    for ours, theirs in zip(gradients(thin_products), plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
