@@ -204,6 +204,9 @@ def test_declared_facts_hold(name):
     assert optimizer.scale_free == np.array_equal(scaled, whole)
 
 
+# ------------------------------------------------------------------------------------------------- files and configs
+
+
 @every_variant
 def test_config_round_trip(name, options):
     optimizer = RULES[name](

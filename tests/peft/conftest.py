@@ -1,48 +1,16 @@
-"""What the tests of adapters share."""
+"""Fixtures of the tests of adapters."""
 
 import keras
-import numpy as np
 import pytest
 from files import METHODS, image_model
+from probes import scramble
 
 from kopt import peft
-from kopt.peft._state import state
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
-
-
-def scramble(model, stddev=0.1):
-    """Gives every trained weight of the adapters random values."""
-    rng = np.random.default_rng(1)
-    for bank in state(model).hosts.values():
-        for name in bank.adapters:
-            for variable in (bank.weights_of[name] | bank.copies[name]).values():
-                if variable.trainable:
-                    variable.assign(variable.numpy() + rng.normal(0, stddev, variable.shape))
-
-
-def outputs(model, x):
-    """Returns the first output of the model."""
-    y = model(x, training=False)
-    return np.asarray(keras.tree.flatten(y)[0])
-
-
-def values(variables):
-    """Returns copies of the values."""
-    return [np.array(v.numpy()) for v in variables]
-
-
-def same(a, b):
-    """Returns whether all arrays have the same bits."""
-    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def weights(model, path, name, adapter="default"):
-    """Returns one weight of an adapter."""
-    return state(model).hosts[path].weights_of[adapter][name].numpy()
 
 
 @pytest.fixture

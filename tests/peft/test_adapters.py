@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from conftest import outputs, same, scramble, values
 from keras import layers, ops
+from probes import outputs, same, scramble, values
 
 from kopt import peft
 from kopt.peft._base import Adapter

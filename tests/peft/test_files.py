@@ -8,8 +8,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import outputs, same, scramble
 from files import CONFIG, IMAGES, METHODS, WEIGHTS, image_model
+from probes import outputs, same, scramble
 from safetensors.numpy import load_file
 
 from kopt import peft

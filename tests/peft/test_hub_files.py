@@ -5,8 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import outputs, scramble
 from files import CONFIG, WEIGHTS, rewrite
+from probes import outputs, scramble
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft

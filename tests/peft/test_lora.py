@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import zoo
-from conftest import outputs, same, scramble, values, weights
+from probes import outputs, same, scramble, values, weights
 from zoo import dense
 
 import kopt

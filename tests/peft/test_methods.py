@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from conftest import outputs, scramble, weights
 from keras import layers
+from probes import outputs, scramble, weights
 from zoo import dense
 
 from kopt import peft

@@ -5,8 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import outputs
 from files import CONFIG, IMAGES, METHODS, WEIGHTS, image_model, rewrite
+from probes import outputs
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft

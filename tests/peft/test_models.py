@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from conftest import outputs, same, scramble, values
+from probes import outputs, same, scramble, values
 
 from kopt import peft
 from kopt.peft._state import state

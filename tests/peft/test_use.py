@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from conftest import outputs, same, scramble, values, weights
 from keras import layers
+from probes import outputs, same, scramble, values, weights
 from zoo import dense
 
 import kopt
