@@ -12,6 +12,13 @@ from kopt.peft.exchange._tensors import read_tensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def filled(model, stddev):
+    """Returns the model with random weights, the same each time."""
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, stddev, w.shape) for w in model.get_weights()])
+    return model
+
+
 def image_model():
     model = keras.Sequential(
         [
@@ -26,14 +33,10 @@ def image_model():
             keras.layers.Dense(3, name="head"),
         ]
     )
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    return model
+    return filled(model, 0.5)
 
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
-
-
 METHODS = {
     "lora": lambda: peft.LoRA(r=2, target_modules=["conv", "query", "feedforward_output_dense"]),
     "patterns": lambda: peft.LoRA(

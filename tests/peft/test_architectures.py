@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch_peers import (
     LIMIT,
+    MARKS,
     Base,
     check_both_ways,
     disturb_keras,
@@ -21,11 +22,7 @@ from torch_peers import (
 
 import kopt.peft
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("quiet"),
-    pytest.mark.filterwarnings("ignore"),  # of torch, transformers and peft; kopt's own are errors in the other tests
-]
+pytestmark = MARKS
 
 
 def tiny_text(auto, config, backbone, exact_gelu=False):

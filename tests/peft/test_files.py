@@ -8,7 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from files import CONFIG, IMAGES, METHODS, WEIGHTS, image_model
+from files import CONFIG, IMAGES, METHODS, WEIGHTS, filled, image_model
 from probes import outputs, same, scramble
 from safetensors.numpy import load_file
 
@@ -21,10 +21,7 @@ def text_model():
     tokens = keras.Input((7,), dtype="int32", name="token_ids")
     x = keras.layers.Embedding(20, 6, name="token_embedding")(tokens)
     x = keras.layers.Dense(8, name="dense")(x)
-    model = keras.Model({"token_ids": tokens}, x)
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    return model
+    return filled(keras.Model({"token_ids": tokens}, x), 0.5)
 
 
 TEXT = {"token_ids": np.arange(14, dtype="int32").reshape(2, 7)}

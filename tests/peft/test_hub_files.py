@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from files import CONFIG, WEIGHTS, rewrite
+from files import CONFIG, WEIGHTS, filled, rewrite
 from probes import outputs, scramble
 from safetensors.numpy import load_file, save_file
 
@@ -17,26 +17,14 @@ from kopt.peft._state import state
 def bert():
     hub = pytest.importorskip("keras_hub")
 
-    def make():
-        model = hub.models.BertBackbone(50, 2, 2, 16, 32, max_sequence_length=20, dropout=0.0)
-        rng = np.random.default_rng(0)
-        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
-        return model
-
-    return make
+    return lambda: filled(hub.models.BertBackbone(50, 2, 2, 16, 32, max_sequence_length=20, dropout=0.0), 0.3)
 
 
 @pytest.fixture
 def gpt2():
     hub = pytest.importorskip("keras_hub")
 
-    def make():
-        model = hub.models.GPT2Backbone(50, 2, 2, 16, 64, max_sequence_length=20, dropout=0.0)
-        rng = np.random.default_rng(0)
-        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
-        return model
-
-    return make
+    return lambda: filled(hub.models.GPT2Backbone(50, 2, 2, 16, 64, max_sequence_length=20, dropout=0.0), 0.3)
 
 
 TOKENS = {
@@ -194,10 +182,7 @@ def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
 
     def make():
         backbone = hub.models.Llama3Backbone(20, 1, 2, 8, 12, 2, tie_word_embeddings=True)
-        model = hub.models.Llama3CausalLM(backbone)
-        rng = np.random.default_rng(0)
-        model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
-        return model
+        return filled(hub.models.Llama3CausalLM(backbone), 0.3)
 
     model = peft.get_peft_model(make(), peft.LoRA(r=2, target_modules=["token_embedding"]))
     scramble(model)

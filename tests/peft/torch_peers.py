@@ -19,6 +19,11 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 keras_hub = pytest.importorskip("keras_hub")
 LIMIT = 1e-4
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quiet"),
+    pytest.mark.filterwarnings("ignore"),  # of torch, transformers and peft; kopt's own are errors in the other tests
+]
 
 
 @dataclasses.dataclass
