@@ -136,7 +136,7 @@ def test_lbfgs_takes_several_weights_as_one():
     np.testing.assert_allclose(np.concatenate([w.numpy().ravel() for w in parts]), whole[0].numpy(), atol=1e-9)
 
 
-@pytest.mark.parametrize("how", [{"jit_compile": True}, pytest.param({}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("how", [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)], ids=str)
 def test_fit_ends_at_the_last_accepted_point(how):
     x, y = examples()
     model = network(kopt.LBFGS(), **how)
@@ -170,7 +170,8 @@ def test_an_overflow_shortens_the_step():
 # ------------------------------------------------------------------------------------------------- the gradient of all
 
 
-@pytest.mark.parametrize("rule", ["bgd", pytest.param("lbfgs", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["bgd", "lbfgs"])
 def test_accumulated_batches_equal_one(rule):
     x, y = examples(100)
     options = {"learning_rate": 0.1} if rule == "bgd" else {}

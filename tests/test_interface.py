@@ -132,6 +132,7 @@ def test_state_of_keras_is_refused():
         kopt.Adam().load_own_variables({"0": np.array(1), "1": np.array(0.1)})
 
 
+@pytest.mark.slow
 def test_a_new_process_resumes_bit_for_bit(tmp_path):
     model = network(kopt.AdaBound())
     data = regression()

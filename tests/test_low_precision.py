@@ -8,7 +8,7 @@ from registry import RULES, every_rule, every_rule_in_turn, one_of_each
 
 
 @every_rule_in_turn
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_short_weights_move_as_float32_ones_do(name, dtype, rounding="kahan"):
     weights = [np.linspace(0.5, 2.0, 600)]
     gradients = [
@@ -45,7 +45,7 @@ BOUNDS = {"bfloat16": (1.25 * 2.0**-7, 0, 0.02), "int8": (0, 0.032, 0.3)}
 
 
 @every_rule_in_turn
-@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_short_state_keeps_its_bound(name, dtype):
     weights, gradients = weights_and_gradients(20, ((40, 30),))
     full, short = RULES[name](learning_rate=RATE), RULES[name](learning_rate=RATE, state_dtype=dtype)

@@ -284,6 +284,7 @@ def test_loss_scale_and_the_rule_inside(tmp_path):
     assert scalars["layer/model/linear/bias/effective_lr_mean"][6] == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 def test_replicas_see_what_one_device_sees(tmp_path, two_devices):
     def train(folder):
         model = regression(kopt.AdaBound(0.01, clipnorm=1.0))

@@ -58,6 +58,7 @@ def test_malformed_flags(flags, capsys):
     assert exit_.value.code == 2
 
 
+@pytest.mark.slow
 def test_full_folder_is_refused(train, npz, capsys, undrawn):
     folder = train()[1]
     argv = ["--data", npz, "--model", "mlp", "--max-steps", "1", "--epochs", "1", "--output-dir", folder]

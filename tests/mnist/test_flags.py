@@ -123,16 +123,21 @@ def test_progress(train, capsys, undrawn):
     assert "━" in drawn and LINE.search(drawn)
 
 
-def test_run_name_and_default_folder(npz, undrawn):
-    flags = ["--data", str(npz), "--model", "mlp", "--max-steps", "1", "--epochs", "1"]
-    assert mnist.main([*flags, "--run-name", "mine"]) == 0
-    assert (Path("saved_models/mnist/mine") / "metrics.json").exists()
+def test_folder_of_a_run():
     name = _run.run_folder(_run.RunFlags(), "mnist", "AdaBound").name
     assert re.fullmatch(r"adabound-\d{8}-\d{6}", name)
     with pytest.raises(_cli.UsageError):
         _run.run_folder(_run.RunFlags(run_name="../x"), "mnist", "adam")
 
 
+@pytest.mark.slow
+def test_run_name_and_default_folder(npz, undrawn):
+    flags = ["--data", str(npz), "--model", "mlp", "--max-steps", "1", "--epochs", "1"]
+    assert mnist.main([*flags, "--run-name", "mine"]) == 0
+    assert (Path("saved_models/mnist/mine") / "metrics.json").exists()
+
+
+@pytest.mark.slow
 def test_dry_run_leaves_nothing(npz, capsys):
     assert mnist.main(["--data", str(npz), "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("dry run: cnn, ")

@@ -67,6 +67,7 @@ def test_schedule_reaches_fit(baseline):
     assert rates == pytest.approx([5e-4, 0], abs=1e-9)  # half a cosine over two epochs
 
 
+@pytest.mark.slow
 def test_config_round_trip(baseline, train):
     config = yaml.safe_load((baseline / "config.yaml").read_text())
     assert config["optimizer"] == "adam" and "output_dir" not in config and "config" not in config

@@ -179,6 +179,7 @@ def test_nothing_is_written_half(adapted, saved, monkeypatch):
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_imports_are_few():
     heavy = ("torch", "peft", "transformers", "keras_hub", "safetensors")
     program = f"import sys, kopt.peft; print([m for m in {heavy} if m in sys.modules])"

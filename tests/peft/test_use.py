@@ -92,6 +92,7 @@ def test_resumes_bit_for_bit(tmp_path):
     assert same(values(loaded.weights), values(model.weights))
 
 
+@pytest.mark.slow
 def test_loads_in_a_new_process_without_custom_objects(tmp_path):
     model, x = dense()
     peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))

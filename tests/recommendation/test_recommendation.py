@@ -118,6 +118,7 @@ def test_train_evaluate_predict(train, call, task, model):
     assert not {row[1] for row in rows} & {saved.items.keys[i - 1] for i in seen}
 
 
+@pytest.mark.slow
 def test_an_unknown_user_gets_the_popular_items(train, call):
     train("run", "--task", "rating")
     code, out, err = call("predict", "--model", str(folder("run")), "--user", "nobody", "--user", "u1", "--k", "3")

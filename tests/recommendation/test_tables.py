@@ -44,7 +44,12 @@ def trained(optimizer, sparse, **options):
     ]
 
 
-@pytest.mark.parametrize("how", ["plain", "xla", "replicas"])
+in_every_way = pytest.mark.parametrize(
+    "how", ["plain", *(pytest.param(how, marks=pytest.mark.slow) for how in ("xla", "replicas"))]
+)
+
+
+@in_every_way
 def test_twenty_steps_with_repeated_ids(how, request):
     expected, slots = trained(kopt.Adam(0.1), sparse=False, jit_compile=False)
     if how == "replicas":
@@ -74,16 +79,18 @@ def uneven():
     return made.apply(tf.data.experimental.assert_cardinality(len(batches)))
 
 
-in_every_way = pytest.mark.parametrize(
-    "how", ["plain", *(pytest.param(how, marks=pytest.mark.slow) for how in ("xla", "replicas"))]
-)
 KEPT = [
-    {"use_ema": True, "ema_momentum": 0.9},
     {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 5},
-    {"use_ema": True, "ema_momentum": 0.0},
-    {"gradient_accumulation_steps": 4, "global_clipnorm": 0.5},
     {"gradient_accumulation_steps": 3, "use_ema": True, "on_nonfinite": "skip"},
-    {"gradient_accumulation_steps": 4, "loss_scale_factor": 8.0},
+    *(
+        pytest.param(options, marks=pytest.mark.slow)
+        for options in (
+            {"use_ema": True, "ema_momentum": 0.9},
+            {"use_ema": True, "ema_momentum": 0.0},
+            {"gradient_accumulation_steps": 4, "global_clipnorm": 0.5},
+            {"gradient_accumulation_steps": 4, "loss_scale_factor": 8.0},
+        )
+    ),
 ]
 
 
@@ -151,6 +158,7 @@ def test_a_step_that_is_skipped_forgets_the_rows_it_accumulated():
     assert int(optimizer.nonfinite_steps) == 1 == int(optimizer.iterations)
 
 
+@pytest.mark.slow
 def test_an_average_that_is_owed_goes_on_from_a_file():
     def run(cut):
         table, optimizer = keras.Variable(np.ones((ROWS, WIDTH), "float32")), kopt.Adam(0.1, use_ema=True)
@@ -166,7 +174,8 @@ def test_an_average_that_is_owed_goes_on_from_a_file():
     np.testing.assert_array_equal(run(5), run(None))
 
 
-@in_every_way
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["plain", "xla", "replicas"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_short_slots_by_rows(how, dtype, request):
     wide = 16

@@ -161,6 +161,7 @@ def test_activations_are_those_of_the_configuration(act, name):
     assert layer.activation.__name__ == layer._feedforward_intermediate_dense.activation.__name__ == name
 
 
+@pytest.mark.slow
 def test_start_from_an_adapter(baseline, train, quick, capsys):
     before = json.loads((baseline / "metrics.json").read_text())
     for start in (baseline, baseline / "adapter"):
@@ -189,6 +190,7 @@ def test_lines_and_default_folder(defaults, made, capsys, quick):
     assert lines[2].startswith("test loss") and Path("saved_models/text_classification/mine/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_leaves_nothing(defaults, capsys):
     out = command(capsys, *defaults, "--max-length", "32", "--dry-run", "--method", "ia3")
     assert "dry run: " in out and "loss of one step" in out
