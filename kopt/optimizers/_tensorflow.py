@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_sort
 
 from kopt.optimizers._math import beside
 from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
@@ -207,10 +208,14 @@ class Engine(OptimizerParts):
 
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     """Sums the rows of repeated ids without a shape that depends on the data, which XLA would compile anew."""
-    order = tf.argsort(ids, stable=True)
-    ids = tf.gather(ids, order)
-    segment = tf.cumsum(tf.cast(tf.concat([ids[:1] != ids[:1], ids[1:] != ids[:-1]], 0), tf.int32))
     count = tf.shape(ids)[0]
+    wide = tf.cast(count, tf.int64)
+    keys = tf.cast(ids, tf.int64) * wide + tf.range(wide)  # tell equal ids apart: their order is kept
+    # TensorFlow sorts by TopKV2, whose length XLA takes for dynamic: then it inlines every call, and computes each
+    # random number of dropout four times over.
+    keys = xla_sort(keys) if _in_xla() else tf.sort(keys)
+    ids, order = tf.cast(keys // wide, ids.dtype), keys % wide
+    segment = tf.cumsum(tf.cast(tf.concat([ids[:1] != ids[:1], ids[1:] != ids[:-1]], 0), tf.int32))
     position = tf.range(count)
     keep = tf.where(position <= tf.reduce_max(segment), position, 0)
     sums = tf.math.unsorted_segment_sum(tf.gather(values, order), segment, count)
