@@ -99,11 +99,11 @@ def reference(cls):
 
 
 def runs():
-    """Returns the command and the metrics of the latest complete run of each command, the default one first."""
+    """Returns the command and the metrics of the latest complete run of each command."""
     found = {}
     for path in sorted((ROOT / "saved_models").glob("*/*/metrics.json"), key=lambda p: p.stat().st_mtime):
         found[command(path.parent)] = json.loads(path.read_text(encoding="utf-8"))
-    return dict(sorted(found.items(), key=lambda item: (len(item[0].split()) > 3, item[0])))
+    return found
 
 
 def command(folder):
@@ -152,11 +152,15 @@ MEASURE = {True: "rmse", False: "ndcg_at_10"}
 SECTIONS = {"mnist": "results", "text_classification": "text-results", "recommendation": "recommendation-results"}
 
 
-def result_table(found):
-    """Returns the runs of one recipe as Markdown."""
-    columns = COLUMNS[next(iter(found.values()))["recipe"]]
+def result_table(recipe, found, before=""):
+    """Returns the runs of one recipe as Markdown: those of the table before, replaced where they ran again."""
+    columns = COLUMNS[recipe]
+    rows = dict(re.findall(r"^\| `(.*?)` \|(.*)$", before, re.MULTILINE))
+    for line, m in found.items():
+        rows[line] = "".join(f" {cell(m)} |" for cell in columns.values())
+    default_first = sorted(rows.items(), key=lambda item: (len(item[0].split()) > 3, item[0]))
     lines = ["| command | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    lines += [f"| `{c}` | " + " | ".join(str(cell(m)) for cell in columns.values()) + " |" for c, m in found.items()]
+    lines += [f"| `{line}` |{cells}" for line, cells in default_first]
     return "\n".join([*lines, ""])
 
 
@@ -169,7 +173,7 @@ def headline(command, m):
 
 
 def write():
-    """Brings README.md and recipes/README.md up to date; without runs their results stay."""
+    """Brings README.md and recipes/README.md up to date; results of runs that are not here stay."""
     text, found = replaced(README.read_text(encoding="utf-8"), "optimizers", optimizer_table()), runs()
     text = replaced(text, "adapters", adapter_table())
     main = "python -m recipes.mnist"
@@ -178,8 +182,8 @@ def write():
     README.write_text(text, encoding="utf-8")
     page = RECIPES.read_text(encoding="utf-8")
     for recipe, name in SECTIONS.items():
-        if own := {c: m for c, m in found.items() if m["recipe"] == recipe}:
-            page = replaced(page, name, result_table(own))
+        own = {c: m for c, m in found.items() if m["recipe"] == recipe}
+        page = replaced(page, name, result_table(recipe, own, section(page, name)))
     RECIPES.write_text(page, encoding="utf-8")
 
 
@@ -243,6 +247,16 @@ def test_results_repeat():
     for line in lines:
         recipe = importlib.import_module(line.split()[2])
         _cli.parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
+
+
+def test_results_of_runs_that_are_not_here_stay():
+    page = section(RECIPES.read_text(encoding="utf-8"), "results")
+    assert result_table("mnist", {}, page) == page
+    again = re.search(r"`(python .*?)`", page)[1]
+    run = {"train_examples": 60_000, "epochs": 10, "test_accuracy": 0.5, "test_loss": 1.0, "train_seconds": 1.0}
+    before, after = page.splitlines(), result_table("mnist", {again: run}, page).splitlines()
+    assert f"| `{again}` | 60,000 | 10 | 0.5000 | 1.0000 | 1 |" in after
+    assert sum(old == new for old, new in zip(before, after, strict=True)) == len(before) - 1
 
 
 @pytest.mark.parametrize(("source", "flag"), [("mnist.npz", ""), ("scikit-learn digits", "--data digits ")])
