@@ -65,6 +65,7 @@ METHODS = {
     ),
     "dora": lora(use_dora=True, target_modules=["query", "dense"]),
     "olora": lora(init_lora_weights="olora"),
+    "pissa": lora(init_lora_weights="pissa", layers_to_transform=[0, 3]),  # whose singular values are apart
     "embedding": lora(target_modules=["word_embeddings", "query"]),
     "embedding_dora": lora(target_modules=["word_embeddings"], use_dora=True),
     "bias_all": lora(bias="all"),

@@ -55,6 +55,20 @@ def test_pissa_takes_the_largest_singular_values():
     np.testing.assert_allclose(product, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
 
 
+def test_iterations_of_pissa_come_closer_to_the_largest_singular_values():
+    left = {}
+    for iterations in (0, 1, 30):
+        keras.utils.set_random_seed(0)
+        model, _ = dense(16, 16, 1)
+        w = model.get_layer("a").kernel.numpy()
+        kind = f"pissa_niter_{iterations}"
+        peft.get_peft_model(model, peft.LoRA(r=3, lora_alpha=3, target_modules=["a"], init_lora_weights=kind))
+        left[iterations] = np.linalg.norm(w - weights(model, "a", "lora_A") @ weights(model, "a", "lora_B"))
+    least = np.linalg.norm(np.linalg.svd(w)[1][3:])
+    assert left[0] > left[1] > left[30] * 1.001
+    assert left[30] < least * 1.001
+
+
 def test_seed_repeats_the_start():
     starts = []
     for _ in range(2):

@@ -65,6 +65,8 @@ def test_unsupported_methods_and_options(saved):
     refuse(saved, r"layer_replication=\[\[0, 1\]\], lora_bias=True")
     rewrite(saved, lora_bias=False, layer_replication=None, init_lora_weights="loftq")
     refuse(saved, "loftq.*changes the base")
+    rewrite(saved, init_lora_weights="pissa_niter_4")
+    refuse(saved, "pissa_niter_4.*random start is not in the file")
     rewrite(saved, init_lora_weights=True, r=-1)
     refuse(saved, r"LoRA: r must be")
 

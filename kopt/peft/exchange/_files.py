@@ -171,6 +171,8 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     kind = config.get("init_lora_weights")
     if isinstance(kind, str) and kind in _REBASED:
         refused.append(f"init_lora_weights={kind!r}, which changes the base")
+    if isinstance(kind, str) and "_niter_" in kind:
+        refused.append(f"init_lora_weights={kind!r}, whose random start is not in the file (nor can peft repeat it)")
     if refused:
         raise ValueError(f"{path} asks for what kopt does not do: {', '.join(refused)}.")
     return config
