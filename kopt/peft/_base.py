@@ -145,7 +145,7 @@ class Adapter(Configurable):
     default_targets: ClassVar[tuple[str, ...]] = ()
     """Layers to adapt when none are named."""
 
-    target_modules: Any = hyper(None, convert=_targets.names)
+    target_modules: Any = hyper(None, convert=_targets.some_names)
     exclude_modules: Any = hyper(None, convert=_targets.names)
     layers_to_transform: Any = hyper(None, convert=_targets.indices)
     layers_pattern: Any = hyper(None, convert=_targets.name_list)

@@ -14,9 +14,18 @@ def names(value: Any) -> str | list[str] | None:
         return None
     if isinstance(value, str):
         return pattern(value)
-    if isinstance(value, Iterable) and (items := list(value)) and all(isinstance(item, str) for item in items):
-        return items
+    if isinstance(value, Iterable):
+        items = list(value)
+        if all(isinstance(item, str) for item in items):
+            return items
     raise ValueError("a list of layer names or a regular expression of a whole path")
+
+
+def some_names(value: Any) -> str | list[str] | None:
+    """Returns `value` if it can name layers and is not an empty list."""
+    if (named := names(value)) == []:
+        raise ValueError("a list of at least one layer name or a regular expression of a whole path")
+    return named
 
 
 def pattern(value: str) -> str:

@@ -23,6 +23,14 @@ def test_ia3_scales_inputs_of_feedforward_modules():
     np.testing.assert_allclose(outputs(model, x), expected, atol=1e-5)
 
 
+def test_ia3_without_feedforward_modules_scales_outputs():
+    model, _ = dense()
+    peft.get_peft_model(model, peft.IA3(target_modules=["a", "b"], feedforward_modules=[], exclude_modules=[]))
+    assert weights(model, "a", "ia3_l").shape == weights(model, "b", "ia3_l").shape == (1, 6)
+    with pytest.raises(ValueError, match=r"at least one layer name.*target_modules=\[\]"):
+        peft.IA3(target_modules=[])
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
