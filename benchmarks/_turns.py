@@ -70,9 +70,13 @@ def compare(times: Times, comparisons: Iterable[tuple[str, str, str, str]], digi
     lines += [f"| {name} | {statistics.median(t):.{digits}f} |" for name, t in times.items()]
     lines += ["", "| comparison | measured | aim |", "|---|---:|---:|"]
     for name, above, below, aim in comparisons:
-        ratio = statistics.median(x / y for x, y in zip(times[above], times[below], strict=True))
-        lines.append(f"| {name} | {ratio:.2f} × | {aim} |")
+        lines.append(f"| {name} | {ratio(times, above, below):.2f} × | {aim} |")
     return lines
+
+
+def ratio(times: Times, above: str, below: str) -> float:
+    """Returns the median over the rounds of the time of one contestant in units of another's."""
+    return statistics.median(x / y for x, y in zip(times[above], times[below], strict=True))
 
 
 def machine(*packages: str) -> str:
@@ -85,8 +89,8 @@ def machine(*packages: str) -> str:
 def insert(result: str, name: str) -> None:
     """Puts a table into README.md, between the marks of that name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
-    PAGE.write_text(f"{head}{start}\n{result}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(f"{text[: text.index(start)]}{start}\n{result}\n{text[text.index(end) :]}", encoding="utf-8")
 
 
 def main(doc: str | None, name: str, rounds: int, table: Callable[[int], list[str]]) -> None:

