@@ -186,6 +186,22 @@ def test_empty_rows_and_constraints():
     np.testing.assert_allclose(v.numpy(), [[0.1, 0.1], [0, 0], [0.1, 0.1]])
 
 
+def test_sums_of_repeated_ids_have_no_length_that_xla_takes_for_dynamic():
+    (table,) = variables([np.zeros((6, 3))])
+    optimizer = kopt.Adam()
+    optimizer.build([table])
+    signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 3))]  # a batch of any size, as `fit` traces it
+    step = tf.function(
+        lambda ids, values: optimizer.apply([tf.IndexedSlices(values, ids, tf.constant([6, 3]))]),
+        input_signature=signature,
+        jit_compile=True,
+        autograph=False,
+    )
+    compiled = step.experimental_get_compiler_ir(tf.constant([1, 4, 1], tf.int64), tf.ones((3, 3)))(stage="hlo")
+    assert "sort(" in compiled
+    assert "TopK" not in compiled
+
+
 def test_a_missing_gradient_leaves_its_weight_alone():
     a, b = variables([np.ones(2), np.ones(2)])
     with pytest.warns(UserWarning, match="Gradients do not exist"):

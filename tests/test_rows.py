@@ -74,19 +74,3 @@ def test_embedding_with_repeated_ids_equals_one_hot_dense(name, options):
         trained(keras.layers.Dense(4, use_bias=False), one_hot),
     )
     np.testing.assert_allclose(embedded, dense, atol=2e-6)
-
-
-def test_sums_of_repeated_ids_have_no_length_that_xla_takes_for_dynamic():
-    (table,) = variables([np.zeros((6, 3))])
-    optimizer = RULES["Adam"]()
-    optimizer.build([table])
-    signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 3))]  # a batch of any size, as `fit` traces it
-    step = tf.function(
-        lambda ids, values: optimizer.apply([tf.IndexedSlices(values, ids, tf.constant([6, 3]))]),
-        input_signature=signature,
-        jit_compile=True,
-        autograph=False,
-    )
-    compiled = step.experimental_get_compiler_ir(tf.constant([1, 4, 1], tf.int64), tf.ones((3, 3)))(stage="hlo")
-    assert "sort(" in compiled
-    assert "TopK" not in compiled
