@@ -161,7 +161,7 @@ def import_quietly() -> None:
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
     """Holds back what native code writes to stderr and lets through all but known noise."""
-    noise: tuple[str, ...] = ("absl::InitializeLog()", "cudart_stub.cc", "CUDA_ERROR_NO_DEVICE")
+    noise: tuple[str, ...] = ("absl::InitializeLog()", "cudart_stub.cc", "CUDA_ERROR_NO_DEVICE", "oneDNN custom")
     if not Path("/dev/nvidiactl").exists():  # on a machine with a GPU a failing driver is news
         noise += ("cuInit",)
     sys.stderr.flush()
