@@ -152,7 +152,7 @@ MEASURE = {True: "rmse", False: "ndcg_at_10"}
 SECTIONS = {"mnist": "results", "text_classification": "text-results", "recommendation": "recommendation-results"}
 
 
-def result_table(recipe, found, before=""):
+def result_table(recipe, found, before):
     """Returns the runs of one recipe as Markdown: those of the table before, replaced where they ran again."""
     columns = COLUMNS[recipe]
     rows = dict(re.findall(r"^\| `(.*?)` \|(.*)$", before, re.MULTILINE))

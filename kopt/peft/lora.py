@@ -126,7 +126,7 @@ class LoRA(Adapter):
         return u[..., : self.r] * root[..., None, :], root[..., :, None] * v[..., : self.r, :]
 
     def _svd(self, w: Array, iterations: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-        """Returns about the r largest singular values and their vectors: those of W on a subspace W brings forth."""
+        """Returns about the r largest singular values and their vectors: those of W where it sends random vectors."""
         q, _ = np.linalg.qr(w @ rng.normal(size=(*w.shape[:-2], w.shape[-1], self.r)))
         for _ in range(iterations):
             q, _ = np.linalg.qr(w @ np.linalg.qr(w.mT @ q)[0])
