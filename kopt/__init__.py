@@ -1,16 +1,17 @@
 """kopt: optimizers and parameter-efficient fine-tuning for Keras 3."""
 
+from kopt import declare as declare
 from kopt import peft as peft
 from kopt import schedules as schedules
-from kopt._hyper import hyper as hyper
+from kopt import tensorboard as tensorboard
 from kopt._layerwise import layerwise_decay as layerwise_decay
 from kopt._minimize import Result as Result
 from kopt._minimize import minimize as minimize
-from kopt._registry import get as get
-from kopt._registry import registry as registry
 from kopt.callbacks import EMA as EMA
 from kopt.callbacks import SWA as SWA
 from kopt.callbacks import AveragedWeights as AveragedWeights
+from kopt.declare.registry import get as get
+from kopt.declare.registry import registry as registry
 from kopt.optimizers import ADOPT as ADOPT
 from kopt.optimizers import BGD as BGD
 from kopt.optimizers import COCOB as COCOB

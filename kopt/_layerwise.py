@@ -1,12 +1,15 @@
 """Learning rates that fall from the output of a model to its input."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 
+from kopt.declare import Range, checked
 
-def layerwise_decay(model: Any, rate: float) -> list[tuple[str, float]]:
+
+@checked
+def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, closed=True)]) -> list[tuple[str, float]]:
     """Returns multipliers that make layers near the input of a pretrained model learn more slowly.
 
     The last layer with trainable weights keeps the learning rate, the one before has `rate` times that, and so on. A
@@ -27,8 +30,6 @@ def layerwise_decay(model: Any, rate: float) -> list[tuple[str, float]]:
 
     Reference: Howard and Ruder, 2018, arXiv:1801.06146 (there 1/2.6); Clark et al., 2020, arXiv:2003.10555.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"layerwise_decay: rate must be in (0, 1]. Received: rate={rate!r}")
     levels = [[v.path for v in layer.trainable_variables] for layer in _layers(model)]
     levels = [level for level in levels if level]
     if not levels:

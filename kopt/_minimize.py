@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt._registry import get
+from kopt.declare import Count, NonNegative, checked
+from kopt.declare.registry import get
 from kopt.optimizers import Optimizer
 
 
@@ -32,6 +33,7 @@ class Result:
     gradient_norm: float
 
 
+@checked
 def minimize(
     target: Any,
     x: Any = None,
@@ -40,9 +42,9 @@ def minimize(
     variables: Sequence[Any] | None = None,
     loss: Any = None,
     optimizer: Any = "lbfgs",
-    tolerance: float = 1e-5,
-    max_evaluations: int = 1000,
-    batch_size: int | None = None,
+    tolerance: NonNegative = 1e-5,
+    max_evaluations: Count = 1000,
+    batch_size: Count | None = None,
     sample_weight: Any = None,
     training: bool = False,
     compiled: bool = True,
@@ -77,11 +79,6 @@ def minimize(
         raise ValueError("minimize needs an optimizer that has made no step yet. Create a new one.")
     if (optimizer.gradient_accumulation_steps or 1) > 1:
         raise ValueError("minimize evaluates all examples at each step. Give it batch_size, not the optimizer.")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be a number in [0, inf). Received: tolerance={tolerance!r}")
-    for name, number in (("max_evaluations", max_evaluations), ("batch_size", batch_size)):
-        if number is not None and (number != int(number) or number < 1):
-            raise ValueError(f"{name} must be an integer in [1, inf). Received: {name}={number!r}")
     if isinstance(target, keras.Model):
         if variables is not None:
             raise ValueError("The variables of a model are its trainable weights: set `trainable` of its layers.")
@@ -109,7 +106,7 @@ def minimize(
             gradients = [a + share * g for a, g in zip(gradients, parts, strict=True)]
         return loss, gradients
 
-    return _run(optimizer, list(variables), evaluate, tolerance, int(max_evaluations))
+    return _run(optimizer, list(variables), evaluate, tolerance, max_evaluations)
 
 
 def _run(

@@ -12,13 +12,13 @@ themselves, and both gradients see the same random numbers. A step costs about t
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import keras
 from keras import ops
 
-from kopt._hyper import Hyper
+from kopt.declare import Count, Declared, Field, NonNegative, Positive
 
 if TYPE_CHECKING:
     from keras import Model as Trained
@@ -28,10 +28,8 @@ else:
 Tensor = Any
 
 
-class _Sharpened(Trained):
+class _Sharpened(Declared, Trained):
     """A model that trains with a second gradient, taken at w + ε."""
-
-    options: ClassVar[dict[str, Hyper]]
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Any:
@@ -44,11 +42,11 @@ class _Sharpened(Trained):
         return _AROUND[cls](model, **options)
 
     def make_train_function(self: Any, force: bool = False) -> Any:
-        """Looks at the options before the first step."""
+        """Looks at backend and options before the first step."""
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(f"{type(self).__name__} needs the TensorFlow backend of Keras.")
-        for name, declared in self.options.items():
-            setattr(self, name, declared.check(type(self).__name__, name, getattr(self, name)))
+        for name, field in self.fields.items():  # of the class, perhaps, which has no setter
+            field.check(type(self).__name__, getattr(self, name))
         return super().make_train_function(force)
 
     def train_step(self: Any, data: Any) -> dict[str, Any]:
@@ -65,21 +63,23 @@ class _Sharpened(Trained):
                 y_pred = self(x, training=True) if self._call_has_training_arg else self(x)
                 loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
                 scaled = self.optimizer.scale_loss(loss)
-            gradients = tape.gradient(scaled, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return y_pred, loss, [tf.convert_to_tensor(g) for g in gradients]
+            gradients = tape.gradient(scaled, sources)
+            return y_pred, loss, [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+        y_pred, loss, gradients = differentiated([v.value for v in weights])
+        reached = [v for v, g in zip(weights, gradients, strict=True) if g is not None]  # not a head without a loss
 
         def gradients_at(moves: Sequence[Tensor]) -> list[Tensor]:
-            moved = [tf.convert_to_tensor(v.value) + ops.cast(e, v.dtype) for v, e in zip(weights, moves, strict=True)]
-            mapping = [*state, *zip(weights, moved, strict=True)]
+            moved = [tf.convert_to_tensor(v.value) + ops.cast(e, v.dtype) for v, e in zip(reached, moves, strict=True)]
+            mapping = [*state, *zip(reached, moved, strict=True)]
             with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
                 return differentiated(moved)[2]
 
-        y_pred, loss, gradients = differentiated([v.value for v in weights])
         batch = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
         replicas = self.distribute_strategy.num_replicas_in_sync  # by which Keras divides the loss
         self._loss_tracker.update_state(loss * replicas, sample_weight=batch)
-        gradients = self.sharpened(weights, gradients, gradients_at)
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        sharp = iter(self.sharpened(reached, [g for g in gradients if g is not None], gradients_at))
+        self.optimizer.apply([None if g is None else next(sharp) for g in gradients], weights)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
     def sharpened(
@@ -112,8 +112,7 @@ class SAM(_Sharpened):
     Reference: Foret et al., 2021, arXiv:2010.01412.
     """
 
-    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.05, above=0)}
-    rho: float = 0.05
+    rho: Positive = 0.05
 
     def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Returns ε."""
@@ -135,9 +134,8 @@ class ASAM(SAM):
     Reference: Kwon et al., 2021, arXiv:2102.11600.
     """
 
-    options: ClassVar[dict[str, Hyper]] = {"rho": Hyper(0.5, above=0), "eta": Hyper(0.01, 0)}
-    rho: float = 0.5
-    eta: float = 0.01
+    rho = 0.5
+    eta: NonNegative = 0.01
 
     def ascent(self, weights: Sequence[Any], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Returns ε."""
@@ -167,19 +165,14 @@ class LookSAM(SAM):
     Reference: Liu et al., 2022, arXiv:2203.02714.
     """
 
-    options: ClassVar[dict[str, Hyper]] = {
-        "rho": Hyper(0.05, above=0),
-        "every": Hyper(5, 1),
-        "alpha": Hyper(0.7, above=0),
-    }
-    every: int = 5
-    alpha: float = 0.7
+    every: Count = 5
+    alpha: Positive = 0.7
 
     def make_train_function(self: Any, force: bool = False) -> Any:
         """Makes room for d, past the weights of the model."""
         weights = self.trainable_variables
-        if "_across" not in vars(self) or [v.shape for v in weights] != [v.shape for v in vars(self)["_across"]]:
-            made = [keras.Variable(ops.zeros(v.shape), dtype="float32", trainable=False) for v in weights]
+        if set(vars(self).get("_across", ())) != {id(v) for v in weights}:
+            made = {id(v): keras.Variable(ops.zeros(v.shape), dtype="float32", trainable=False) for v in weights}
             self.__dict__["_across"] = made
         return super().make_train_function(force)
 
@@ -192,7 +185,7 @@ class LookSAM(SAM):
         """See `SAM.sharpened`."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
             raise RuntimeError("LookSAM remembers one batch, so it cannot run on several replicas; SAM and ASAM can.")
-        across, norm = vars(self)["_across"], _norm(gradients)
+        across, norm = [vars(self)["_across"][id(v)] for v in weights], _norm(gradients)
 
         def look() -> tuple[list[Tensor], list[Tensor]]:
             sharp = gradients_at(self.ascent(weights, gradients))
@@ -223,13 +216,13 @@ class _Around(keras.Model):
         super().__init__(name=name)
         self.model = model
         for key, value in options.items():
-            if key not in self.options:
-                raise ValueError(f"{type(self).__name__} has no option {key!r}. It takes {', '.join(self.options)}.")
-            setattr(self, key, self.options[key].check(type(self).__name__, key, value))
+            if key not in self.fields:
+                raise ValueError(f"{type(self).__name__} has no option {key!r}. It takes {', '.join(self.fields)}.")
+            setattr(self, key, value)
         if model.built and getattr(model, "inputs", None):
             self.build([x.shape for x in model.inputs] if len(model.inputs) > 1 else model.inputs[0].shape)
 
-    options: ClassVar[dict[str, Hyper]] = {}
+    fields: ClassVar[Mapping[str, Field]] = {}
 
     def build(self, input_shape: Any) -> None:
         """Builds the model within."""
@@ -243,7 +236,7 @@ class _Around(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""
-        options = {key: getattr(self, key) for key in self.options}
+        options = {key: getattr(self, key) for key in self.fields}
         return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model), **options}
 
     @classmethod

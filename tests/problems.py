@@ -16,28 +16,28 @@ def rules():
     return {cls.__name__: cls for cls in kopt.registry().values() if cls.__module__.startswith("kopt.")}
 
 
-def own_hypers(cls):
-    """Returns the hyperparameters that the bases do not have."""
-    around = {*kopt.Optimizer.hypers, *FullBatch.hypers}
-    return {name: h for name, h in cls.hypers.items() if name not in around}
+def own_fields(cls):
+    """Returns the arguments that the bases do not have."""
+    around = {*kopt.Optimizer.fields, *FullBatch.fields}
+    return {name: field for name, field in cls.fields.items() if name not in around}
 
 
-def other_value(name, declared):
-    """Returns a value of a hyperparameter that differs visibly from its default."""
-    default = declared.default
+def other_value(field):
+    """Returns a value of an argument that differs visibly from its default."""
+    default, span = field.default, field.range
     if isinstance(default, bool):
         return not default
-    if name == "routes":
+    if field.name == "routes":
         return [["", "momentum"]]
-    if declared.convert is not None:
+    if field.converted:
         return "momentum"
-    if default is None and declared.choices is None:
-        return 7 if declared.integer else (declared.above or 0) + 2 * RATE
-    if declared.choices is not None:
-        return next(choice for choice in declared.choices if choice != default)
-    if declared.high == 1:
+    if field.choices:
+        return next(choice for choice in field.choices if choice != default)
+    if default is None:
+        return 7 if field.whole else (span.above or 0) + 2 * RATE
+    if span.high == 1:
         return 0.5 if default < 0.4 or default > 0.6 else 0.7
-    if isinstance(default, int):
+    if field.whole:
         return 2 if default >= 10 else 3 * default + 1
     if abs(default) < 1e-6:
         return 0.01
@@ -49,7 +49,7 @@ def fair_rate(cls):
 
     Line searches find the length themselves, and with a fair first trial they all find it at once.
     """
-    return RATE if cls().needs_loss else max(RATE, cls.hypers["learning_rate"].default)
+    return RATE if cls().needs_loss else max(RATE, cls.fields["learning_rate"].default)
 
 
 def weights_and_gradients(steps=20, shapes=((4, 3), (3,)), seed=0):

@@ -1,13 +1,13 @@
 """The rules of the registry as parameters of tests."""
 
 import pytest
-from problems import other_value, own_hypers, rules
+from problems import other_value, own_fields, rules
 
 import kopt
 
 RULES = rules()
 VARIANTS = [(name, {}) for name in RULES] + [
-    (name, {k: other_value(k, h)}) for name, cls in RULES.items() for k, h in own_hypers(cls).items()
+    (name, {k: other_value(h)}) for name, cls in RULES.items() for k, h in own_fields(cls).items()
 ]
 every_rule = pytest.mark.parametrize("name", RULES)
 

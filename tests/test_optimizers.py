@@ -14,7 +14,7 @@ from problems import (
     fair_rate,
     flat,
     network,
-    own_hypers,
+    own_fields,
     regression,
     variables,
     weights_and_gradients,
@@ -37,7 +37,7 @@ PEERS = json.loads((pathlib.Path(__file__).parent / "peers.json").read_text())
 def reference(optimizer, weights, gradients, learning_rate=RATE):
     """Runs the NumPy reference of an optimizer with its hyperparameters."""
     config = optimizer.get_config()
-    hyper = {k: config[k] for k in own_hypers(type(optimizer))}
+    hyper = {k: config[k] for k in own_fields(type(optimizer))}
     hyper |= {"learning_rate": learning_rate, "weight_decay": config["weight_decay"] or 0.0}
     return references.descend(type(optimizer).__name__, weights, gradients, **hyper)
 
@@ -278,7 +278,7 @@ def test_decay_only_where_masked(name):
 @every_rule_in_turn
 def test_multipliers_scale_the_rate(name):
     weights, gradients = weights_and_gradients(3)
-    options = {"base_learning_rate": RATE} if "base_learning_rate" in RULES[name].hypers else {}
+    options = {"base_learning_rate": RATE} if "base_learning_rate" in RULES[name].fields else {}
     made = [RULES[name](learning_rate=RATE, multipliers=[("bias$", 0.5)], **options)]
     made += [RULES[name](learning_rate=rate, **options) for rate in (RATE, RATE / 2)]
     halved, whole, half = (descend(optimizer, weights, gradients, "float64") for optimizer in made)
@@ -296,4 +296,4 @@ def test_names_and_documentation(name):
     for part in ("Slots:", "Row-wise" if RULES[name].row_wise else "Not row-wise", "Reference:"):
         assert part in RULES[name].__doc__
     inherited = "".join(cls.__doc__ or "" for cls in RULES[name].__mro__)
-    assert all(f"{argument}:" in inherited for argument in own_hypers(RULES[name]))
+    assert all(f"{argument}:" in inherited for argument in own_fields(RULES[name]))

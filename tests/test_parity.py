@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 import references
-from problems import RATE, descend, own_hypers, rules, weights_and_gradients
+from problems import RATE, descend, own_fields, rules, weights_and_gradients
 from test_readme import reference
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "parity.md"
@@ -50,7 +50,7 @@ def difference(name, decay):
     weights, gradients = weights_and_gradients(20, ((4, 3), (3,), (2, 2, 3, 4)))
     optimizer = rules()[name](learning_rate=RATE, weight_decay=decay)
     config = optimizer.get_config()
-    hyper = {k: config[k] for k in own_hypers(type(optimizer))} | {"learning_rate": RATE, "weight_decay": decay}
+    hyper = {k: config[k] for k in own_fields(type(optimizer))} | {"learning_rate": RATE, "weight_decay": decay}
     expected = references.descend(name, weights, gradients, **hyper)
     done = descend(optimizer, weights, gradients)
     scale = max(np.abs(y).max() for y in expected)

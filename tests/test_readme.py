@@ -23,8 +23,8 @@ import yaml
 from problems import rules
 
 import kopt
-import kopt._registry
 from kopt import peft
+from kopt.declare.registry import OPTIMIZERS
 from kopt.optimizers._slots import codec
 from recipes import _cli
 
@@ -203,7 +203,7 @@ def commands():
 
 def test_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kopt._registry, "_CLASSES", dict(kopt._registry._CLASSES))
+    monkeypatch.setattr(OPTIMIZERS, "_classes", OPTIMIZERS.classes())
     names = {"__name__": "readme"}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)

@@ -16,7 +16,7 @@ def random_rows(rng, height, count=7, width=3):
     return rng.integers(0, height, count), rng.normal(size=(count, width))
 
 
-@sampled([name for name, cls in RULES.items() if "exact" in cls.hypers["sparse"].choices])
+@sampled([name for name, cls in RULES.items() if "exact" in cls.fields["sparse"].choices])
 def test_exact_rows_equal_the_dense_gradient(name):
     rng = np.random.default_rng(3)
     table = rng.normal(size=(6, 3))

@@ -97,11 +97,11 @@ def test_config_round_trip(name):
 @every_schedule
 def test_every_argument_changes_the_rates(name):
     plain = {"peak_learning_rate": 0.5, "steps": 300, "warmup": 20, "mode": "exponential", "decay": 50}
-    plain = {k: v for k, v in plain.items() if k in ALL[name].hypers}
+    plain = {k: v for k, v in plain.items() if k in ALL[name].fields}
     before = rates(ALL[name](**plain), 320)
-    for argument, declared in ALL[name].hypers.items():
-        value = plain.get(argument, declared.default)
-        others = [c for c in declared.choices or () if c != value] or [value * 2 if value and value < 0.5 else 0.25]
+    for argument, field in ALL[name].fields.items():
+        value = plain.get(argument, field.default)
+        others = [c for c in field.choices if c != value] or [value * 2 if value and value < 0.5 else 0.25]
         others = [value * 3] if isinstance(value, int) and not isinstance(value, bool) else others
         for other in others if argument != "peak_learning_rate" else [0.3]:
             assert np.abs(rates(ALL[name](**plain | {argument: other}), 320) - before).max() > 1e-4, argument
@@ -117,7 +117,7 @@ def test_bad_arguments(name):
         ALL[name](0.1, step=10)
     with pytest.raises(TypeError, match="one argument by position"):
         ALL[name](0.1, 10)
-    if "warmup" in ALL[name].hypers:
+    if "warmup" in ALL[name].fields:
         with pytest.raises(ValueError, match="leaves none of 10 at the peak"):
             ALL[name](0.1, steps=10, warmup=10)
 

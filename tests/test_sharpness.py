@@ -127,7 +127,7 @@ def test_a_model_is_saved_with_its_options_and_goes_on(cls, tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     assert type(loaded) is type(model)
-    assert [getattr(loaded, k) for k in cls.options] == [getattr(model, k) for k in cls.options]
+    assert [getattr(loaded, k) for k in cls.fields] == [getattr(model, k) for k in cls.fields]
     for each in (model, loaded):
         each.fit(regression(), shuffle=False, verbose=0)
     np.testing.assert_array_equal(flat(model), flat(loaded))

@@ -19,12 +19,15 @@ import kopt.tensorboard
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
-    {"kopt._hyper", "kopt._registry", "kopt._paths"},
-    {"kopt.optimizers._math"},
+    {"kopt.declare.kinds", "kopt.declare.described", "kopt.declare.registry", "kopt.declare.path_rules"},
+    {"kopt.declare.fields"},
+    {"kopt.declare"},
+    {"kopt.optimizers._math", "kopt.optimizers._author"},
     {"kopt.optimizers._slots"},
     {"kopt.optimizers._records"},
     {"kopt.optimizers._rate", "kopt.optimizers._state", "kopt.optimizers._accumulation", "kopt.optimizers._average"},
     {"kopt.optimizers._step"},
+    {"kopt.optimizers._start"},
     {"kopt.optimizers._tensorflow", "kopt.optimizers._portable"},
     {"kopt.optimizers._base"},
     {"kopt.optimizers._wrapper"},

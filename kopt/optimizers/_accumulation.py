@@ -23,7 +23,7 @@ class Accumulation(OptimizerParts):
         due, loss = self._add(grads, loss)
         flags = self._step(self._means(grads), rate, loss, due)
         emptied = self._begin_anew(grads)
-        self._commit_if(due, lambda: emptied)
+        self._commit_if(due, lambda: (emptied, None))
         return flags
 
     def _add(self, grads: Sequence[Any], loss: Tensor | None) -> tuple[Tensor, Tensor | None]:

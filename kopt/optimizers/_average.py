@@ -6,6 +6,7 @@ Rows that have stayed for n updates are owed a ← w + μⁿ (a - w). They are p
 looks: `averaged_at` keeps, for each row, the number of the update up to which its average is right.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
@@ -30,6 +31,13 @@ class Average(OptimizerParts):
     @_model_variables_moving_average.setter
     def _model_variables_moving_average(self, averages: list[Any]) -> None:
         vars(self)["_averages"] = averages
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Leaves the average in the weights, and what slots remember of the weights with it; `fit` ends with it."""
+        if self.use_ema and self.built:
+            for write in self._overwritten(self._updates()):
+                write.variable.assign(ops.cast(write.value, write.variable.dtype))
+            self.anchor()
 
     def _paid(self) -> list[tuple[Tensor, Tensor]]:
         return [self._pay(p, self._updates()) for p in self._parameters if p.average is not None]

@@ -5,25 +5,26 @@ slots to a direction and new slots. `Optimizer` computes a whole step as a list 
 engine of the backend compiles that computation and carries the writes out.
 """
 
+import dataclasses
 import operator
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import keras
-import numpy as np
 from keras import ops
 
-from kopt import _paths
-from kopt._hyper import Configurable, hyper
-from kopt._registry import register
-from kopt.optimizers._math import Tensor
-from kopt.optimizers._rate import LearningRate, Rate
+from kopt.declare import Configurable, Convert, Count, Fraction, Positive, path_rules
+from kopt.declare.registry import OPTIMIZERS
+from kopt.optimizers import _author
+from kopt.optimizers._math import Tensor, with_decay
+from kopt.optimizers._rate import LearningRate, Rate, WeightDecay, deserialized, serialized
 from kopt.optimizers._records import Parameter
-from kopt.optimizers._slots import CODECS, Slot, codec
+from kopt.optimizers._slots import Slot
+from kopt.optimizers._start import Start, path_of, work_dtype
 from kopt.optimizers._state import StateFile
-from kopt.optimizers._step import Step, is_short
+from kopt.optimizers._step import Step
 
 if keras.backend.backend() == "tensorflow":
     from kopt.optimizers._tensorflow import Engine
@@ -31,57 +32,64 @@ else:
     from kopt.optimizers._portable import Engine  # type: ignore[assignment]
 
 
-class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Optimizer):
+class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimizers.Optimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
         learning_rate: η ≥ 0: a number, a `LearningRateSchedule`, or a callable of no argument or of the number of
             updates done. Inside `fit` a callable is traced once: let it read variables. A number can be set at any
-            time through `optimizer.learning_rate`.
-        weight_decay: λ ≥ 0, decoupled and scaled by η (AdamW's form).
+            time through `optimizer.learning_rate`, and a schedule can take its place.
+        weight_decay: λ ≥ 0, decoupled and scaled by η (AdamW's form); None is 0. A number, or a schedule or callable
+            as for `learning_rate`.
         decay_mask: (regular expression, factor) pairs; the first found in the path of a weight scales its λ.
             `[(r"bias$|gamma$|beta$", 0.0)]` decays matrices only. Every weight not matched decays fully.
+        undecayed: places, in the order of `build`, of weights that do not decay; `exclude_from_weight_decay` knows them
+            by themselves, and puts them here when it is saved.
         multipliers: (regular expression, factor) pairs that scale η for the weights whose path they match.
-        clipnorm, clipvalue, global_clipnorm: > 0; bound on the norm of each gradient, on each element, or on the norm
-            of all gradients together. At most one; applied to the gradient of the whole batch.
-        use_ema, ema_momentum, ema_overwrite_frequency: keep an average of the weights, decayed by `ema_momentum` in
-            [0, 1) at each update, and copy it into the weights every so many updates and at the end of `fit`.
+        clipnorm: > 0, bound on the norm of each gradient. Clipping is of the gradient of the whole batch; at most one
+            kind can be given.
+        clipvalue: > 0, bound on each element of a gradient.
+        global_clipnorm: > 0, bound on the norm of all gradients together.
+        use_ema: keep an average of the weights, and copy it into them at the end of `fit`.
+        ema_momentum: in [0, 1), what the average keeps of itself at each update.
+        ema_overwrite_frequency: ≥ 1, updates after which the average is copied into the weights.
         loss_scale_factor: > 0; the loss is multiplied and the gradients are divided by it.
         gradient_accumulation_steps: ≥ 1; batches whose mean gradient makes one update. Schedules, bias correction and
             averages count updates.
-        on_nonfinite: what a NaN or infinite gradient does. "ignore" does not look; "skip" leaves weights, slots and
-            `iterations` as they were; "raise" does so too and raises (not inside an XLA-compiled train step).
-            Skipped steps are counted in `nonfinite_steps`.
+        on_nonfinite: what a NaN, an infinite or a huge gradient does, or a new weight that is not finite. "ignore" does
+            not look; "skip" leaves weights, slots and `iterations` as they were; "raise" does so too and raises (not
+            inside an XLA-compiled train step). Huge is a square that overflows, or nearly so: a norm above 5e17 in
+            float32. Skipped steps are counted in `nonfinite_steps`.
         sparse: "lazy" updates only the rows of an embedding that the batch read; "exact" gives what the dense
             gradient gives, and touches every row. Rules that are not row-wise are always exact.
         rounding: of bfloat16 and float16 weights. "kahan" keeps the rounding error in one more slot of the weight's
             type; "stochastic" rounds up or down at random, right on average; "nearest" loses small updates.
-        state_dtype: storage of the slots: "float32"; "bfloat16", half the memory, relative error 2⁻⁷ a store; "int8", a
+        state_dtype: storage of the slots. "float32"; "bfloat16", half the memory, relative error 2⁻⁷ a store; "int8", a
             quarter, error 3 % of the largest in its block of at most 256, for weights with 16 elements a row or more.
-        name: name of the optimizer.
+        name: name of the optimizer; None makes one.
 
     Raises:
         ValueError: an argument is out of range, unknown, or contradicts another.
     """
 
-    leading = "learning_rate"
-    learning_rate: LearningRate = hyper(1e-3)
-    weight_decay: float | None = hyper(None, 0)
-    decay_mask: _paths.Rules = hyper(())
-    multipliers: _paths.Rules = hyper(())
-    clipnorm: float | None = hyper(None, above=0)
-    clipvalue: float | None = hyper(None, above=0)
-    global_clipnorm: float | None = hyper(None, above=0)
-    use_ema: bool = hyper(False)
-    ema_momentum: float = hyper(0.99, 0, 1)
-    ema_overwrite_frequency: int | None = hyper(None, 1, integer=True)
-    loss_scale_factor: float | None = hyper(None, above=0)
-    gradient_accumulation_steps: int | None = hyper(None, 1, integer=True)
-    on_nonfinite: str = hyper("ignore", choices=("ignore", "skip", "raise"))
-    sparse: str = hyper("lazy", choices=("lazy", "exact"))
-    rounding: str = hyper("kahan", choices=("kahan", "stochastic", "nearest"))
-    state_dtype: str = hyper("float32", choices=tuple(CODECS))
-    name: str = hyper("")
+    learning_rate: LearningRate = dataclasses.field(default=1e-3, kw_only=False)
+    weight_decay: WeightDecay = None
+    decay_mask: Annotated[Any, Convert(path_rules.check_rules)] = ()
+    undecayed: Annotated[Any, Convert(path_rules.check_places)] = ()
+    multipliers: Annotated[Any, Convert(path_rules.check_rules)] = ()
+    clipnorm: Positive | None = None
+    clipvalue: Positive | None = None
+    global_clipnorm: Positive | None = None
+    use_ema: bool = False
+    ema_momentum: Fraction = 0.99
+    ema_overwrite_frequency: Count | None = None
+    loss_scale_factor: Positive | None = None
+    gradient_accumulation_steps: Count | None = None
+    on_nonfinite: Literal["ignore", "skip", "raise"] = "ignore"
+    sparse: Literal["lazy", "exact"] = "lazy"
+    rounding: Literal["kahan", "stochastic", "nearest"] = "kahan"
+    state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    name: str | None = None
 
     row_wise: ClassVar[bool] = True
     """Whether the rule on some rows of a weight gives some rows of the rule."""
@@ -91,6 +99,10 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
     """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
     precise: ClassVar[bool] = False
     """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
+
+    bounded: ClassVar[bool] = False
+    """Whether gradients that are not huge give finite weights; tests hold the rules of kopt to it. If not, "skip" and
+    "raise" look at every new weight, which takes longer."""
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -122,7 +134,8 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             g: gradient, shape of w, float32 (float64 beside float64 weights).
             w: weight.
             s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
-                this weight, `multiplier`, and `weight_decay`, its λ, both Python numbers.
+                this weight, `multiplier`, a Python number, and `weight_decay`, its λ: a Python number too, unless it
+                follows a schedule.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")
@@ -133,8 +146,12 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         A rule that is no step along a direction, or that has its own place for the decay, defines this one instead of
         `rule`. Arguments as there.
         """
-        u, new = self.rule(g, w, s, t)
-        return w - s.learning_rate * (u + s.weight_decay * w if s.weight_decay else u), new
+        u, new = self.direction(g, w, s, t)
+        return w - s.learning_rate * with_decay(u, w, s), dict(new)
+
+    def direction(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Returns what `rule` returns, or raises `TypeError` saying what it should."""
+        return _author.check_step(type(self).__name__, "rule", self.rule(g, w, s, t))
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
         """Returns what is summed over all weights before any rule runs. Rules that define it are not row-wise."""
@@ -152,10 +169,9 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         """Returns further scalars worth plotting, from the slots of one weight after the update."""
         return {}
 
-    @property
-    def decay(self) -> float:
-        """λ of w ← w - η (u + λ w)."""
-        return self.weight_decay or 0.0
+    def decay(self, updates: Tensor) -> Any:
+        """Returns λ of w ← w - η (u + λ w) at the update that follows so many: a Python number, or a tensor."""
+        return self._decay_after(updates)
 
     def share(self, batch: Tensor) -> Tensor:
         """Returns the weight in the mean of accumulated batch number 0, 1, ..., as a multiple of an equal share."""
@@ -163,17 +179,17 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "bounded" not in vars(cls):
+            cls.bounded = cls.__module__.startswith("kopt.")
+        if isinstance(cls.slots, Mapping) and isinstance(cls.shared, Mapping):
+            _author.check_names(cls.__name__, cls.slots, cls.shared)
         if not abstract:
-            register(cls)
+            OPTIMIZERS.register(cls)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        if len(args) > 1:
-            raise TypeError(f"{type(self).__name__} takes one argument by position, {self.leading}. Received: {args}")
-        options |= dict(zip([self.leading], args, strict=False))
-        learning_rate = self._check_rate(options.pop("learning_rate", self.hypers["learning_rate"].default))
-        values = self._checked(options)
-        del values["learning_rate"]
-        super().__init__(learning_rate=learning_rate, name=values.pop("name") or None)
+        values = self._checked(args, options)
+        rate, name = values.pop("learning_rate"), values.pop("name")
+        keras.optimizers.Optimizer.__init__(self, learning_rate=rate, name=name or None)
         clips = {k: values[k] for k in ("clipnorm", "clipvalue", "global_clipnorm") if values[k] is not None}
         if len(clips) > 1:
             raise ValueError(f"{type(self).__name__}: only one kind of clipping can be set. Received: {clips}")
@@ -181,18 +197,24 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             raise ValueError(f"{type(self).__name__}: ema_overwrite_frequency needs use_ema=True.")
         if values["gradient_accumulation_steps"] == 1:
             values["gradient_accumulation_steps"] = None
-        for name in ("decay_mask", "multipliers"):
-            values[name] = _paths.check_rules(f"{type(self).__name__}.{name}", values[name])
-        for name, value in values.items():
-            setattr(self, name, value)
+        for key, value in values.items():
+            setattr(self, key, value)
+        vars(self)["_excluded"], vars(self)["_starts"] = [], []  # past Keras' tracking: they are no state of their own
+        self.__post_init__()
 
     # ------------------------------------------------------------------------------------------------------ build
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Keras' way to put weights in front of `decay_mask` with factor 0; only before build."""
-        patterns = [re.escape(_path(v)) + "$" for v in var_list or ()] + list(var_names or ())
-        rules = [(pattern, 0.0) for pattern in patterns] + list(self.decay_mask)
-        self.decay_mask = _paths.check_rules(f"{type(self).__name__}.decay_mask", rules)
+        """Keeps weights from decaying; only before build.
+
+        Args:
+            var_list: variables, which are these and no others of the same name. Those not trained are left out.
+            var_names: regular expressions, put in front of `decay_mask` with factor 0.
+        """
+        self.decay_mask = [(pattern, 0.0) for pattern in var_names or ()] + list(self.decay_mask)
+        if var_list and self._frozen():
+            raise AttributeError(f"{type(self).__name__}: weights cannot be excluded from decay after build.")
+        self._excluded.extend(var_list or ())
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for `variables`.
@@ -202,65 +224,40 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
         """
         if self.built:
             return
-        name, paths = type(self).__name__, [_path(v) for v in variables]
+        name, paths = type(self).__name__, [path_of(v) for v in variables]
         for v, path in zip(variables, paths, strict=True):
             if not keras.backend.is_float_dtype(v.dtype):
                 raise ValueError(
                     f"{name}: {path!r} has dtype {keras.backend.standardize_dtype(v.dtype)}; only floating-point "
                     "variables can be trained. Create it with trainable=False."
                 )
-        multipliers = _paths.resolve(f"{name}.multipliers", self.multipliers, paths)
-        decays = _paths.resolve(f"{name}.decay_mask", self.decay_mask, paths)
+        multipliers = path_rules.resolve(f"{name}.multipliers", self.multipliers, paths)
+        decays = path_rules.resolve(f"{name}.decay_mask", self.decay_mask, paths)
+        excluded = {id(v) for v in self._excluded}
+        for i in [*(i for i, v in enumerate(variables) if id(v) in excluded), *self._places(len(variables))]:
+            decays[i] = 0.0
+        labels = path_rules.unique(paths)
+        for rule in self.owners().values():
+            _author.check_names(type(rule).__name__, rule.slots, rule.shared)
         super().build(variables)
         self.nonfinite_steps = self._add_scalar("nonfinite_steps", 0, "int")
         self.clipped_steps = self._add_scalar("clipped_steps", 0, "int")
         self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
         self._watched = self._add_scalar("watched", False, "bool")
-        wide = any(rule.precise for rule in self.owners().values()) or "float64" in map(_work_dtype, variables)
+        wide = any(rule.precise for rule in self.owners().values()) or "float64" in map(work_dtype, variables)
         self._scalar_dtype = dtype = "float64" if wide else "float32"
         shared = {owner + k: initial for owner, rule in self.owners().items() for k, initial in rule.shared.items()}
         shared |= {"loss": 0.0} if self.needs_loss else {}
         self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in shared.items()}
         with self._where_slots_begin():
             self._parameters = tuple(
-                self._add_state(v, Parameter(v, path, _work_dtype(v), i, self.owner(path), multipliers[i], decays[i]))
+                self._add_state(
+                    v, Parameter(v, path, labels[i], work_dtype(v), i, self.owner(path), multipliers[i], decays[i])
+                )
                 for i, (v, path) in enumerate(zip(variables, paths, strict=True))
             )
         with self._outside_graph():
             self._restore_pending()
-
-    def _add_scalar(self, name: str, initial: Any, dtype: str) -> Any:
-        constant, shape = keras.initializers.Constant(initial), np.shape(initial)
-        return self.add_variable(shape, constant, dtype, aggregation="only_first_replica", name=name)
-
-    def _add_state(self, variable: Any, parameter: Parameter) -> Parameter:
-        if self._overwrite_variable_with_gradient(variable):
-            return parameter  # a float8 scale: Keras assigns its gradient
-        shape = tuple(variable.shape)
-        for name, slot in self.owners()[parameter.owner].slots.items():
-            storage = codec(slot, self.state_dtype, shape)
-            stored = storage.parts(slot.shape_for(shape), parameter.dtype)
-            parameter.slots[name] = {
-                part: self._add_beside(
-                    variable, f"{name}_{part}", part_shape, dtype, _initial(storage, slot, part, parameter)
-                )
-                for part, (part_shape, dtype) in stored.items()
-            }
-        if self.rounding == "kahan" and is_short(variable):
-            parameter.residual = self._add_beside(variable, "residual", shape, variable.dtype, "zeros")
-        if self.use_ema:
-            parameter.average = vars(self)["_averages"][parameter.index]
-            parameter.averaged_at = self._add_beside(variable, "averaged_at", shape[:1], "int32", "zeros")
-        if self.gradient_accumulation_steps:
-            parameter.accumulator = self._accumulated_gradients[parameter.index]
-            if shape and self._lazy(parameter):
-                parameter.read = self._add_beside(variable, "read", shape[:1], "bool", "zeros")
-        return parameter
-
-    def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:
-        """Adds a variable like another one, in the precision of the arithmetic."""
-        shape, dtype = tuple(reference_variable.shape), _work_dtype(reference_variable)
-        return self._add_beside(reference_variable, name or "var", shape, dtype, initializer)
 
     def _frozen(self) -> bool:
         return getattr(self, "built", False)
@@ -340,44 +337,27 @@ class Optimizer(Configurable, Rate, StateFile, Step, Engine, keras.optimizers.Op
             rule, update = self.owners()[p.owner], ops.maximum(self._updates(), 1)
             s = self._seen(p, self._read_slots(p), self._read_shared(), learning_rate, update)
             t = ops.cast(update, p.dtype)
-            result[p.path] = {"effective_learning_rate": s.learning_rate * rule.rate(s, t), **rule.measure(s, t)}
+            result[p.label] = {"effective_learning_rate": s.learning_rate * rule.rate(s, t), **rule.measure(s, t)}
         return result
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""
-        rate = self._given_rate()
-        if not isinstance(rate, float):
-            rate = keras.saving.serialize_keras_object(rate)
-        config = {"name": self.name, "learning_rate": rate}
-        own = {name: getattr(self, name) for name in self.hypers if name not in config}
-        return config | {k: [list(pair) for pair in v] if isinstance(v, tuple) else v for k, v in own.items()}
+        config = super().get_config() | {"name": self.name}
+        config |= {k: serialized(type(self).__name__, k, config[k]) for k in ("learning_rate", "weight_decay")}
+        if self._excluded and self.built:
+            places = {id(v): i for i, v in enumerate(self._trainable_variables)}
+            config["undecayed"] = sorted({*self.undecayed, *(places[id(v)] for v in self._excluded if id(v) in places)})
+        elif self._excluded:  # there is no order yet
+            anchored = [[f"^{re.escape(path_of(v))}$", 0.0] for v in self._excluded]
+            config["decay_mask"] = anchored + config["decay_mask"]
+        return config
 
-    def __repr__(self) -> str:
-        config = self.get_config()
-        changed = [
-            f"{k}={config[k]!r}" for k, h in self.hypers.items() if k != "name" and config[k] != _plain(h.default)
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})"
+    def _argument(self, name: str) -> Any:
+        given = {"learning_rate": self._given_rate, "name": lambda: None}
+        return given[name]() if name in given else super()._argument(name)
 
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _path(variable: Any) -> str:
-    return getattr(variable, "path", None) or variable.name  # a bare tf.Variable has no path
-
-
-def _work_dtype(variable: Any) -> str:
-    return "float64" if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
-
-
-def _initial(storage: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
-    def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
-        if slot.init == "weight":
-            x = ops.cast(p.variable, p.dtype)
-        else:
-            x = ops.full(slot.shape_for(tuple(p.variable.shape)), slot.init, dtype=p.dtype)
-        return storage.encode(x, ops.zeros_like)[part]
-
-    return initializer
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """Makes the optimizer of a configuration."""
+        rates = {k: deserialized(config[k], custom_objects) for k in ("learning_rate", "weight_decay") if k in config}
+        return cls(**config | rates)

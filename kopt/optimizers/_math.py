@@ -1,8 +1,11 @@
 """Pure functions from tensors to tensors, shared by the rules."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -21,9 +24,36 @@ def debias(beta: float, t: Tensor) -> Tensor:
     return -ops.expm1(t * (math.log(beta) if beta else -math.inf))
 
 
+def decays(s: Any) -> bool:
+    """Whether the weight of a namespace decays; λ is a number, or a tensor where it follows a schedule."""
+    return not isinstance(s.weight_decay, float) or s.weight_decay > 0
+
+
+def with_decay(u: Tensor, w: Tensor, s: Any) -> Tensor:
+    """Returns u + λ w."""
+    return u + s.weight_decay * w if decays(s) else u
+
+
 def sum_of_squares(x: Tensor) -> Tensor:
     """Squared Euclidean norm over all axes."""
     return ops.sum(ops.square(x))
+
+
+def moderate(gradients: Sequence[Tensor]) -> Tensor:
+    """Returns which gradients have squares that stay clear of overflow; none if that of all together does not."""
+    squares = [sum_of_squares(g) for g in gradients]
+    total = sum(ops.cast(x, "float32") for x in squares)
+    flags = ops.stack([x < too_large(x.dtype) for x in squares])
+    return flags if _any_wide(squares) else ops.logical_and(flags, total < too_large("float32"))
+
+
+def too_large(dtype: Any) -> float:
+    """Returns the square of a norm that counts as not finite: a rule may multiply it by some hundreds."""
+    return float(np.finfo(keras.backend.standardize_dtype(dtype)).max) / 2**10
+
+
+def _any_wide(tensors: Sequence[Tensor]) -> bool:
+    return any(keras.backend.standardize_dtype(x.dtype) == "float64" for x in tensors)
 
 
 def beside(numbers: Tensor, x: Tensor) -> Tensor:

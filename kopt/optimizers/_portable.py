@@ -15,7 +15,9 @@ class Engine(OptimizerParts):
     def _execute(self, grads: Sequence[Any], rate: Any, loss: Any = None) -> None:
         flags = (self._accumulate if self.gradient_accumulation_steps else self._step)(grads, rate, loss)
         if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
-            raise FloatingPointError(f"{type(self).__name__}: a gradient is not finite; the update was skipped.")
+            raise FloatingPointError(
+                f"{type(self).__name__}: a gradient or new weight is not finite; the update was skipped."
+            )
 
     def _in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
@@ -28,14 +30,14 @@ class Engine(OptimizerParts):
         for write in writes:
             write.variable.assign(write.value)
 
-    def _commit_if(self, condition: Any, compute: Callable[[], list[Write]]) -> None:
-        if condition is None:
-            self._commit(compute())
-            return
-        writes = compute()
-        for write in writes:
-            write.value = ops.where(condition, write.value, self._value(write.variable))
+    def _commit_if(self, condition: Any, compute: Callable[[], tuple[list[Write], Any]]) -> Any:
+        writes, flags = compute()
+        if condition is not None:
+            for write in writes:
+                write.value = ops.where(condition, write.value, self._value(write.variable))
+            flags = None if flags is None else ops.logical_or(flags, ops.logical_not(condition))
         self._commit(writes)
+        return flags
 
     def _static_shape(self, g: Any) -> tuple[int | None, ...] | None:
         return None if g is None else tuple(g.shape)

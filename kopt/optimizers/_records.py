@@ -12,6 +12,7 @@ class Parameter:
 
     variable: Any
     path: str
+    label: str  # the path, told apart from that of another weight
     dtype: str  # of the arithmetic: float32, or float64 beside float64 weights
     index: int = 0
     owner: str = ""  # key of the optimizer whose rule moves it, in `Optimizer.owners`
@@ -54,6 +55,11 @@ class OptimizerParts:
     """What the parts that make up an optimizer (rate, state, step, engine) see of each other; types only."""
 
     built: bool
+    fields: Any
+    variables: Any
+    weight_decay: Any
+    undecayed: Any
+    use_ema: bool
     ema_momentum: float
     ema_overwrite_frequency: int | None
     gradient_accumulation_steps: int | None
@@ -76,10 +82,19 @@ class OptimizerParts:
     _scalar_dtype: str
     _shared: dict[str, Any]
     _watched: Any
+    _starts: list[Any]
+    _pending: Any
+    _traced: bool = False
+    _untrack_variable: Any
+    _accumulated_gradients: Any
+    _overwrite_variable_with_gradient: Any
+    _trainable_variables: Any
 
     row_wise: ClassVar[bool]
     owners: Any
     share: Any
+    needs_loss: Any
+    reset: Any
     add_variable: Any
     _step: Any
     _lazy: Any
@@ -102,5 +117,10 @@ class OptimizerParts:
     _read_gradient: Any
     _commit: Any
     _in_graph: Any
+    _outside_graph: Any
+    anchor: Any
+    _add_beside: Any
+    _counters: Any
+    _rate_of: Any
     _commit_if: Any
     _where_slots_begin: Any

@@ -27,11 +27,13 @@ class Slot:
             rule keep the first axis of the weight.
         exact: stored in the precision of the arithmetic whatever `state_dtype` says: for what is subtracted from a
             weight, as the point where training began.
+        anchored: summed from the point that a slot of init "weight" remembers, and so begun anew with it.
     """
 
     init: float | str = 0.0
     shape: Callable[[Shape], Shape] | None = None
     exact: bool = False
+    anchored: bool = False
 
     def shape_for(self, weight: Shape) -> Shape:
         """Returns the shape of this slot beside a weight of the given shape."""

@@ -1,6 +1,8 @@
 """State in files: named variables and a manifest, where Keras keeps "0", "1", ... and skips what does not fit."""
 
 import json
+import sys
+import warnings
 from typing import Any
 
 import keras
@@ -8,9 +10,42 @@ import numpy as np
 
 from kopt.optimizers._records import OptimizerParts
 
+FORMAT = 1
 MANIFEST = "manifest"
 BESIDE = ("residual", "average", "averaged_at", "accumulator", "read")
 """What a parameter may have beside its slots."""
+ALWAYS = ("iteration", "learning_rate")
+"""What an optimizer has before its first step."""
+MAY_BE_NAN = ("gradient_norm", "shared.loss")
+"""What may be NaN: it is a measurement of the last batch."""
+
+State = dict[str, Any]
+
+
+class _Call:
+    """The call of Keras that loads a state, as far as the state of an optimizer depends on it."""
+
+    def __init__(self, name: str, skips_mismatch: bool) -> None:
+        self.name, self.skips_mismatch = name, skips_mismatch
+
+    @classmethod
+    def now(cls) -> "_Call":
+        """Finds it among the callers: Keras tells `load_own_variables` nothing of it."""
+        frame, skips = sys._getframe(1), False
+        while frame is not None:
+            skips = skips or frame.f_locals.get("skip_mismatch") is True
+            if frame.f_code.co_name in ("load_weights", "load_model"):
+                return cls(frame.f_code.co_name, skips)
+            frame = frame.f_back  # type: ignore[assignment]
+        return cls("", skips)
+
+    def advice(self, owner: str) -> str:
+        """Returns what to do about a state that does not fit."""
+        return {
+            "load_weights": "The weights of the model are loaded; the optimizer stays as it was and training works. To "
+            "load weights alone, call load_weights before compile.",
+            "load_model": "Load the model with compile=False and compile it with a new optimizer.",
+        }.get(self.name, f"Create the {owner} with the options and the weights it was saved with.")
 
 
 class StateFile(OptimizerParts):
@@ -18,11 +53,15 @@ class StateFile(OptimizerParts):
 
     Weights are told apart by their order: their paths change when a model is loaded again. The manifest keeps name,
     shape and dtype of every entry and the path of its weight, for the message when something differs.
+
+    What is restored before the first step waits for `build`, because there are no slots yet; counter and rate are set
+    at once. It is compared as far as it can be when it is loaded, and with the weights in `build`.
     """
 
-    _pending: dict[str, Any] | None = None
+    _pending: tuple[State, State] | None = None
+    _waits_for = _Call("", False)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> State:
         """Returns every variable worth saving, by name."""
         state = {"iteration": self._iterations}
         if isinstance(self._learning_rate, keras.Variable):
@@ -38,50 +77,97 @@ class StateFile(OptimizerParts):
             state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
         return state
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> State:
         entries = {name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in self._state().items()}
         paths = [p.path for p in self._parameters] if self.built else []
-        return {"format": 1, "optimizer": type(self).__name__, "built": self.built, "paths": paths, "entries": entries}
+        owner = type(self).__name__
+        return {"format": FORMAT, "optimizer": owner, "built": self.built, "paths": paths, "entries": entries}
 
     def save_own_variables(self, store: Any) -> None:
-        """Writes state and manifest into a Keras store."""
-        for name, variable in self._state().items():
-            store[name] = variable.numpy()
-        store[MANIFEST] = np.frombuffer(json.dumps(self._manifest()).encode(), dtype=np.uint8)
+        """Writes state and manifest into a Keras store; state that still waits for `build`, as it was loaded."""
+        manifest, arrays = self._pending or (self._manifest(), {})
+        for name in manifest["entries"]:
+            waiting = name in arrays and name not in ALWAYS
+            store[name] = arrays[name] if waiting else self._state()[name].numpy()
+        store[MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        """Restores the state; an optimizer that is not built yet keeps it until it is.
+        """Restores the state; what was saved before the first step puts everything back to the start.
 
         Raises:
-            ValueError: the state is of another optimizer, of other weights, or of other options; nothing is changed.
+            ValueError: the state is of another optimizer, of other weights, or of other options, it is damaged, or has
+                NaN in it; nothing of the optimizer is changed.
         """
-        if MANIFEST not in store.keys():  # noqa: SIM118 (the store of Keras has no __contains__ in every format)
-            raise ValueError(
-                f"The saved optimizer state has no manifest, so kopt.{type(self).__name__} did not write it. "
-                "Load the model with compile=False and compile it with a new optimizer."
-            )
-        manifest = json.loads(np.asarray(store[MANIFEST]).tobytes())
-        arrays = {name: np.asarray(store[name]) for name in manifest["entries"]}
-        self._pending = {"manifest": manifest, "arrays": arrays}
-        if self.built:
-            self._restore_pending()
+        call = _Call.now()
+        try:
+            manifest, arrays = self._read_store(store)
+            if self.built:
+                self._compare(manifest, self._manifest()["entries"])
+            elif manifest["built"]:
+                self._compare_options(manifest["entries"])
+        except ValueError as error:
+            if call.skips_mismatch:
+                self.reset()
+            raise ValueError(f"{error} {call.advice(type(self).__name__)}") from None
+        if not manifest["built"]:
+            self.reset()
+        state = self._state()
+        for name in state if self.built and manifest["built"] else ALWAYS:
+            if name in state and name in arrays:
+                state[name].assign(arrays[name])
+        self._pending = None if self.built or not manifest["built"] else (manifest, arrays)
+        self._waits_for = call
 
     def _restore_pending(self) -> None:
+        """Puts in place, at the end of `build`, what was loaded before there were slots."""
         if self._pending is None:
             return
-        manifest, arrays = self._pending["manifest"], self._pending["arrays"]
-        self._pending = None
-        state = self._state()
-        if not manifest["built"]:  # saved before the first step: counter and rate are all there is
-            state = {k: v for k, v in state.items() if k in ("iteration", "learning_rate")}
-        self._compare(manifest, {k: v for k, v in self._manifest()["entries"].items() if k in state})
-        for name, variable in state.items():
+        (manifest, arrays), self._pending = self._pending, None
+        arrays |= {name: v.numpy() for name, v in self._state().items() if name in ALWAYS}  # perhaps set since
+        try:
+            self._compare(manifest, self._manifest()["entries"])
+        except ValueError as error:
+            self.reset()
+            if not self._waits_for.skips_mismatch:
+                raise ValueError(f"{error} It is dropped: the next step begins with fresh slots.") from None
+            warnings.warn(f"{error} The slots begin anew.", stacklevel=2)
+            return
+        for name, variable in self._state().items():
             variable.assign(arrays[name])
 
-    def _compare(self, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+    def _read_store(self, store: Any) -> tuple[State, State]:
+        """Returns manifest and arrays, or raises `ValueError` saying what is wrong with them."""
+        name = type(self).__name__
+        if MANIFEST not in store.keys():  # noqa: SIM118 (the store of Keras has no __contains__ in every format)
+            raise ValueError(f"The saved optimizer state has no manifest, so kopt.{name} did not write it.")
+        try:
+            manifest = json.loads(np.asarray(store[MANIFEST]).tobytes())
+            version, entries = manifest["format"], manifest["entries"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("The manifest of the saved optimizer state cannot be read: the file is damaged.") from None
+        if version != FORMAT:
+            raise ValueError(f"The saved optimizer state has format {version}; this kopt reads format {FORMAT}.")
+        if manifest["optimizer"] != name:
+            raise ValueError(
+                f"The saved optimizer state does not fit this {name}: it was written by kopt.{manifest['optimizer']}."
+            )
+        missing = [k for k in entries if k not in store.keys()]  # noqa: SIM118
+        if missing:
+            raise ValueError(f"The saved optimizer state lacks {missing[0]!r}, which its manifest names.")
+        arrays = {k: np.asarray(store[k]) for k in entries}
+        for k, array in arrays.items():
+            if list(array.shape) != entries[k][0]:
+                raise ValueError(f"The saved {self._describe(k, manifest)} is {array.shape}, not as its manifest says.")
+            if fault := _fault(k, array):
+                raise ValueError(f"The saved {self._describe(k, manifest)} {fault}.")
+        return manifest, arrays
+
+    def _compare(self, manifest: State, expected: State) -> None:
+        """Raises `ValueError` naming the entries that differ from those expected."""
+        if not manifest["built"]:
+            expected = {k: v for k, v in expected.items() if k in ALWAYS}
         saved, name = manifest["entries"], type(self).__name__
-        faults = [f"it was written by kopt.{manifest['optimizer']}"] if manifest["optimizer"] != name else []
-        faults += [f"{self._describe(k, manifest)} is missing" for k in expected if k not in saved]
+        faults = [f"{self._describe(k, manifest)} is missing" for k in expected if k not in saved]
         faults += [f"{self._describe(k, manifest)} is unknown here" for k in saved if k not in expected]
         faults += [
             f"{self._describe(k, manifest)} is {saved[k][1]}{saved[k][0]}, not {v[1]}{v[0]}"
@@ -90,14 +176,52 @@ class StateFile(OptimizerParts):
         ]
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise ValueError(
-                f"The saved optimizer state does not fit this {name}: {'; '.join(faults[:5])}{more}. "
-                "Create the optimizer with the options and the weights it was saved with."
-            )
+            raise ValueError(f"The saved optimizer state does not fit this {name}: {'; '.join(faults[:5])}{more}.")
 
-    def _describe(self, key: str, manifest: dict[str, Any]) -> str:
+    def _compare_options(self, entries: State) -> None:
+        """Raises `ValueError` if other slots or shared values were saved than this optimizer will have."""
+        rules = self.owners()
+        kept = {k.split(".")[1] for k in entries if k[0].isdigit()}
+        saved = {f"slot {k!r}" for k in kept - {*BESIDE}} | {f"shared value {k[7:]!r}" for k in entries if k[0] == "s"}
+        here = {f"slot {k!r}" for rule in rules.values() for k in rule.slots}
+        here |= {f"shared value {owner + k!r}" for owner, rule in rules.items() for k in rule.shared}
+        here |= {"shared value 'loss'"} if self.needs_loss else set()
+        options = {"average": ("use_ema", self.use_ema), "accumulator": ("gradient accumulation", self._accumulates)}
+        for key, (option, given) in options.items():
+            saved |= {option} if key in kept else set()
+            here |= {option} if given else set()
+        if saved != here:
+            faults = [f"{k} is missing" for k in sorted(here - saved)] + [
+                f"{k} is unknown" for k in sorted(saved - here)
+            ]
+            raise ValueError(f"The saved optimizer state does not fit this {type(self).__name__}: {'; '.join(faults)}.")
+
+    @property
+    def _accumulates(self) -> bool:
+        return bool(self.gradient_accumulation_steps)
+
+    def _describe(self, key: str, manifest: State) -> str:
         index, _, slot = key.partition(".")
         if not index.isdigit():
             return repr(key)
-        paths = [p.path for p in self._parameters] if int(index) < len(self._parameters) else manifest["paths"]
+        here = [p.path for p in self._parameters] if self.built else []
+        paths = here if int(index) < len(here) else manifest["paths"]
         return f"slot {slot!r} of weight {index} ({paths[int(index)]})"
+
+
+def _fault(key: str, array: Any) -> str:
+    """Returns what no state can have been."""
+    if key in MAY_BE_NAN:
+        return ""
+    if key.endswith(".bfloat16"):
+        array = (array.astype("uint32") << 16).view("float32")
+    if array.dtype.kind in "iu" and key.partition(".")[2] != "int8" and not key.endswith(".int8"):
+        return "is negative" if (array < 0).any() else ""
+    if array.dtype.kind in "iub":
+        return ""
+    numbers = array.astype("float64")
+    if key == "learning_rate" and (numbers < 0).any():
+        return "is negative"
+    # A search for a step may remember an infinite loss.
+    sound = np.isfinite(numbers) if key[0].isdigit() else ~np.isnan(numbers)
+    return "" if sound.all() else "is not finite: training had diverged"

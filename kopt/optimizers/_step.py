@@ -12,8 +12,9 @@ import keras
 from keras import ops
 
 from kopt.optimizers._accumulation import Accumulation
+from kopt.optimizers._author import check_shared, check_slots, check_step
 from kopt.optimizers._average import Average
-from kopt.optimizers._math import Tensor, beside, round_stochastically, sum_of_squares
+from kopt.optimizers._math import Tensor, beside, moderate, round_stochastically, sum_of_squares
 from kopt.optimizers._records import Gradient, Parameter, Write
 from kopt.optimizers._slots import Codec, codec
 
@@ -22,28 +23,53 @@ class Step(Accumulation, Average):
     """Computes the steps of an optimizer; the engine of the backend runs them."""
 
     def _step(
-        self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None, due: Tensor | None = None
-    ) -> Tensor:
-        """Makes a step, or counts the batch if none is `due`; returns which gradients were finite, if asked for."""
+        self,
+        grads: Sequence[Any],
+        rate: Tensor,
+        loss: Tensor | None = None,
+        due: Tensor | None = None,
+        judged: bool = False,
+        careful: bool = True,
+    ) -> Tensor | None:
+        """Makes a step, or counts the batch if none is `due`.
+
+        Args:
+            grads: gradients, one a parameter, or None.
+            rate: η.
+            loss: the loss, for rules that look at it.
+            due: whether this batch completes an update; None is always.
+            judged: whether the gradients are known not to be huge.
+            careful: whether to look at the new weights, too.
+
+        Returns:
+            For each gradient whether it and the weight it makes are finite; None if `on_nonfinite` is "ignore".
+        """
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
-        count, update = self._value(self._iterations), self._updates() + 1
-        after = [Write(self._iterations, count + 1)]
-        flags, conditions = None, [] if due is None else [due]
-        if self.on_nonfinite != "ignore":
-            flags = ops.stack([ops.all(ops.isfinite(g.value)) for _, g in active])
-            finite = ops.all(flags) if due is None else ops.logical_or(ops.all(flags), ops.logical_not(due))
-            conditions.append(finite)
-            # A skipped update takes back the batches that led to it, so that `iterations` counts real updates.
-            skipped = count + 1 - (self.gradient_accumulation_steps or 1)
-            after[0] = Write(self._iterations, ops.where(finite, count + 1, skipped))
-            failed = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
-            after.append(Write(self.nonfinite_steps, self.nonfinite_steps + failed))
-        self._commit_if(_all(conditions), lambda: self._update(active, rate, loss))
+        update, looks = self._updates() + 1, self.on_nonfinite != "ignore"
+        flags = moderate([g.value for _, g in active]) if looks and not judged else None
+        conditions = [c for c in (due, None if flags is None else ops.all(flags)) if c is not None]
+        made = self._commit_if(_all(conditions), lambda: self._update(active, rate, loss, looks and careful))
+        flags = _both(flags, made)
         if self.ema_overwrite_frequency:
+            conditions = [c for c in (due, None if flags is None else ops.all(flags)) if c is not None]
             conditions.append(ops.equal(update % self.ema_overwrite_frequency, 0))
-            self._commit_if(_all(conditions), lambda: self._overwritten(update))
-        self._commit(after)
-        return flags
+            self._commit_if(_all(conditions), lambda: (self._overwritten(update), None))
+        finite = None if flags is None else ops.all(flags)
+        self._commit(self._counters(finite if finite is None or due is None else finite | ~due))
+        return ops.ones([len(active)], "bool") if looks and flags is None else flags
+
+    def _counters(self, finite: Tensor | None) -> list[Write]:
+        """Returns the writes of the counters, after a step or one that was skipped as not `finite`."""
+        count = self._value(self._iterations)
+        if finite is None:
+            return [Write(self._iterations, count + 1)]
+        # A skipped update takes back the batches that led to it, so that `iterations` counts real updates.
+        skipped = count + 1 - (self.gradient_accumulation_steps or 1)
+        failed = ops.cast(ops.logical_not(finite), self.nonfinite_steps.dtype)
+        return [
+            Write(self._iterations, ops.where(finite, count + 1, skipped)),
+            Write(self.nonfinite_steps, self._value(self.nonfinite_steps) + failed),
+        ]
 
     def _gradient(self, p: Parameter, g: Any) -> Gradient:
         if isinstance(g, Gradient):
@@ -65,31 +91,64 @@ class Step(Accumulation, Average):
                 "Give gradients and variables in the same order."
             )
 
-    def _update(self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None) -> list[Write]:
-        """Computes one update; assigns nothing."""
-        writes = self._clip(active)
+    def _update(
+        self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None, careful: bool
+    ) -> tuple[list[Write], Tensor | None]:
+        """Computes one update; assigns nothing. Returns the writes and, if `careful`, which new weights are finite.
+
+        If one is not, the writes leave everything as it was.
+        """
+        writes, weights = self._clip(active), []
         update = self._updates() + 1
         slots = [self._read_slots(p, g.rows) for p, g in active]
-        weights = [self._read_weight(p, g.rows) for p, g in active]
+        old = [self._read_weight(p, g.rows) for p, g in active]
         shared = self._read_shared() if loss is None else self._read_shared() | {"loss": loss}
         times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
         if shared:
-            t, sums = times[self._scalar_dtype], dict[str, Tensor]()
-            for (p, g), w, s in zip(active, weights, slots, strict=True):
-                seen = self._seen(p, s, shared, rate, update)
-                for k, x in self.owners()[p.owner].contribute(g.value, w, seen, times[p.dtype]).items():
-                    sums[p.owner + k] = sums.get(p.owner + k, 0.0) + ops.cast(x, self._scalar_dtype)
-            for owner, rule in self.owners().items():
-                seen = SimpleNamespace(**part(shared, owner), learning_rate=self._rate_of(rule, rate, update))
-                settled = {owner + k: x for k, x in rule.settle(part(sums, owner), seen, t).items()}
-                writes += [Write(self._shared[k], x) for k, x in settled.items()]
-                shared |= settled
-        for i, ((p, g), w, s) in enumerate(zip(active, weights, slots, strict=True)):
+            settled = self._settle(active, old, slots, shared, rate, update, times)
+            shared |= settled
+            writes += [Write(self._shared[k], x) for k, x in settled.items()]
+        for i, ((p, g), w, s) in enumerate(zip(active, old, slots, strict=True)):
+            rule, seen = self.owners()[p.owner], self._seen(p, s, shared, rate, update)
+            name = type(rule).__name__
+            moved, new = check_step(name, "advance", rule.advance(g.value, w, seen, times[p.dtype]))
+            check_slots(name, rule.slots, s, new, w, moved)
+            weights.append(self._write_weight(p, g, w, moved, update, salt=2 * i))
+            writes += [*weights[-1], *self._write_slots(p, g, new, update, salt=2 * i + 1)]
+        if not careful:
+            return writes, None
+        finite = [[ops.all(ops.isfinite(x.value)) for x in made if _is_float(x.value)] for made in weights]
+        flags = ops.stack([ops.all(ops.stack(each)) for each in finite])
+        fine = ops.all(flags)
+        return [self._kept_unless(fine, write) for write in writes], flags
+
+    def _kept_unless(self, fine: Tensor, write: Write) -> Write:
+        """Returns a write that leaves the variable as it is unless all is `fine`."""
+        old = self._read(write.variable, write.rows)
+        return Write(write.variable, ops.where(fine, ops.cast(write.value, old.dtype), old), write.rows)
+
+    def _settle(
+        self,
+        active: list[tuple[Parameter, Gradient]],
+        weights: Sequence[Tensor],
+        slots: Sequence[Mapping[str, Tensor]],
+        shared: Mapping[str, Tensor],
+        rate: Tensor,
+        update: Tensor,
+        times: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns the new shared values: every weight contributes to sums, and each rule settles its own."""
+        t, sums, settled = times[self._scalar_dtype], dict[str, Tensor](), dict[str, Tensor]()
+        for (p, g), w, s in zip(active, weights, slots, strict=True):
             seen = self._seen(p, s, shared, rate, update)
-            moved, new = self.owners()[p.owner].advance(g.value, w, seen, times[p.dtype])
-            writes += self._write_weight(p, g, w, moved, update, salt=2 * i)
-            writes += self._write_slots(p, g, new, update, salt=2 * i + 1)
-        return writes
+            for k, x in self.owners()[p.owner].contribute(g.value, w, seen, times[p.dtype]).items():
+                sums[p.owner + k] = sums.get(p.owner + k, 0.0) + ops.cast(x, self._scalar_dtype)
+        for owner, rule in self.owners().items():
+            seen = SimpleNamespace(**part(shared, owner), learning_rate=self._rate_of(rule, rate, update))
+            new = rule.settle(part(sums, owner), seen, t)
+            check_shared(type(rule).__name__, rule.shared, new)
+            settled |= {owner + k: x for k, x in new.items()}
+        return settled
 
     def _read_shared(self) -> dict[str, Tensor]:
         return {k: self._value(v) for k, v in self._shared.items()}
@@ -109,7 +168,7 @@ class Step(Accumulation, Average):
             **common,
             learning_rate=ops.cast(self._rate_of(rule, rate, update), p.dtype) * p.multiplier,
             multiplier=p.multiplier,
-            weight_decay=rule.decay * p.decay,
+            weight_decay=rule.decay(update - 1) * p.decay if p.decay else 0.0,
             index=p.index,
         )
 
@@ -212,6 +271,16 @@ def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def is_short(variable: Any) -> bool:
     return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
+
+
+def _is_float(x: Tensor) -> bool:
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return ops.logical_and(a, b)
 
 
 def _all(conditions: Sequence[Tensor]) -> Tensor | None:

@@ -1,6 +1,7 @@
 """How a step runs on TensorFlow: XLA, IndexedSlices, tf.distribute. The only file of this wing that imports it."""
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ import keras
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_sort
 
-from kopt.optimizers._math import beside
+from kopt.optimizers._math import beside, too_large
 from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
+
+UNUSUAL = 1e6
+"""A learning rate above which new weights are looked at, if `on_nonfinite` asks for finite ones."""
 
 
 class Engine(OptimizerParts):
@@ -26,26 +30,86 @@ class Engine(OptimizerParts):
 
     def _execute(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None = None) -> None:
         run = self._accumulate if self.gradient_accumulation_steps else self._step
+        grads = [_as_tensors(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        if tf.inside_function():
+            self._traced = True
         if tf.distribute.has_strategy():
             if tf.distribute.in_cross_replica_context():
                 raise RuntimeError("Under a strategy call apply() in replica context: inside strategy.run(train_step).")
             (loss,) = self._sum_over_replicas([loss])  # Keras divides the loss of each replica by their number
             flags = run(self._sum_over_replicas(grads), rate, loss)
-        elif not self.gradient_accumulation_steps:
-            flags = self._in_graph(self._step, jit_compile=True)(grads, rate, loss)
         elif _in_xla():
-            flags = self._accumulate(grads, rate, loss)
-        else:
+            flags = run(grads, rate, loss)
+        elif self.gradient_accumulation_steps:
             flags = self._in_graph(self._accumulate_outside_xla)(grads, rate, loss)
+        else:
+            flags = self._compiled_step(grads, rate, loss)
         if self.on_nonfinite == "raise":
-            self._raise_on(flags, [p.path for p, g in zip(self._parameters, grads, strict=True) if g is not None])
+            self._raise_on(flags, [p.label for p, g in zip(self._parameters, grads, strict=True) if g is not None])
+
+    def _compiled_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
+        if self.on_nonfinite == "ignore":
+            return self._in_graph(self._fast_step, jit_compile=True)(grads, rate, loss)
+        return self._in_graph(self._judged_step)(grads, rate, loss)
+
+    def _fast_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
+        return self._step(grads, rate, loss, judged=True, careful=False)
+
+    def _careful_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
+        return self._step(grads, rate, loss, judged=True)
+
+    def _judged_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor:
+        """Looks at the gradients outside of XLA, where a condition copies no weights, then makes the step or not."""
+        flags = self._moderate(grads)
+
+        def careful() -> tf.Tensor:
+            return self._in_graph(self._careful_step, jit_compile=True)(grads, rate, loss)
+
+        def fast() -> tf.Tensor:
+            return self._in_graph(self._fast_step, jit_compile=True)(grads, rate, loss)
+
+        def step() -> tf.Tensor:
+            if not self._is_bounded():
+                return careful()
+            rates = [self._rate_of(rule, rate, self._updates() + 1) for rule in self.owners().values()]
+            usual = tf.reduce_all([tf.abs(x) <= UNUSUAL for x in rates])
+            return tf.cond(usual, fast, careful)
+
+        def skip() -> tf.Tensor:
+            self._commit(self._counters(tf.constant(False)))
+            return flags
+
+        return tf.cond(tf.reduce_all(flags), step, skip)
+
+    def _moderate(self, grads: Sequence[Any]) -> tf.Tensor:
+        """Returns what `moderate` does, by TensorFlow's own kernels, of gradients as they come."""
+        squares, limits = [], []
+        for p, g in zip(self._parameters, grads, strict=True):
+            if g is not None:
+                values, count = (g.values, tf.shape(g.indices)[0]) if isinstance(g, tf.IndexedSlices) else (g, 1)
+                # Rows of one id are summed later: n of them make at most n times the sum of their squares.
+                squares.append(2 * tf.nn.l2_loss(tf.cast(values, p.dtype)) * tf.cast(count, p.dtype))
+                limits.append(too_large(p.dtype) * min((self.loss_scale_factor or 1.0) ** 2, 2.0**9))
+        flags = tf.stack([x < tf.cast(limit, x.dtype) for x, limit in zip(squares, limits, strict=True)])
+        if "float64" not in [x.dtype.name for x in squares]:
+            flags &= tf.add_n(squares) < max(limits, default=0.0)
+        return flags
+
+    def _is_bounded(self) -> bool:
+        """Whether gradients that are not huge give finite weights, unless the rate is unusual."""
+        rules = self.owners().values()
+        return (
+            all(rule.bounded and _is_moderate(rule.weight_decay) for rule in (self, *rules))
+            and not any(getattr(p.variable, "constraint", None) for p in self._parameters)
+            and not any(keras.backend.standardize_dtype(p.variable.dtype) == "float16" for p in self._parameters)
+        )
 
     def _accumulate_outside_xla(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor:
         due, loss = self._add(grads, loss)
         fine = tf.ones([sum(g is not None for g in grads)], tf.bool)
 
         def step() -> tf.Tensor:
-            flags = self._in_graph(self._step, jit_compile=True)(self._means(grads), rate, loss)
+            flags = self._compiled_step(self._means(grads), rate, loss)
             self._commit(self._begin_anew(grads))
             return fine if flags is None else flags
 
@@ -59,7 +123,9 @@ class Engine(OptimizerParts):
         """Returns a method as a graph, made once for each optimizer."""
         graphs = vars(self).setdefault("_graphs", {})  # past the tracking of attributes: it is no state
         if function.__name__ not in graphs:
-            graphs[function.__name__] = tf.function(function, autograph=False, reduce_retracing=True, **options)
+            # A partial, because TensorFlow counts the traces of one code object, and warns, over all optimizers.
+            own = functools.partial(function)
+            graphs[function.__name__] = tf.function(own, autograph=False, reduce_retracing=True, **options)
         return graphs[function.__name__]
 
     def _sum_over_replicas(self, grads: Sequence[Any]) -> list[Any]:
@@ -70,7 +136,9 @@ class Engine(OptimizerParts):
         return [None if g is None else next(summed) for g in grads]
 
     def _raise_on(self, flags: tf.Tensor, paths: list[str]) -> None:
-        message = f"{type(self).__name__}: a gradient is not finite; the update was skipped. Weights concerned:"
+        message = (
+            f"{type(self).__name__}: a gradient or new weight is not finite; the update was skipped. Weights concerned:"
+        )
         if not tf.executing_eagerly():
             if _in_xla():
                 raise ValueError(
@@ -117,28 +185,36 @@ class Engine(OptimizerParts):
         context = tf.distribute.get_replica_context()
         context.merge_call(across_replicas, args=([w.value for w in writes], [w.rows for w in writes]))
 
-    def _commit_if(self, condition: tf.Tensor | None, compute: Callable[[], list[Write]]) -> None:
+    def _commit_if(
+        self, condition: tf.Tensor | None, compute: Callable[[], tuple[list[Write], tf.Tensor | None]]
+    ) -> tf.Tensor | None:
         if condition is None:
-            self._commit(compute())
-            return
+            writes, flags = compute()
+            self._commit(writes)
+            return flags
         # Rows are chosen inside the condition and assigned after it, where XLA needs no copy of their table. Under a
         # strategy nothing can be assigned inside a condition.
         chosen: list[Write] = []
+        looked: list[tf.Tensor] = []
 
         def new() -> list[tf.Tensor]:
-            for write in compute():
+            writes, flags = compute()
+            for write in writes:
                 if write.rows is not None or tf.distribute.has_strategy():
                     chosen.append(write)
                 else:
                     self._commit([write])
-            return [tf.cast(w.value, w.variable.dtype) for w in chosen]
+            looked.extend([] if flags is None else [flags])
+            return [*looked, *(tf.cast(w.value, w.variable.dtype) for w in chosen)]
 
         def old() -> list[tf.Tensor]:
-            return [self._read(w.variable, w.rows) for w in chosen]
+            return [*(tf.ones_like(flags) for flags in looked), *(self._read(w.variable, w.rows) for w in chosen)]
 
-        for write, value in zip(chosen, tf.cond(condition, new, old), strict=True):
+        results = tf.cond(condition, new, old)
+        for write, value in zip(chosen, results[len(looked) :], strict=True):
             write.value = value
         self._commit(chosen)
+        return results[0] if looked else None
 
     def _add_beside(self, variable: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> keras.Variable:
         """Adds a variable on the devices of another one."""
@@ -206,6 +282,11 @@ class Engine(OptimizerParts):
         return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed, alg="philox"), x.dtype)
 
 
+def _as_tensors(g: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Returns a gradient of rows whose ids may be a tuple of Python numbers."""
+    return tf.IndexedSlices(tf.convert_to_tensor(g.values), tf.convert_to_tensor(g.indices), g.dense_shape)
+
+
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     """Sums the rows of repeated ids without a shape that depends on the data, which XLA would compile anew."""
     count = tf.shape(ids)[0]
@@ -221,6 +302,10 @@ def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     sums = tf.math.unsorted_segment_sum(tf.gather(values, order), segment, count)
     rows = tf.gather(tf.math.unsorted_segment_max(ids, segment, count), keep)
     return Gradient(sums, rows, keep)
+
+
+def _is_moderate(decay: Any) -> bool:
+    return decay is None or (isinstance(decay, float) and decay <= UNUSUAL)
 
 
 def _in_xla() -> bool:

@@ -1,15 +1,17 @@
 """Optimizers that transform the rule of another one."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import keras
 
-from kopt._hyper import hyper
-from kopt._registry import get
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Convert
+from kopt.declare.registry import get
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
+from kopt.optimizers._rate import LearningRate
 from kopt.optimizers._slots import Slot
 
 
@@ -40,17 +42,18 @@ class Composite(Optimizer, abstract=True):
         ValueError: one of the optimizers has options of its own for what surrounds the rule.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
+    learning_rate: LearningRate = 1.0
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         owner, own = type(self).__name__, {"name", "learning_rate", "weight_decay"}
         for rule in self.rules().values():
-            for name, declared in Optimizer.hypers.items():
-                if name not in own and getattr(rule, name) != declared.default:
+            for name, field in Optimizer.fields.items():
+                if name not in own and getattr(rule, name) != field.default:
                     raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
             if self.weight_decay is not None:
                 rule.weight_decay = self.weight_decay
+        vars(self)["bounded"] = all(rule.bounded for rule in self.rules().values())
 
     @abc.abstractmethod
     def rules(self) -> Mapping[str, Optimizer]:
@@ -66,8 +69,7 @@ class Composite(Optimizer, abstract=True):
         """What all share."""
         return {k + name: value for k, rule in self.rules().items() for name, value in rule.shared.items()}
 
-    @property
-    def decay(self) -> float:
+    def decay(self, updates: Tensor) -> float:
         """1: each rule has its own."""
         return 1.0
 
@@ -88,8 +90,8 @@ class Wrapper(Optimizer, abstract=True):
         optimizer: the optimizer within, which makes no steps of its own, or its name.
     """
 
-    leading = "optimizer"
-    optimizer: Any = hyper("adamw", convert=inner)
+    optimizer: Annotated[Any, Convert(inner)] = dataclasses.field(default="adamw", kw_only=False)
+    learning_rate: LearningRate = 1e-3
 
     own_slots: ClassVar[Mapping[str, Slot]] = {}
     """What the wrapper adds to the slots."""
@@ -97,15 +99,20 @@ class Wrapper(Optimizer, abstract=True):
     """What it adds to the shared values."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options |= dict(zip([self.leading], args, strict=False))
-        rule = self.hypers["optimizer"].check(type(self).__name__, "optimizer", options.pop("optimizer", "adamw"))
-        around = {k: getattr(rule, k) for k in Optimizer.hypers if k not in ("name", "learning_rate")}
-        super().__init__(**{**around, "learning_rate": rule._given_rate(), **options, "optimizer": rule})
+        options = self._by_name(args, options)
+        rule = self.fields["optimizer"].check(type(self).__name__, options.pop("optimizer", "adamw"))
+        around = {k: rule._argument(k) for k in Optimizer.fields if k != "name"}
+        super().__init__(**{**around, **options, "optimizer": rule})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = self.optimizer
         rule.weight_decay = self.weight_decay
         for kind, own in (("slot", self.own_slots), ("shared value", self.own_shared)):
             for name in {*own} & {*rule.slots, *rule.shared}:
                 raise ValueError(f"{type(self).__name__} and {rule!r} both have a {kind} {name!r}. Use one of them.")
-        self.__dict__ |= {"row_wise": self.row_wise and rule.row_wise, "precise": rule.precise}
+        row_wise, bounded = self.row_wise and rule.row_wise, type(self).bounded and rule.bounded
+        vars(self).update(row_wise=row_wise, bounded=bounded, precise=rule.precise)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -117,10 +124,9 @@ class Wrapper(Optimizer, abstract=True):
         """Those of the optimizer within, and the wrapper's own."""
         return {**self.optimizer.shared, **self.own_shared}
 
-    @property
-    def decay(self) -> float:
+    def decay(self, updates: Tensor) -> Any:
         """λ of the optimizer within."""
-        return self.optimizer.decay
+        return self.optimizer.decay(updates)
 
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Returns the gradient that the optimizer within sees."""
@@ -147,9 +153,8 @@ class Wrapper(Optimizer, abstract=True):
         return self.optimizer.measure(s, t)
 
     def __repr__(self) -> str:
-        own = {k: getattr(self, k) for k in self.hypers if k not in Optimizer.hypers and k != "optimizer"}
-        changed = [f"{k}={v!r}" for k, v in own.items() if v != self.hypers[k].default]
-        return f"{type(self).__name__}({', '.join([repr(self.optimizer), *changed])})"
+        own = self._changed(*Optimizer.fields, "optimizer")
+        return f"{type(self).__name__}({', '.join([repr(self.optimizer), *own])})"
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""

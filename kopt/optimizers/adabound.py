@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -31,25 +31,26 @@ class AdaBound(Optimizer):
         gamma: γ > 0, how fast the bounds close: they are within a factor of 2 after 1/γ updates.
         epsilon: ε > 0, beside the uncorrected root.
         ams_bound: divide by the largest v so far (AMSBound).
-        base_learning_rate: η₀ > 0, the rate `final_lr` refers to. `None`: `learning_rate`, or the peak of a schedule.
+        base_learning_rate: η₀ > 0, the rate `final_lr` refers to. `None`: `learning_rate`, or the peak of a schedule;
+            where that is 0, the default rate.
 
     Raises `ValueError` where η₀ cannot be told from the schedule.
     The authors clip η/√v to bounds around f η/η₀; η cancels from the direction u, so the bounds follow any schedule.
     Reference: Luo, Xiong, Liu and Sun, 2019, arXiv:1902.09843.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    final_lr: float = hyper(0.1, above=0)
-    gamma: float = hyper(1e-3, above=0)
-    epsilon: float = hyper(1e-8, above=0)
-    ams_bound: bool = hyper(False)
-    base_learning_rate: Any = hyper(None, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    final_lr: Positive = 0.1
+    gamma: Positive = 1e-3
+    epsilon: Positive = 1e-8
+    ams_bound: bool = False
+    base_learning_rate: Positive | None = None
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.base_learning_rate = self.base_learning_rate or _peak(self._given_rate())  # saved: the rate may change
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.base_learning_rate = self.base_learning_rate or self._implied()  # saved: the rate may change
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -80,6 +81,13 @@ class AdaBound(Optimizer):
         shares = {f"share_at_{k}_bound": ops.mean(ops.cast(there, eta.dtype)) for k, there in at.items()}
         return {"lower_bound": lower * eta, "upper_bound": upper * eta} | shares
 
+    def _implied(self) -> float:
+        return _peak(self._given_rate(), self.fields["learning_rate"].default)
+
+    def _changed(self, *left_out: str) -> list[str]:
+        implied = self.base_learning_rate == self._implied()
+        return super()._changed(*left_out, *(["base_learning_rate"] if implied else []))
+
     def _unbounded(self, s: Any, t: Tensor) -> Tensor:
         correction = ops.sqrt(debias(self.beta_2, t)) / debias(self.beta_1, t)
         return correction / (ops.sqrt(s.n if self.ams_bound else s.v) + self.epsilon)
@@ -100,18 +108,17 @@ class AdaBoundW(AdaBound):
     Reference: the authors' code to Luo et al., 2019, arXiv:1902.09843; Loshchilov and Hutter, 2019, arXiv:1711.05101.
     """
 
-    weight_decay: float | None = hyper(5e-4, 0)
+    weight_decay = 5e-4
 
-    @property
-    def decay(self) -> float:
+    def decay(self, updates: Tensor) -> Any:
         """λ/η₀."""
-        return (self.weight_decay or 0.0) / self.base_learning_rate
+        return super().decay(updates) / self.base_learning_rate
 
 
-def _peak(rate: Any) -> float:
+def _peak(rate: Any, default: float) -> float:
     """Returns the number, or the rate that a schedule is built around: Keras names it, others begin with it."""
     if isinstance(rate, float):
-        peak: float | None = rate
+        peak: float | None = rate or default
     else:
         known = [getattr(rate, name, None) for name in ("warmup_target", "initial_learning_rate", "peak_learning_rate")]
         values = getattr(rate, "values", None)  # of PiecewiseConstantDecay

@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -28,9 +28,9 @@ class AdaDelta(Optimizer):
     Reference: Zeiler, 2012, arXiv:1212.5701.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
-    rho: float = hyper(0.95, 0, 1)
-    epsilon: float = hyper(1e-6, above=0)
+    learning_rate = 1.0
+    rho: Fraction = 0.95
+    epsilon: Positive = 1e-6
     slots = {"v": Slot(), "d": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 
@@ -30,9 +30,9 @@ class AdaGrad(Optimizer):
     Reference: Duchi, Hazan and Singer, 2011, jmlr.org/papers/v12/duchi11a.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    initial_accumulator_value: float = hyper(0.0, 0)
-    epsilon: float = hyper(1e-10, above=0)
+    learning_rate = 0.01
+    initial_accumulator_value: NonNegative = 0.0
+    epsilon: Positive = 1e-10
 
     @property
     def slots(self) -> Mapping[str, Slot]:

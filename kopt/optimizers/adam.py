@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from types import SimpleNamespace as State
-from typing import Any
+from typing import Any, Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -33,11 +33,11 @@ class Adam(Optimizer):
     Reference: Kingma and Ba, 2015, arXiv:1412.6980; Reddi et al., 2018, arXiv:1904.09237.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    amsgrad: bool = hyper(False)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    amsgrad: bool = False
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -71,7 +71,7 @@ class AdamW(Adam):
     Reference: Loshchilov and Hutter, 2019, arXiv:1711.05101.
     """
 
-    weight_decay: float | None = hyper(0.01, 0)
+    weight_decay = 0.01
 
 
 class LazyAdam(Adam):
@@ -91,7 +91,7 @@ class LazyAdam(Adam):
     Reference: Kingma and Ba, 2015, arXiv:1412.6980, on the rows of a sparse gradient.
     """
 
-    sparse: str = hyper("lazy", choices=("lazy",))
+    sparse: Literal["lazy"] = "lazy"
 
 
 class Nadam(Optimizer):
@@ -115,11 +115,11 @@ class Nadam(Optimizer):
     Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    momentum_decay: float = hyper(0.004, 0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    momentum_decay: NonNegative = 0.004
     slots = {"m": Slot(), "v": Slot()}
     shared = {"product": 1.0}
 
@@ -155,4 +155,4 @@ class NadamW(Nadam):
     Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ; Loshchilov and Hutter, 2019, arXiv:1711.05101.
     """
 
-    weight_decay: float | None = hyper(0.01, 0)
+    weight_decay = 0.01

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -31,11 +31,11 @@ class AdamAtan2(Optimizer):
     Reference: Everett et al., 2024, arXiv:2407.05872.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    a: float = hyper(4 / math.pi, above=0)
-    b: float = hyper(1.0, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    a: Positive = 4 / math.pi
+    b: Positive = 1.0
     slots = {"m": Slot(), "v": Slot()}
     scale_free = True
 

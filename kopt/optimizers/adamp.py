@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -39,14 +39,14 @@ class AdamP(Optimizer):
     Reference: Heo et al., 2021, arXiv:2006.08217.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    weight_decay: float | None = hyper(0.01, 0)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    delta: float = hyper(0.1, above=0)
-    wd_ratio: float = hyper(0.1, 0, 1)
-    nesterov: bool = hyper(False)
+    learning_rate = 1e-3
+    weight_decay = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    delta: Positive = 0.1
+    wd_ratio: Fraction = 0.1
+    nesterov: bool = False
     slots = {"m": Slot(), "v": Slot()}
     row_wise = False
 
@@ -65,7 +65,7 @@ class AdamP(Optimizer):
         """Returns u and w as it decays."""
         kept, decayed, axes = u, w, tuple(range(len(w.shape)))
         for over in (axes, axes[:-1]):  # channels come last: they take precedence
-            size = math.prod(w.shape[axis] for axis in over)
+            size = max(math.prod(w.shape[axis] for axis in over), 1)
             norm = ops.sqrt(_dot(w, w, over))
             bound = self.delta / math.sqrt(size) * norm * ops.sqrt(_dot(g, g, over))
             orthogonal = ops.all(ops.abs(_dot(g, w, over)) <= bound)  # a weight of zeros, too

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -34,11 +34,11 @@ class Adan(Optimizer):
     Reference: Xie et al., 2024, arXiv:2208.06677.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.98, 0, 1)
-    beta_2: float = hyper(0.92, 0, 1)
-    beta_3: float = hyper(0.99, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.98
+    beta_2: Fraction = 0.92
+    beta_3: Fraction = 0.99
+    epsilon: Positive = 1e-8
     slots = {"m": Slot(), "e": Slot(), "v": Slot(), "last": Slot()}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

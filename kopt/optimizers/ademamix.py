@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Count, Fraction, NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -38,14 +38,14 @@ class AdEMAMix(Optimizer):
     Reference: Pagliardini, Ablin and Grangier, 2024, arXiv:2409.03137.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    beta_3: float = hyper(0.9999, 0, 1)
-    alpha: float = hyper(5.0, 0)
-    alpha_warmup: int | None = hyper(None, 1, integer=True)
-    beta_3_warmup: int | None = hyper(None, 1, integer=True)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    beta_3: Fraction = 0.9999
+    alpha: NonNegative = 5.0
+    alpha_warmup: Count | None = None
+    beta_3_warmup: Count | None = None
+    epsilon: Positive = 1e-8
     slots = {"m": Slot(), "l": Slot(), "v": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

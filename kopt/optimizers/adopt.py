@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -31,11 +31,11 @@ class ADOPT(Optimizer):
     Reference: Taniguchi et al., 2024, arXiv:2411.02853.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.9999, 0, 1)
-    epsilon: float = hyper(1e-6, above=0)
-    clip: bool = hyper(True)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.9999
+    epsilon: Positive = 1e-6
+    clip: bool = True
     slots = {"m": Slot(), "v": Slot()}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

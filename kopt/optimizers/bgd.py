@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Count
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 from kopt.optimizers._slots import Slot
 from kopt.optimizers.linesearch import BACKTRACKING, backtrack
@@ -31,14 +31,14 @@ class FullBatch(Optimizer, abstract=True):
         ValueError: `examples` without `batch_size`, or a contradiction between these numbers.
     """
 
-    examples: int | None = hyper(None, 1, integer=True)
-    batch_size: int | None = hyper(None, 1, integer=True)
-    steps_per_update: int | None = hyper(None, 1, integer=True)
+    examples: Count | None = None
+    batch_size: Count | None = None
+    steps_per_update: Count | None = None
     precise: ClassVar[bool] = True
     row_wise: ClassVar[bool] = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         name = type(self).__name__
         if (self.examples is None) != (self.batch_size is None):
             raise ValueError(
@@ -52,6 +52,8 @@ class FullBatch(Optimizer, abstract=True):
         given = {k: v for k, v in steps.items() if v is not None}
         if len(set(given.values())) > 1:
             raise ValueError(f"{name}: these numbers of batches for an update differ: {given}")
+        if callable(self.weight_decay):
+            raise ValueError(f"{name}: weight_decay must be a number: it is part of the function that is minimized.")
         self.steps_per_update = next(iter(given.values()), None)
         self.gradient_accumulation_steps = self.steps_per_update if (self.steps_per_update or 1) > 1 else None
 
@@ -104,8 +106,8 @@ class BGD(FullBatch):
     doi:10.1093/imanum/8.1.141, equation 5.
     """
 
-    learning_rate: LearningRate = hyper(0.1)
-    step: str = hyper("armijo", choices=("armijo", "barzilai_borwein", "fixed"))
+    learning_rate = 0.1
+    step: Literal["armijo", "barzilai_borwein", "fixed"] = "armijo"
 
     @property
     def needs_loss(self) -> bool:

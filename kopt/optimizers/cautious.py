@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Positive
 from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._wrapper import Wrapper
@@ -29,10 +29,10 @@ class Cautious(Wrapper):
     """
 
     row_wise: ClassVar[bool] = False
-    floor: float = hyper(1e-3, above=0)
+    floor: Positive = 1e-3
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if type(self.optimizer).advance is not Optimizer.advance:
             raise ValueError(f"Cautious takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
 
@@ -42,6 +42,6 @@ class Cautious(Wrapper):
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Masks the direction of the optimizer within."""
-        u, new = self.optimizer.rule(g, w, s, t)
+        u, new = self.optimizer.direction(g, w, s, t)
         agree = ops.cast(u * g > 0, u.dtype)
-        return u * agree / ops.maximum(ops.mean(agree), self.floor), new
+        return u * agree / ops.maximum(ops.mean(agree), self.floor), dict(new)

@@ -5,9 +5,9 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._math import Tensor
+from kopt.declare import Positive
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._math import Tensor, with_decay
 from kopt.optimizers._slots import Slot
 
 
@@ -35,14 +35,14 @@ class COCOB(Optimizer):
     Reference: Orabona and Tommasi, 2017, arXiv:1705.07795.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
-    alpha: float = hyper(100.0, above=0)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 1.0
+    alpha: Positive = 100.0
+    epsilon: Positive = 1e-8
     slots = {"theta": Slot(exact=True), "most": Slot(), "total": Slot(), "reward": Slot(), "bet": Slot(exact=True)}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Settles the last bet, makes the next one and moves by the difference."""
-        g = g + s.weight_decay * w if s.weight_decay else g
+        g = with_decay(g, w, s)
         size = ops.abs(g)
         new = State(
             theta=s.theta - g,

@@ -1,13 +1,13 @@
 """Conditional gradient (Frank-Wolfe)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 
 LIMIT = 300  # then the value is within 1 % of the largest, however close others are
@@ -36,9 +36,9 @@ class ConditionalGradient(Optimizer):
     doi:10.1002/nav.3800030109.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    radius: float = hyper(10.0, above=0)
-    ord: str = hyper("fro", choices=("fro", "nuclear"))
+    learning_rate = 1e-3
+    radius: Positive = 10.0
+    ord: Literal["fro", "nuclear"] = "fro"
     row_wise = False
     scale_free = True
 

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace as State
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._math import Tensor, debias, ema
+from kopt.declare import Fraction, Positive, Range
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._math import Tensor, debias, decays, ema, with_decay
 from kopt.optimizers._slots import Slot
 
 
@@ -26,9 +26,9 @@ class DAdaptation(Optimizer, abstract=True):
             comes out too large.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
-    d0: float = hyper(1e-6, above=0)
-    growth_rate: float | None = hyper(None, above=1)
+    learning_rate = 1.0
+    d0: Positive = 1e-6
+    growth_rate: Annotated[float, Range(above=1)] | None = None
     row_wise: ClassVar[bool] = False
     sums: ClassVar[Mapping[str, float]] = {}
 
@@ -55,10 +55,10 @@ class Adaptive(DAdaptation, abstract=True):
         weight_decay: λ ≥ 0, decoupled; scaled by κ.
     """
 
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    use_bias_correction: bool = hyper(False)
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    use_bias_correction: bool = False
 
     def correction(self, t: Tensor) -> Tensor:
         """Returns κ / (η d)."""
@@ -105,7 +105,7 @@ class DAdaptAdam(Adaptive):
         m, v = ema(s.m, step * g, self.beta_1), ema(s.v, ops.square(g), self.beta_2)
         new = {"m": m, "v": v, "s": ema(s.s, step * g, math.sqrt(self.beta_2))}
         u = m / (ops.sqrt(v) + self.epsilon)
-        return w - (u + step * s.weight_decay * w if s.weight_decay else u), new
+        return w - (u + step * s.weight_decay * w if decays(s) else u), new
 
     def rate(self, s: Any, t: Tensor) -> Tensor:
         """κ / η / (√v + ε)."""
@@ -135,7 +135,7 @@ class DAdaptSGD(DAdaptation):
     Reference: Defazio and Mishchenko, 2023, arXiv:2301.07733.
     """
 
-    momentum: float = hyper(0.0, 0, 1)
+    momentum: Fraction = 0.0
     sums = {"numerator": 0.0, "norm": 0.0}
     scale_free: ClassVar[bool] = True
 
@@ -170,7 +170,7 @@ class DAdaptSGD(DAdaptation):
         return quotient(s.used, s.norm)
 
     def _change(self, g: Tensor, w: Tensor, s: Any, d: Tensor) -> Tensor:
-        return s.learning_rate * quotient(d, s.norm) * (g + s.weight_decay * w if s.weight_decay else g)
+        return s.learning_rate * quotient(d, s.norm) * with_decay(g, w, s)
 
 
 class DAdaptAdaGrad(DAdaptation):
@@ -195,7 +195,7 @@ class DAdaptAdaGrad(DAdaptation):
     Reference: Defazio and Mishchenko, 2023, arXiv:2301.07733.
     """
 
-    initial_accumulator_value: float = hyper(1e-6, above=0)
+    initial_accumulator_value: Positive = 1e-6
     sums = {"spent": 0.0}
 
     @property
@@ -203,7 +203,7 @@ class DAdaptAdaGrad(DAdaptation):
         """The first weight, the sum s and the sum of squares a."""
         return {
             "first": Slot("weight", exact=True),
-            "s": Slot(exact=True),
+            "s": Slot(exact=True, anchored=True),
             "a": Slot(self.initial_accumulator_value),
         }
 
@@ -228,7 +228,7 @@ class DAdaptAdaGrad(DAdaptation):
         return s.used / ops.sqrt(s.a)
 
     def _summed(self, g: Tensor, w: Tensor, s: Any, d: Tensor) -> tuple[Tensor, State]:
-        g = g + s.weight_decay * w if s.weight_decay else g
+        g = with_decay(g, w, s)
         change = s.learning_rate * d * g
         return change, State(s=s.s + change, a=s.a + ops.square(g))
 

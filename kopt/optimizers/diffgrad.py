@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -31,10 +31,10 @@ class DiffGrad(Optimizer):
     Reference: Dubey et al., 2020, arXiv:1909.11015.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
     slots = {"m": Slot(), "v": Slot(), "p": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._math import Tensor, sum_of_squares
+from kopt.declare import Positive
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._math import Tensor, sum_of_squares, with_decay
 from kopt.optimizers._slots import Slot
 
 
@@ -23,7 +23,7 @@ class Distance(Optimizer, abstract=True):
         weight_decay: λ ≥ 0, adds λ w to the gradient.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
+    learning_rate = 1.0
     slots = {"delta": Slot(exact=True)}
     row_wise: ClassVar[bool] = False
 
@@ -51,7 +51,7 @@ class DoG(Distance):
     Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
     """
 
-    reps_rel: float = hyper(1e-6, above=0)
+    reps_rel: Positive = 1e-6
     shared: Mapping[str, Any] = {"distance": 0.0, "total": 0.0}
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
@@ -116,8 +116,8 @@ class DoWG(Distance):
     Reference: Khaled, Mishchenko and Jin, 2023, arXiv:2305.16284.
     """
 
-    initial_distance: float = hyper(1e-2, above=0)
-    epsilon: float = hyper(1e-4, above=0)
+    initial_distance: Positive = 1e-2
+    epsilon: Positive = 1e-4
 
     @property
     def shared(self) -> Mapping[str, Any]:
@@ -137,8 +137,3 @@ class DoWG(Distance):
     def rate(self, s: Any, t: Tensor) -> Tensor:
         """r² / (√v + ε)."""
         return s.square / (ops.sqrt(s.total) + self.epsilon)
-
-
-def with_decay(g: Tensor, w: Tensor, s: Any) -> Tensor:
-    """Returns g + λ w."""
-    return g + s.weight_decay * w if s.weight_decay else g

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from types import SimpleNamespace as State
-from typing import Any
+from typing import Annotated, Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import NonNegative, Positive, Range
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, soft
 from kopt.optimizers._slots import Slot
 
@@ -35,12 +35,12 @@ class FTRL(Optimizer):
     Reference: McMahan et al., 2013, doi:10.1145/2487575.2488200.
     """
 
-    learning_rate: LearningRate = hyper(0.1)
-    learning_rate_power: float = hyper(-0.5, -2, 0)
-    initial_accumulator_value: float = hyper(0.1, above=0)
-    l1: float = hyper(0.0, 0)
-    l2: float = hyper(0.0, 0)
-    beta: float = hyper(0.0, 0)
+    learning_rate = 0.1
+    learning_rate_power: Annotated[float, Range(-2, 0)] = -0.5
+    initial_accumulator_value: Positive = 0.1
+    l1: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    beta: NonNegative = 0.0
 
     @property
     def slots(self) -> Mapping[str, Slot]:

@@ -1,11 +1,11 @@
 """Wrappers that change the gradient before the rule sees it."""
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import NonNegative, Positive, Range
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._wrapper import Wrapper
 
@@ -50,8 +50,8 @@ class AdaptiveClip(Wrapper):
     """
 
     row_wise: ClassVar[bool] = False
-    clipping: float = hyper(0.01, above=0)
-    epsilon: float = hyper(1e-3, above=0)
+    clipping: Positive = 0.01
+    epsilon: Positive = 1e-3
 
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Scales down what is too long."""
@@ -80,9 +80,9 @@ class GradientNoise(Wrapper):
 
     row_wise: ClassVar[bool] = False
     random: ClassVar[bool] = True
-    scale: float = hyper(0.01, 0)
-    fading: float = hyper(0.55, 0)
-    seed: int = hyper(0, 0, 2**14)
+    scale: NonNegative = 0.01
+    fading: NonNegative = 0.55
+    seed: Annotated[int, Range(0, 2**14)] = 0
 
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Adds the noise, by Box's and Muller's transform of two uniform numbers."""

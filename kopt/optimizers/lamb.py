@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema, sum_of_squares
 from kopt.optimizers._slots import Slot
 
@@ -33,12 +33,12 @@ class LAMB(Optimizer):
     Reference: You et al., 2020, arXiv:1904.00962.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    weight_decay: float | None = hyper(0.01, 0)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-6, above=0)
-    adapt_vectors: bool = hyper(True)
+    learning_rate = 1e-3
+    weight_decay = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-6
+    adapt_vectors: bool = True
     slots = {"m": Slot(), "v": Slot()}
     row_wise = False
 

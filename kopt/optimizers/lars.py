@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 from kopt.optimizers._slots import Slot
 
@@ -34,11 +34,11 @@ class LARS(Optimizer):
     Reference: You, Gitman and Ginsburg, 2017, arXiv:1708.03888.
     """
 
-    learning_rate: LearningRate = hyper(0.1)
-    weight_decay: float | None = hyper(5e-4, 0)
-    momentum: float = hyper(0.9, 0, 1)
-    trust_coefficient: float = hyper(1e-3, above=0)
-    adapt_vectors: bool = hyper(False)
+    learning_rate = 0.1
+    weight_decay = 5e-4
+    momentum: Fraction = 0.9
+    trust_coefficient: Positive = 1e-3
+    adapt_vectors: bool = False
     slots = {"b": Slot()}
     row_wise = False
 

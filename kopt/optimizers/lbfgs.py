@@ -1,13 +1,12 @@
 """L-BFGS."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Count
 from kopt.optimizers import compact, linesearch
-from kopt.optimizers._base import LearningRate
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 from kopt.optimizers.bgd import FullBatch
@@ -38,10 +37,10 @@ class LBFGS(FullBatch):
     Reference: Liu and Nocedal, 1989, doi:10.1007/BF01589116.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
-    history: int = hyper(10, 1)
-    line_search: str = hyper("strong_wolfe", choices=("strong_wolfe", "armijo", "fixed"))
-    pairs: str = hyper("curved", choices=("curved", "damped", "cautious"))
+    learning_rate = 1.0
+    history: Count = 10
+    line_search: Literal["strong_wolfe", "armijo", "fixed"] = "strong_wolfe"
+    pairs: Literal["curved", "damped", "cautious"] = "curved"
     needs_loss = True
 
     @property

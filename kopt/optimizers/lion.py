@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -27,9 +27,9 @@ class Lion(Optimizer):
     Reference: Chen et al., 2023, arXiv:2302.06675.
     """
 
-    learning_rate: LearningRate = hyper(1e-4)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.99, 0, 1)
+    learning_rate = 1e-4
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
     slots = {"m": Slot()}
     scale_free = True
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Count, OpenFraction
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 from kopt.optimizers._wrapper import Wrapper
@@ -27,8 +27,8 @@ class Lookahead(Wrapper):
     Reference: Zhang et al., 2019, arXiv:1907.08610.
     """
 
-    k: int = hyper(5, 1)
-    alpha: float = hyper(0.5, above=0, high=1)
+    k: Count = 5
+    alpha: OpenFraction = 0.5
     own_slots: ClassVar[Any] = {"slow": Slot("weight", exact=True)}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -34,11 +34,11 @@ class MADGRAD(Optimizer):
     Reference: Defazio and Jelassi, 2022, arXiv:2101.11075.
     """
 
-    learning_rate: LearningRate = hyper(1e-2)
-    momentum: float = hyper(0.9, 0, 1)
-    epsilon: float = hyper(1e-6, above=0)
+    learning_rate = 1e-2
+    momentum: Fraction = 0.9
+    epsilon: Positive = 1e-6
     # The weights are computed from s and x0: rounding them would shake the weights at each step.
-    slots = {"s": Slot(exact=True), "v": Slot(), "x0": Slot("weight", exact=True)}
+    slots = {"s": Slot(exact=True, anchored=True), "v": Slot(), "x0": Slot("weight", exact=True)}
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds to both sums, and moves towards the point that they give."""

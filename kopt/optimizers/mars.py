@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from types import SimpleNamespace as State
-from typing import Any
+from typing import Any, Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema, sum_of_squares
 from kopt.optimizers._slots import Slot
 
@@ -35,12 +35,12 @@ class MARS(Optimizer):
     Reference: Yuan et al., 2024, arXiv:2411.10438.
     """
 
-    learning_rate: LearningRate = hyper(3e-3)
-    beta_1: float = hyper(0.95, 0, 1)
-    beta_2: float = hyper(0.99, 0, 1)
-    gamma: float = hyper(0.025, 0)
-    form: str = hyper("adamw", choices=("adamw", "lion"))
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 3e-3
+    beta_1: Fraction = 0.95
+    beta_2: Fraction = 0.99
+    gamma: NonNegative = 0.025
+    form: Literal["adamw", "lion"] = "adamw"
+    epsilon: Positive = 1e-8
     row_wise = False
 
     @property

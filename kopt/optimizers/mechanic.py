@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import NonNegative, Positive
 from kopt.optimizers._math import Tensor, sum_of_squares
 from kopt.optimizers._slots import Slot
 from kopt.optimizers._wrapper import Wrapper
@@ -35,10 +35,10 @@ class Mechanic(Wrapper):
     """
 
     row_wise: ClassVar[bool] = False
-    start: float = hyper(1e-8, above=0)
-    pull: float = hyper(0.01, 0)
-    epsilon: float = hyper(1e-8, above=0)
-    own_slots: ClassVar[Any] = {"first": Slot("weight", exact=True), "delta": Slot(exact=True)}
+    start: Positive = 1e-8
+    pull: NonNegative = 0.01
+    epsilon: Positive = 1e-8
+    own_slots: ClassVar[Any] = {"first": Slot("weight", exact=True), "delta": Slot(exact=True, anchored=True)}
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema, sum_of_squares
 from kopt.optimizers._slots import Slot
 
@@ -31,11 +31,11 @@ class NovoGrad(Optimizer):
     Reference: Ginsburg et al., 2019, arXiv:1905.11286.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    beta_1: float = hyper(0.95, 0, 1)
-    beta_2: float = hyper(0.98, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    grad_averaging: bool = hyper(False)
+    learning_rate = 0.01
+    beta_1: Fraction = 0.95
+    beta_2: Fraction = 0.98
+    epsilon: Positive = 1e-8
+    grad_averaging: bool = False
     slots = {"m": Slot(), "v": Slot(shape=lambda shape: ())}
     row_wise = False
 

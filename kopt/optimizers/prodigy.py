@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._math import Tensor, ema
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._math import Tensor, ema, with_decay
 from kopt.optimizers._slots import Slot
 from kopt.optimizers.dadapt import Adaptive, quotient
 
@@ -38,9 +38,9 @@ class Prodigy(Adaptive):
     Reference: Mishchenko and Defazio, 2023, arXiv:2306.06101.
     """
 
-    beta_3: float | None = hyper(None, 0, 1)
-    d_coef: float = hyper(1.0, above=0)
-    safeguard_warmup: bool = hyper(False)
+    beta_3: Fraction | None = None
+    d_coef: Positive = 1.0
+    safeguard_warmup: bool = False
     slots = {"m": Slot(), "v": Slot(), "s": Slot(), "delta": Slot(exact=True)}
     sums = {"numerator": 0.0, "peak": 0.0}  # n, and the largest d̂ so far, up to which d grows
 
@@ -63,7 +63,7 @@ class Prodigy(Adaptive):
         d = s.used
         new = State(m=ema(s.m, d * g, self.beta_1), v=ema(s.v, ops.square(d * g), self.beta_2))
         u = new.m / (ops.sqrt(new.v) + d * self.epsilon)
-        step = self._kappa(s, d, t) * (u + s.weight_decay * w if s.weight_decay else u)
+        step = self._kappa(s, d, t) * with_decay(u, w, s)
         new.s, new.delta = self._sum(g, s, d, t), s.delta - step
         return w - step, vars(new)
 

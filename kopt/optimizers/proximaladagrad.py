@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, soft
 from kopt.optimizers._slots import Slot
 
@@ -31,10 +31,10 @@ class ProximalAdaGrad(Optimizer):
     jmlr.org/papers/v10/duchi09a (the proximal step).
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    initial_accumulator_value: float = hyper(0.1, above=0)
-    l1: float = hyper(0.0, 0)
-    l2: float = hyper(0.0, 0)
+    learning_rate = 0.01
+    initial_accumulator_value: Positive = 0.1
+    l1: NonNegative = 0.0
+    l2: NonNegative = 0.0
 
     @property
     def slots(self) -> Mapping[str, Slot]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive, Share
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -32,12 +32,12 @@ class QHAdam(Optimizer):
     Reference: Ma and Yarats, 2019, arXiv:1810.06801.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.995, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    nu_1: float = hyper(0.7, 0, 1, closed=True)
-    nu_2: float = hyper(1.0, 0, 1, closed=True)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.995
+    beta_2: Fraction = 0.999
+    nu_1: Share = 0.7
+    nu_2: Share = 1.0
+    epsilon: Positive = 1e-8
     slots = {"m": Slot(), "v": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,12 +1,12 @@
 """RAdam."""
 
 from types import SimpleNamespace as State
-from typing import Any
+from typing import Annotated, Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive, Range
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema, rectification
 from kopt.optimizers._slots import Slot
 
@@ -33,11 +33,11 @@ class RAdam(Optimizer):
     Reference: Liu et al., 2020, arXiv:1908.03265.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    threshold: float = hyper(5.0, 4)
+    learning_rate = 1e-3
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    threshold: Annotated[float, Range(4)] = 5.0
     slots = {"m": Slot(), "v": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -33,11 +33,11 @@ class RMSprop(Optimizer):
     Reference: Tieleman and Hinton, Lecture 6.5, 2012; centered: Graves, 2013, arXiv:1308.0850.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    rho: float = hyper(0.9, 0, 1)
-    momentum: float = hyper(0.0, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
-    centered: bool = hyper(False)
+    learning_rate = 1e-3
+    rho: Fraction = 0.9
+    momentum: Fraction = 0.0
+    epsilon: Positive = 1e-8
+    centered: bool = False
 
     @property
     def slots(self) -> Mapping[str, Slot]:

@@ -1,14 +1,15 @@
 """Route."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 
-from kopt import _paths
-from kopt._hyper import hyper
+from kopt.declare import Convert, path_rules
 from kopt.optimizers._base import Optimizer
+from kopt.optimizers._start import path_of
 from kopt.optimizers._wrapper import Composite, inner
 
 
@@ -41,11 +42,10 @@ class Route(Composite):
     Reference: `MultiOptimizer` of TensorFlow Addons, which chose by layer.
     """
 
-    leading = "routes"
-    routes: Any = hyper((("", "adamw"),), convert=_routes)
+    routes: Annotated[Any, Convert(_routes)] = dataclasses.field(default=(("", "adamw"),), kw_only=False)
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for _, optimizer in self.routes:
             if hasattr(optimizer, "averages"):
                 raise ValueError(f"Route: {optimizer!r} trains one point and evaluates another, for all weights.")
@@ -64,9 +64,9 @@ class Route(Composite):
 
     def build(self, variables: Sequence[Any]) -> None:
         """See `Optimizer.build`."""
-        paths = [getattr(v, "path", v.name) for v in variables]
+        paths = [path_of(v) for v in variables]
         numbered = [(pattern, float(i)) for i, (pattern, _) in enumerate(self.routes)]
-        chosen = _paths.resolve("Route.routes", numbered, paths, default=-1.0)
+        chosen = path_rules.resolve("Route.routes", numbered, paths, default=-1.0)
         if missed := [path for path, i in zip(paths, chosen, strict=True) if i < 0]:
             raise ValueError(
                 f"Route: no pattern is found in {len(missed)} weights: {', '.join(missed[:5])}. "

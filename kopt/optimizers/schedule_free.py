@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
-from kopt.optimizers._math import Tensor, debias, ema, rectification
+from kopt.declare import Fraction, NonNegative, OpenFraction, Positive
+from kopt.optimizers._base import Optimizer
+from kopt.optimizers._math import Tensor, debias, ema, rectification, with_decay
 from kopt.optimizers._slots import Slot
 from kopt.optimizers._wrapper import Wrapper
 
@@ -28,9 +28,9 @@ class Averaging(Optimizer, abstract=True):
         rate_power: p ≥ 0, how much more iterates of a larger learning rate weigh.
     """
 
-    beta_1: float = hyper(0.9, high=1, above=0)
-    power: float = hyper(0.0, 0)
-    rate_power: float = hyper(2.0, 0)
+    beta_1: OpenFraction = 0.9
+    power: NonNegative = 0.0
+    rate_power: NonNegative = 2.0
     own_slots: ClassVar[Any] = {"z": Slot("weight", exact=True)}
     own_shared: ClassVar[Any] = {"peak": 0.0, "total": 0.0, "share": 1.0}
 
@@ -47,8 +47,8 @@ class Averaging(Optimizer, abstract=True):
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Moves z along the direction of the rule, and y after it."""
-        u, new = self.rule(g, w, s, t)
-        step = s.learning_rate * self.warmth(t) * (u + s.weight_decay * w if s.weight_decay else u)
+        u, new = self.direction(g, w, s, t)
+        step = s.learning_rate * self.warmth(t) * with_decay(u, w, s)
         y = w + s.share * (s.z - w) - (1 - self.beta_1 * (1 - s.share)) * step
         return y, {**new, "z": s.z - step}
 
@@ -73,8 +73,8 @@ class ScheduleFree(Averaging, Wrapper):
     Reference: Defazio et al., 2024, arXiv:2405.15682.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if type(self.optimizer).advance is not Optimizer.advance:
             raise ValueError(f"ScheduleFree takes a rule that steps along a direction. Received: {self.optimizer!r}")
 
@@ -96,7 +96,7 @@ class ScheduleFreeSGD(Averaging):
     Reference: Defazio et al., 2024, arXiv:2405.15682.
     """
 
-    learning_rate: LearningRate = hyper(1.0)
+    learning_rate = 1.0
     slots = Averaging.own_slots
     shared = Averaging.own_shared
 
@@ -122,9 +122,9 @@ class ScheduleFreeAdamW(Averaging):
     Reference: Defazio et al., 2024, arXiv:2405.15682.
     """
 
-    learning_rate: LearningRate = hyper(2.5e-3)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-8, above=0)
+    learning_rate = 2.5e-3
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
     slots = {"v": Slot(), **Averaging.own_slots}
     shared = Averaging.own_shared
 

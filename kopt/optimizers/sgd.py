@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._slots import Slot
 
@@ -19,7 +19,7 @@ class SGD(Optimizer):
     Reference: Robbins and Monro, A Stochastic Approximation Method, 1951, doi:10.1214/aoms/1177729586.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
+    learning_rate = 0.01
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient itself."""
@@ -42,8 +42,8 @@ class Momentum(Optimizer):
     Reference: Polyak, 1964, doi:10.1016/0041-5553(64)90137-5.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    momentum: float = hyper(0.9, 0, 1)
+    learning_rate = 0.01
+    momentum: Fraction = 0.9
     slots = {"b": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,8 +67,8 @@ class NAG(Optimizer):
     Reference: Nesterov, 1983; in this form Sutskever et al., 2013, proceedings.mlr.press/v28/sutskever13.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    momentum: float = hyper(0.9, 0, 1)
+    learning_rate = 0.01
+    momentum: Fraction = 0.9
     slots = {"b": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,10 +96,10 @@ class SGDW(Optimizer):
     Reference: Loshchilov and Hutter, 2019, arXiv:1711.05101.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    weight_decay: float | None = hyper(0.01, 0)
-    momentum: float = hyper(0.9, 0, 1)
-    nesterov: bool = hyper(False)
+    learning_rate = 0.01
+    weight_decay = 0.01
+    momentum: Fraction = 0.9
+    nesterov: bool = False
     slots = {"b": Slot()}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -26,8 +26,8 @@ class SignSGD(Optimizer):
     Reference: Bernstein et al., 2018, arXiv:1802.04434.
     """
 
-    learning_rate: LearningRate = hyper(1e-4)
-    momentum: float = hyper(0.0, 0, 1)
+    learning_rate = 1e-4
+    momentum: Fraction = 0.0
     scale_free = True
 
     @property

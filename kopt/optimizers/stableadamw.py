@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Fraction
 from kopt.optimizers._math import Tensor, debias
 from kopt.optimizers.adam import AdamW
 
@@ -25,7 +25,7 @@ class StableAdamW(AdamW):
     Reference: Wortsman et al., 2023, arXiv:2304.13013.
     """
 
-    beta_2: float = hyper(0.99, 0, 1)
+    beta_2: Fraction = 0.99
     row_wise = False
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

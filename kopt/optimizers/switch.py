@@ -1,12 +1,13 @@
 """Switch."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Convert, Count
 from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._step import part
@@ -29,15 +30,15 @@ class Switch(Composite):
     Reference: Keskar and Socher, 2017, arXiv:1712.07628, who find n and the second rate while training.
     """
 
-    leading = "first"
-    first: Any = hyper("adam", convert=inner)
-    second: Any = hyper("sgd", convert=inner)
-    after: int = hyper(100, 1)
+    first: Annotated[Any, Convert(inner)] = dataclasses.field(default="adam", kw_only=False)
+    second: Annotated[Any, Convert(inner)] = "sgd"
+    after: Count = 100
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         both = self.rules().values()
-        self.__dict__ |= {"row_wise": all(r.row_wise for r in both), "precise": any(r.precise for r in both)}
+        wise, precise = all(r.row_wise for r in both), any(r.precise for r in both)
+        vars(self).update(row_wise=wise, precise=precise, bounded=False)  # the rates of both are within
 
     def rules(self) -> Mapping[str, Optimizer]:
         """Both."""
@@ -88,7 +89,8 @@ def _seen(rule: Optimizer, key: str, after: int, s: Any, t: Tensor, w: Tensor = 
     """Returns the namespace and the t of one of the rules, whose turn comes after so many updates."""
     its, seen = ops.maximum(t - after, 1.0), {**vars(s), **part(vars(s), key)}
     seen["learning_rate"] = s.learning_rate * ops.cast(rule._rate_after(its - 1), t.dtype)
-    seen["weight_decay"] = rule.decay * getattr(s, "weight_decay", 0.0)
+    factor = getattr(s, "weight_decay", 0.0)
+    seen["weight_decay"] = rule.decay(its - 1) * factor if factor else 0.0
     if w is not None:  # what begins as the weight does so when the turn comes
         for name in (name for name, slot in rule.slots.items() if slot.init == "weight"):
             seen[name] = ops.where(its <= 1, w, seen[name])

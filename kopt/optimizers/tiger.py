@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, ema
 from kopt.optimizers._slots import Slot
 
@@ -30,15 +30,15 @@ class Tiger(Optimizer):
     Reference: Su, Tiger: A Tight-fisted Optimizer, 2023, github.com/bojone/tiger.
     """
 
-    learning_rate: LearningRate = hyper(1e-3)
-    weight_decay: float | None = hyper(0.01, 0)
-    beta: float = hyper(0.965, 0, 1)
-    relative: bool = hyper(False)
+    learning_rate = 1e-3
+    weight_decay = 0.01
+    beta: Fraction = 0.965
+    relative: bool = False
     slots = {"m": Slot()}
     scale_free = True
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.__dict__["row_wise"] = not self.relative  # of this object: the mean goes over the whole matrix
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

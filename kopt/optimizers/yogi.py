@@ -6,8 +6,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
-from kopt.optimizers._base import LearningRate, Optimizer
+from kopt.declare import Fraction, NonNegative, Positive
+from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor, debias, ema
 from kopt.optimizers._slots import Slot
 
@@ -32,11 +32,11 @@ class Yogi(Optimizer):
     Reference: Zaheer et al., 2018, papers.nips.cc/paper/8186.
     """
 
-    learning_rate: LearningRate = hyper(0.01)
-    beta_1: float = hyper(0.9, 0, 1)
-    beta_2: float = hyper(0.999, 0, 1)
-    epsilon: float = hyper(1e-3, above=0)
-    initial_accumulator_value: float = hyper(1e-6, 0)
+    learning_rate = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-3
+    initial_accumulator_value: NonNegative = 1e-6
 
     @property
     def slots(self) -> Mapping[str, Slot]:

@@ -5,19 +5,18 @@ them. `forward` is the same function on activations: where a cheaper form than b
 writes it, and tests hold it to `effective`. Injection, switching, merging, counting and files are done elsewhere, once.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt._hyper import Configurable, hyper
+from kopt.declare import Configurable, Convert
+from kopt.declare.registry import ADAPTERS
 from kopt.peft import _targets
 from kopt.peft._site import Site, Tensor
 
-_CLASSES: dict[str, type["Adapter"]] = {}
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
@@ -131,7 +130,6 @@ class Adapter(Configurable):
         ValueError: an argument is unknown or out of range.
     """
 
-    leading = None
     peft_type: ClassVar[str] = ""
     """What `adapter_config.json` calls the method."""
     fixed: ClassVar[dict[str, Any]] = {}
@@ -145,31 +143,25 @@ class Adapter(Configurable):
     default_targets: ClassVar[tuple[str, ...]] = ()
     """Layers to adapt when none are named."""
 
-    target_modules: Any = hyper(None, convert=_targets.some_names)
-    exclude_modules: Any = hyper(None, convert=_targets.names)
-    layers_to_transform: Any = hyper(None, convert=_targets.indices)
-    layers_pattern: Any = hyper(None, convert=_targets.name_list)
-    modules_to_save: Any = hyper(None, convert=_targets.name_list)
+    target_modules: Annotated[Any, Convert(_targets.some_names)] = None
+    exclude_modules: Annotated[Any, Convert(_targets.names)] = None
+    layers_to_transform: Annotated[Any, Convert(_targets.indices)] = None
+    layers_pattern: Annotated[Any, Convert(_targets.name_list)] = None
+    modules_to_save: Annotated[Any, Convert(_targets.name_list)] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.peft_type:
-            _CLASSES[cls.__name__.lower()] = cls
+            ADAPTERS.register(cls, serializable=False)
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         self.extra: dict[str, Any] = dict(options.pop("extra", {}))
         """Entries of an `adapter_config.json` that kopt has no use for; they survive a round trip."""
-        for name, value in self._checked(options).items():
-            setattr(self, name, value)
+        super().__init__(*args, **options)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        config = {name: copy.deepcopy(getattr(self, name)) for name in self.hypers}
-        return config | ({"extra": self.extra} if self.extra else {})
-
-    def __repr__(self) -> str:
-        changed = [f"{k}={getattr(self, k)!r}" for k, h in self.hypers.items() if getattr(self, k) != h.default]
-        return f"{type(self).__name__}({', '.join(changed)})"
+        return super().get_config() | ({"extra": self.extra} if self.extra else {})
 
     # ----------------------------------------------------------------------------------------- what a method is
 
@@ -221,4 +213,4 @@ def is_bias(name: str) -> bool:
 
 def adapters() -> dict[str, type[Adapter]]:
     """Returns the methods by lower-case name, sorted."""
-    return dict(sorted(_CLASSES.items()))
+    return ADAPTERS.classes()

@@ -1,12 +1,12 @@
 """Bottleneck adapters: Houlsby's, Pfeiffer's, and parallel ones."""
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import keras
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Convert, Positive, Range
 from kopt.peft._base import Adapter, Base, Weight, uniform
 from kopt.peft._site import Site, Tensor
 
@@ -44,10 +44,10 @@ class Bottleneck(Adapter):
     kinds = ("einsum",)
     default_targets: ClassVar[tuple[str, ...]] = ("attention_output", "feedforward_output_dense")
 
-    reduction_factor: float = hyper(16.0, 1)
-    non_linearity: str = hyper("relu", convert=_non_linearity)
-    scaling: float = hyper(1.0, above=0)
-    parallel: bool = hyper(False)
+    reduction_factor: Annotated[float, Range(1)] = 16.0
+    non_linearity: Annotated[Any, Convert(_non_linearity)] = "relu"
+    scaling: Positive = 1.0
+    parallel: bool = False
 
     def can_host(self, layer: Any, site: Site | None) -> bool:
         """Returns whether the layer maps the last axis, or the last axes, of its input."""
@@ -106,5 +106,5 @@ class ParallelAdapter(Bottleneck):
     Reference: He et al., 2022, arXiv:2110.04366.
     """
 
-    scaling: float = hyper(4.0, above=0)
-    parallel: bool = hyper(True)
+    scaling: Positive = 4.0
+    parallel: bool = True

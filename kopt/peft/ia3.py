@@ -1,10 +1,10 @@
 """(IA)³."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Convert
 from kopt.peft import _targets
 from kopt.peft._base import Adapter, Base, Weight, ones
 from kopt.peft._site import Site, Tensor
@@ -28,7 +28,7 @@ class IA3(Adapter):
     kinds = ("einsum", "convolution", "embedding")
     default_targets = ("key", "value", "feedforward_output_dense")
 
-    feedforward_modules: Any = hyper(None, convert=_targets.names)
+    feedforward_modules: Annotated[Any, Convert(_targets.names)] = None
 
     scales_input = False
     """Whether this is the method at a feed-forward module."""

@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Convert, Count, Fraction, Positive, Range, checked
 from kopt.peft import _targets
 from kopt.peft._base import Adapter, Array, Base, Weight, is_bias, normal, uniform, zeros
 from kopt.peft._site import Site, Tensor
@@ -55,14 +55,14 @@ class LoRA(Adapter):
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     default_targets = ("query", "value")
 
-    r: int = hyper(8, 1)
-    lora_alpha: float = hyper(8.0, above=0)
-    lora_dropout: float = hyper(0.0, 0, 1)
-    use_rslora: bool = hyper(False)
-    bias: str = hyper("none", choices=("none", "all", "lora_only"))
-    init_lora_weights: Any = hyper(True, convert=_initialization)
-    rank_pattern: Any = hyper({}, convert=_targets.numbers)
-    alpha_pattern: Any = hyper({}, convert=_targets.numbers)
+    r: Count = 8
+    lora_alpha: Positive = 8.0
+    lora_dropout: Fraction = 0.0
+    use_rslora: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    init_lora_weights: Annotated[Any, Convert(_initialization)] = True
+    rank_pattern: Annotated[Any, Convert(_targets.numbers)] = {}
+    alpha_pattern: Annotated[Any, Convert(_targets.numbers)] = {}
 
     @property
     def scaling(self) -> float:
@@ -166,7 +166,8 @@ class LoRA(Adapter):
         return is_bias(name) and (self.bias == "all" or (self.bias == "lora_only" and targeted))
 
 
-def lora_plus(ratio: float) -> list[tuple[str, float]]:
+@checked
+def lora_plus(ratio: Annotated[float, Range(1)]) -> list[tuple[str, float]]:
     """Returns `multipliers` for a kopt optimizer with which B learns `ratio` times as fast as A (LoRA+).
 
     Args:
@@ -177,6 +178,4 @@ def lora_plus(ratio: float) -> list[tuple[str, float]]:
 
     Reference: Hayou et al., 2024, arXiv:2402.12354.
     """
-    if not ratio >= 1:
-        raise ValueError(f"lora_plus takes a ratio of at least 1. Received: {ratio!r}")
-    return [(r"lora_B$", float(ratio))]
+    return [(r"lora_B$", ratio)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Count
 from kopt.peft._base import Adapter, Base, Weight, normal
 from kopt.peft._site import Site, Tensor
 
@@ -34,7 +34,7 @@ class PromptTuning(Adapter):
     kinds = ("embedding",)
     default_targets = ("token_embedding",)
 
-    num_virtual_tokens: int = hyper(20, 1)
+    num_virtual_tokens: Count = 20
 
     def weights(self, site: Site) -> dict[str, Weight]:
         """Returns the prompt."""

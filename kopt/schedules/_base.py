@@ -1,11 +1,13 @@
 """What the schedules share: checked arguments, a configuration, and registration with Keras."""
 
+import dataclasses
 from typing import Any
 
 import keras
 from keras import ops
 
-from kopt._hyper import Configurable, hyper
+from kopt.declare import Configurable, Count, Positive
+from kopt.declare.registry import SCHEDULES
 
 Tensor = Any
 
@@ -21,22 +23,12 @@ class Schedule(Configurable, keras.optimizers.schedules.LearningRateSchedule):
         ValueError: an argument is missing, unknown or out of range.
     """
 
-    leading = "peak_learning_rate"
-    peak_learning_rate: float = hyper(1e-3, above=0)
-    steps: int | None = hyper(None, 1, integer=True)
+    peak_learning_rate: Positive = dataclasses.field(default=1e-3, kw_only=False)
+    steps: Count
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        keras.saving.register_keras_serializable("kopt")(cls)
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__()
-        if len(args) > 1:
-            raise TypeError(f"{type(self).__name__} takes one argument by position, {self.leading}. Received: {args}")
-        for name, value in self._checked(options | dict(zip([self.leading], args, strict=False))).items():
-            setattr(self, name, value)
-        if self.steps is None:
-            raise ValueError(f"{type(self).__name__} needs steps, the number of updates of the whole training.")
+        SCHEDULES.register(cls)
 
     def __call__(self, step: Any) -> Tensor:
         """Returns the rate of the update after `step` updates, a float32 scalar."""
@@ -45,10 +37,3 @@ class Schedule(Configurable, keras.optimizers.schedules.LearningRateSchedule):
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""
         raise NotImplementedError(f"{type(self).__name__} must define factor(self, t).")
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor."""
-        return {name: getattr(self, name) for name in self.hypers}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"

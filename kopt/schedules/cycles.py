@@ -1,10 +1,11 @@
 """Rises and falls, once or again and again."""
 
 import math
+from typing import Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Fraction, OpenFraction, Positive
 from kopt.schedules._base import Schedule, Tensor
 
 
@@ -21,15 +22,15 @@ class OneCycle(Schedule):
     Reference: Smith and Topin, 2018, arXiv:1708.07120.
     """
 
-    rise: float = hyper(0.3, above=0, high=1)
-    form: str = hyper("cosine", choices=("cosine", "linear"))
-    start_divisor: float = hyper(25.0, above=0)
-    end_divisor: float = hyper(1e4, above=0)
+    rise: OpenFraction = 0.3
+    form: Literal["cosine", "linear"] = "cosine"
+    start_divisor: Positive = 25.0
+    end_divisor: Positive = 1e4
 
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""
-        last = (self.steps or 1) - 1.0
-        top = self.rise * (self.steps or 1) - 1.0
+        last = self.steps - 1.0
+        top = self.rise * self.steps - 1.0
         first = 1 / self.start_divisor
         up = self._between(first, 1.0, t / max(top, 1e-9))
         down = self._between(1.0, first / self.end_divisor, (t - top) / max(last - top, 1e-9))
@@ -54,13 +55,13 @@ class Cyclical(Schedule):
     Reference: Smith, 2017, arXiv:1506.01186.
     """
 
-    base: float = hyper(0.1, 0, 1)
-    mode: str = hyper("triangular", choices=("triangular", "triangular2", "exponential"))
-    gamma: float = hyper(0.9999, above=0, high=1)
+    base: Fraction = 0.1
+    mode: Literal["triangular", "triangular2", "exponential"] = "triangular"
+    gamma: OpenFraction = 0.9999
 
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""
-        half = float(self.steps or 1)
+        half = float(self.steps)
         cycle = ops.floor(t / (2 * half))
         height = 1 - ops.abs(t / half - 2 * cycle - 1)
         scale = {

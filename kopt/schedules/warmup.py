@@ -1,30 +1,29 @@
 """A rise to the peak, then a fall."""
 
 import math
-from typing import Any
+from typing import Annotated, Literal
 
 from keras import ops
 
-from kopt._hyper import hyper
+from kopt.declare import Count, Fraction, Positive, Range
 from kopt.schedules._base import Schedule, Tensor
 
 
 class _Warmup(Schedule):
     """A linear rise from `start` to 1 over `warmup` steps, then a fall to `end` at `steps`, shaped by p in [0, 1]."""
 
-    warmup: int = hyper(0, 0)
-    start: float = hyper(0.0, 0, 1)
-    end: float = hyper(0.0, 0, 1)
+    warmup: Annotated[int, Range(0)] = 0
+    start: Fraction = 0.0
+    end: Fraction = 0.0
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __post_init__(self) -> None:
         if self.warmup >= self._falls_from():
             raise ValueError(
                 f"{type(self).__name__}: the warm-up of {self.warmup} steps leaves none of {self.steps} at the peak."
             )
 
     def _falls_from(self) -> int:
-        return self.steps or 0
+        return self.steps
 
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""
@@ -33,7 +32,7 @@ class _Warmup(Schedule):
 
     def progress(self, t: Tensor) -> Tensor:
         """Returns p, from 0 at the end of the warm-up to 1 at `steps`."""
-        return ops.clip((t - self.warmup) / ((self.steps or 0) - self.warmup), 0.0, 1.0)
+        return ops.clip((t - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
 
     def shape(self, p: Tensor) -> Tensor:
         """Returns the fall from 1 at p = 0 to 0 at p = 1."""
@@ -85,7 +84,7 @@ class WarmupPolynomial(_Warmup):
     Reference: Chen et al., 2017, arXiv:1606.00915 ("poly").
     """
 
-    power: float = hyper(2.0, above=0)
+    power: Positive = 2.0
 
     def shape(self, p: Tensor) -> Tensor:
         """(1 - p)^power."""
@@ -121,15 +120,15 @@ class WarmupStableDecay(_Warmup):
     Reference: Hu et al., 2024, arXiv:2404.06395; forms: Hägele et al., 2024, arXiv:2405.18392.
     """
 
-    decay: int = hyper(100, 1)
-    form: str = hyper("linear", choices=("linear", "cosine", "sqrt"))
+    decay: Count = 100
+    form: Literal["linear", "cosine", "sqrt"] = "linear"
 
     def _falls_from(self) -> int:
-        return (self.steps or 0) - self.decay + 1
+        return self.steps - self.decay + 1
 
     def progress(self, t: Tensor) -> Tensor:
         """Returns p, from 0 where the fall begins to 1 at `steps`."""
-        return ops.clip((t - ((self.steps or 0) - self.decay)) / self.decay, 0.0, 1.0)
+        return ops.clip((t - (self.steps - self.decay)) / self.decay, 0.0, 1.0)
 
     def shape(self, p: Tensor) -> Tensor:
         """The fall of that form."""

@@ -191,7 +191,7 @@ def test_configuration_round_trip(cls):
 @every_method
 def test_documented(cls):
     assert "Reference:" in cls.__doc__
-    own = set(cls.hypers) - set(Adapter.hypers)
+    own = set(cls.fields) - set(Adapter.fields)
     text = " ".join(base.__doc__ or "" for base in cls.__mro__)
     for name in own:
         assert re.search(rf"\b{name}\b", text), f"{cls.__name__} does not document {name}"

@@ -117,12 +117,12 @@ class Reader:
 
     def adapter(self, method: type[Adapter]) -> tuple[Adapter, dict[str, dict[str, Any]] | None]:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
-        hypers, config = method.hypers, self.config
+        fields, config = method.fields, self.config
         taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
-        options = {k: v for k, v in config.items() if k in hypers and k not in taken and v is not None}
+        options = {k: v for k, v in config.items() if k in fields and k not in taken and v is not None}
         if options.get("init_lora_weights") in _ONLY_STARTS:
             options["init_lora_weights"] = True
-        options["extra"] = {k: v for k, v in config.items() if k not in hypers and k not in taken}
+        options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
         whole = [module for module in self.copies if self._is_whole(module)]
         options["modules_to_save"] = sorted(p for m in whole for p in self._paths(m)) or None
         if PROMPT in self.weights:
@@ -133,13 +133,13 @@ class Reader:
         paths = {module: self._paths(module, bool(self.weights)) for module in adapted}
         targets: dict[str, dict[str, Any]] = {path: {} for module in paths for path in paths[module]}
         options["target_modules"] = sorted(targets)
-        if "rank_pattern" in hypers:
+        if "rank_pattern" in fields:
             for module in adapted:
                 for path in paths[module]:
                     targets[path] = {field: self._local(module, field) for field in ("r", "lora_alpha")}
             options["rank_pattern"] = {re.escape(path): local["r"] for path, local in targets.items()}
             options["alpha_pattern"] = {re.escape(path): local["lora_alpha"] for path, local in targets.items()}
-        if "feedforward_modules" in hypers:
+        if "feedforward_modules" in fields:
             inner = [path for module in adapted if self._is_inner(module) for path in paths[module]]
             options["feedforward_modules"] = sorted(inner) or None
         return method(**options), targets

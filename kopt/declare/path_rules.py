@@ -13,13 +13,15 @@ from typing import Any
 Rules = Sequence[tuple[str, float]]
 
 
-def check_rules(owner: str, rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
+def check_rules(rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
     """Returns `rules` as (pattern, factor) pairs.
 
     Raises:
         ValueError: an entry is no pair, a pattern is no regular expression, a factor is negative or not finite.
     """
-    checked = []
+    checked, wanted = [], "pairs (regular expression, factor), as in [(r'bias$', 0.0)]"
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise ValueError(wanted)
     for rule in rules:
         try:
             pattern, factor = rule
@@ -28,12 +30,31 @@ def check_rules(owner: str, rules: Iterable[Any]) -> tuple[tuple[str, float], ..
             if not 0 <= factor < math.inf:
                 raise ValueError("the factor must be finite and not negative")
         except (TypeError, ValueError, re.error) as error:
-            raise ValueError(
-                f"{owner} takes pairs (regular expression, factor), as in [(r'bias$', 0.0)]. "
-                f"Received: {rule!r} ({error})"
-            ) from None
+            raise ValueError(f"{wanted}; {rule!r} is none ({error})") from None
         checked.append((pattern, factor))
     return tuple(checked)
+
+
+def check_places(places: Iterable[Any]) -> tuple[int, ...]:
+    """Returns numbers of weights, from 0.
+
+    Raises:
+        ValueError: there is another thing among them.
+    """
+    found = tuple(places) if isinstance(places, Iterable) else (None,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in found):
+        raise ValueError("numbers of weights, from 0")
+    return found
+
+
+def unique(paths: Sequence[str]) -> list[str]:
+    """Returns the paths with a number behind those that an earlier weight has, as "kernel #2"."""
+    seen: dict[str, int] = {}
+    labels = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        labels.append(path if seen[path] == 1 else f"{path} #{seen[path]}")
+    return labels
 
 
 def resolve(owner: str, rules: Rules, paths: Sequence[str], default: float = 1.0) -> list[float]:
