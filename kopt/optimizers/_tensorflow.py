@@ -284,7 +284,8 @@ class Engine(OptimizerParts):
 
 def _as_tensors(g: tf.IndexedSlices) -> tf.IndexedSlices:
     """Returns a gradient of rows whose ids may be a tuple of Python numbers."""
-    return tf.IndexedSlices(tf.convert_to_tensor(g.values), tf.convert_to_tensor(g.indices), g.dense_shape)
+    shape = None if g.dense_shape is None else tf.convert_to_tensor(g.dense_shape)
+    return tf.IndexedSlices(tf.convert_to_tensor(g.values), tf.convert_to_tensor(g.indices), shape)
 
 
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
