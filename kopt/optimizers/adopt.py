@@ -26,8 +26,8 @@ class ADOPT(Optimizer):
         epsilon: ε > 0, smallest divisor.
         clip: bound the normalized gradient, as the later versions of the paper do.
 
-    Agrees with the authors' code with `decouple=True` and with `pytorch_optimizer.ADOPT`, but that the latter decays
-    at the first step.
+    Differs from `pytorch_optimizer.ADOPT`, whose bound counts one step more, t^¼, and which decays at the first step,
+    too; agrees with the authors' code with `decouple=True` and, without decay, with `optax.contrib.adopt`.
     Reference: Taniguchi et al., 2024, arXiv:2411.02853.
     """
 

@@ -28,8 +28,9 @@ class RAdam(Optimizer):
         epsilon: ε > 0, keeps the quotient finite.
         threshold: ≥ 4, length ρ of the average from which the rate is trusted: 4 in the paper, 5 in its authors' code.
 
-    Differs from the authors' code, which makes no step at all at first unless `degenerated_to_sgd` is on; agrees with
-    `torch.optim.RAdam`, but for the place of ε, beside the uncorrected root there.
+    Differs from the authors' code and from `pytorch_optimizer.RAdam`, which neither step nor decay until ρ reaches 5
+    (the first five updates with the default β₂) unless `degenerated_to_sgd` is on. Agrees with them when it is, and
+    with `torch.optim.RAdam(decoupled_weight_decay=True)`, but for the place of ε, beside the uncorrected root there.
     Reference: Liu et al., 2020, arXiv:1908.03265.
     """
 
