@@ -29,8 +29,9 @@ class LARS(Optimizer):
     The rate is inside of the momentum, as in the paper. k makes η of another size than in SGD: well above
     1 for large batches.
 
-    Differs from `optax.lars`, whose k has ‖g + λ w‖; agrees with `pytorch_optimizer.LARS` while η is constant, but that
-    this never decays vectors.
+    Differs from `optax.lars`, whose k has ‖g + λ w‖, and from `torch_optimizer.LARS`, where λ = 0 turns k off and λ > 0
+    gives vectors one, too, as `adapt_vectors=True` does; its defaults are μ = 0 and c = 0.01. Agrees with
+    `pytorch_optimizer.LARS` while η is constant, but that this never decays vectors.
     Reference: You, Gitman and Ginsburg, 2017, arXiv:1708.03888.
     """
 

@@ -92,7 +92,8 @@ class SGDW(Optimizer):
         weight_decay: λ ≥ 0.
 
     Differs from the paper and from `tfa.optimizers.SGDW` in the unit of λ: one step at the base rate η₀ removes η₀ λ w
-    here and λ w there. Agrees with `pytorch_optimizer.SGDW`.
+    here and λ w there; and from `torch_optimizer.SGDW`, which subtracts η λ from every element, whatever w is. Agrees
+    with `pytorch_optimizer.SGDW`, given the momentum, which is 0 there by default.
     Reference: Loshchilov and Hutter, 2019, arXiv:1711.05101.
     """
 
