@@ -18,7 +18,9 @@ class OneCycle(Schedule):
         start_divisor: > 0, the first rate is the peak over it.
         end_divisor: > 0, the last rate is the first one over it.
 
-    Agrees with `torch.optim.lr_scheduler.OneCycleLR` without cycling the momentum.
+    Agrees with `torch.optim.lr_scheduler.OneCycleLR` without cycling the momentum and without its third phase; after
+    the end torch raises, and here the last rate stays. Its max_lr is `peak_learning_rate`, total_steps `steps`,
+    pct_start `rise`, anneal_strategy `form`, div_factor `start_divisor`, final_div_factor `end_divisor`.
     Reference: Smith and Topin, 2018, arXiv:1708.07120.
     """
 
