@@ -37,6 +37,10 @@ Every rule of kopt is written a second time in float64 NumPy, from the paper, un
 a vector and a tensor of four axes together, relative to the largest weight, without decay and with λ = 0.1. The columns
 "peer" are the largest difference of float64 weights from those of a published implementation over 20 steps.
 
+The learning rates here are powers of two, 2⁻⁵ or 1: kopt's rate is a float32 number, and holds these exactly. It holds
+0.01 to 2e-08, `abs(float(np.float32(0.01)) - 0.01) / 0.01`, so that at this rate the movement of float64 weights agrees
+with that of a peer to 2e-08 and no better.
+
     python -m benchmarks.parity            # the peers; says what to install
     python tests/test_parity.py --write    # the references, and this page
 
@@ -75,7 +79,9 @@ def test_equals_the_reference_in_float32(name, decay):
 
 
 def test_every_rule_has_its_row():
-    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.M)
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.startswith(HEAD), "Run `python tests/test_parity.py --write`."
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)
     assert [name for name, _ in rows] == list(rules())
     for name, cells in rows:
         _, plain, decayed, peer, with_peer, _, why = map(str.strip, cells.split("|"))
