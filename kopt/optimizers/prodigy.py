@@ -25,8 +25,8 @@ class Prodigy(Adaptive):
 
     Δ is w - w₁, summed from the steps: the first are too small for the difference to show them.
 
-    d never falls, so at a constant rate the step stays as long as it was, and late in training the weights leave the
-    solution again, as they do with Adam at such a rate. Give a schedule that falls to 0 at the last update:
+    d never falls, so at a constant rate the step stays as long as it was, and late in training the weights may leave
+    the solution again, as they may with Adam at such a rate. Give a schedule that falls to 0 at the last update:
     `kopt.schedules.WarmupCosine(1.0, steps=...)`.
 
     Slots: m, v, s and Δ, each like w (4 bytes/parameter), and the scalars d and n.  Not row-wise.
