@@ -52,6 +52,7 @@ from kopt.optimizers import LazyAdam as LazyAdam
 from kopt.optimizers import LDoG as LDoG
 from kopt.optimizers import Lion as Lion
 from kopt.optimizers import Lookahead as Lookahead
+from kopt.optimizers import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers import Mechanic as Mechanic
 from kopt.optimizers import Momentum as Momentum
 from kopt.optimizers import Nadam as Nadam

@@ -40,6 +40,7 @@ from kopt.optimizers.lars import LARS as LARS
 from kopt.optimizers.lbfgs import LBFGS as LBFGS
 from kopt.optimizers.lion import Lion as Lion
 from kopt.optimizers.lookahead import Lookahead as Lookahead
+from kopt.optimizers.loss_scale import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers.madgrad import MADGRAD as MADGRAD
 from kopt.optimizers.mars import MARS as MARS
 from kopt.optimizers.mechanic import Mechanic as Mechanic

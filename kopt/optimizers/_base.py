@@ -21,6 +21,7 @@ from kopt.optimizers import _author
 from kopt.optimizers._math import Tensor, with_decay
 from kopt.optimizers._rate import LearningRate, Rate, WeightDecay, deserialized, serialized
 from kopt.optimizers._records import Parameter
+from kopt.optimizers._scaled import Scaled
 from kopt.optimizers._slots import Slot
 from kopt.optimizers._start import Start, path_of, work_dtype
 from kopt.optimizers._state import StateFile
@@ -32,7 +33,7 @@ else:
     from kopt.optimizers._portable import Engine  # type: ignore[assignment]
 
 
-class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimizers.Optimizer):
+class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, keras.optimizers.Optimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
@@ -222,6 +223,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimi
         Raises:
             ValueError: a variable is not of a floating-point type, or a pattern matches no path.
         """
+        self._look_around()
         if self.built:
             return
         name, paths = type(self).__name__, [path_of(v) for v in variables]
@@ -281,8 +283,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimi
         if loss is None:
             raise ValueError(
                 f"{type(self).__name__} needs the loss of every step. Call optimizer.scale_loss(loss) before the "
-                "gradients are taken, as fit does. In mixed float16, whose loss scaling hides the loss, give "
-                "loss_scale_factor to the optimizer and auto_scale_loss=False to compile()."
+                "gradients are taken, as fit does."
             )
         return ops.cast(loss, self._scalar_dtype)
 
@@ -294,8 +295,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimi
             trainable_variables: the variables, on first use; later they may be left out.
 
         Raises:
-            ValueError: no gradient at all, an unknown variable, a gradient of another shape, or a loss that the rule
-                needs and `scale_loss` has not seen.
+            ValueError: no gradient at all, an unknown variable, a gradient of another shape, a loss that the rule
+                needs and `scale_loss` has not seen, or the loss scaling of Keras around what it cannot do right.
             FloatingPointError: a gradient is not finite and `on_nonfinite` is "raise" (eager; inside a graph
                 `tf.errors.InvalidArgumentError`).
         """
@@ -308,6 +309,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Step, Engine, keras.optimi
         if len(grads) != len(variables):
             raise ValueError(f"{type(self).__name__}: {len(grads)} gradients for {len(variables)} variables.")
         self.build(variables)
+        self._check_scaler()
         if not self._in_order(variables):
             self._check_variables_are_known(variables)
         grads, variables = self._filter_empty_gradients(grads, variables)

@@ -22,6 +22,12 @@ class Engine(OptimizerParts):
     def _in_graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
+    def _stop_unless(self, fine: Any, message: str) -> None:
+        """Goes on: what compiles the train step may not let it stop."""
+
+    def _replicas(self) -> int:
+        return 1
+
     def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
         """Not on this backend."""
         raise NotImplementedError("kopt.minimize needs the TensorFlow backend.")

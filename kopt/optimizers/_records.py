@@ -92,6 +92,7 @@ class OptimizerParts:
 
     row_wise: ClassVar[bool]
     owners: Any
+    needs_loss: Any
     share: Any
     needs_loss: Any
     reset: Any
@@ -109,6 +110,8 @@ class OptimizerParts:
     _check_shape: Any
     _marked_rows: Any
     _updates: Any
+    _replicas: Any
+    _stop_unless: Any
     _static_shape: Any
     _value: Any
     _rows: Any

@@ -151,6 +151,17 @@ class Engine(OptimizerParts):
             bad = [path for path, ok in zip(paths, flags.numpy(), strict=True) if not ok]
             raise FloatingPointError(f"{message} {', '.join(bad[:10])}")
 
+    def _stop_unless(self, fine: tf.Tensor, message: str) -> None:
+        """Raises an error unless all is `fine`; an XLA-compiled train step goes on."""
+        if tf.executing_eagerly():
+            if not bool(fine):
+                raise FloatingPointError(message)
+        elif not _in_xla():
+            tf.debugging.Assert(fine, [message])
+
+    def _replicas(self) -> int:
+        return tf.distribute.get_strategy().num_replicas_in_sync
+
     def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
         """Returns a function that returns the value of `function` and its dense gradients, in a graph if `compiled`."""
         sources = [_native(v) for v in variables]
