@@ -104,7 +104,7 @@ class AveragedWeights(_Averages):
     def average(self) -> list[Any] | None:
         """Returns what the optimizer would evaluate at."""
         optimizer = self._optimizer
-        if not optimizer.built or not int(optimizer.iterations):
+        if not optimizer.built or not int(ops.convert_to_numpy(optimizer.iterations)):
             return None
         return optimizer.averages() if hasattr(optimizer, "averages") else optimizer._model_variables_moving_average
 

@@ -254,6 +254,16 @@ def test_the_nan_of_one_replica_moves_no_weight_of_either(float16, two_devices, 
     assert model.optimizer.iterations.numpy() == 4
 
 
+def test_averages_of_two_replicas_are_evaluated(float16, two_devices):
+    with two_devices.scope():
+        model = network(kopt.LossScaleOptimizer(kopt.ScheduleFreeAdamW(1e-2)))
+    averages = kopt.AveragedWeights()
+    fit(model, regression(), callbacks=[averages], validation_data=regression())
+    raw = flat(model)
+    with averages.weights():
+        assert np.abs(flat(model) - raw).max() > 0
+
+
 def test_a_storm_stops_two_replicas(float16, two_devices):
     with two_devices.scope():
         model = network(kopt.LossScaleOptimizer(kopt.AdamW(1e-2), initial_scale=2.0, minimum_scale=1.0))
