@@ -28,6 +28,7 @@ class Engine(OptimizerParts):
 
     # ------------------------------------------------------------------------------------------------------- run
 
+    @tf.autograph.experimental.do_not_convert
     def _execute(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None = None) -> None:
         run = self._accumulate if self.gradient_accumulation_steps else self._step
         grads = [_as_tensors(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
