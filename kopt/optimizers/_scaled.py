@@ -68,9 +68,9 @@ class Scaled(OptimizerParts):
 
 def _keras_scaler() -> Any:
     """Returns the nearest caller that scales losses in the way of Keras, or None."""
-    base, frame = keras.optimizers.LossScaleOptimizer, sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        caller = frame.f_locals.get("self")
+    base, frame = keras.optimizers.LossScaleOptimizer, sys._getframe().f_back
+    while frame is not None:
+        caller, frame = frame.f_locals.get("self"), frame.f_back
         if isinstance(caller, base):
             return caller if type(caller).apply is base.apply else None
     return None
