@@ -37,7 +37,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         TypeError: `inner_optimizer` is not of kopt.
         ValueError: an argument is out of range, or the inner optimizer has one that contradicts dynamic scaling.
         FloatingPointError: s has fallen below `minimum_scale`; inside a graph `tf.errors.InvalidArgumentError`. An
-            XLA-compiled train step cannot stop: no weight moves any more, and the end of `fit` raises.
+            XLA-compiled train step cannot stop: it skips what is not finite, and the end of `fit` raises.
 
     Reference: Micikevicius et al., 2018, arXiv:1710.03740.
     """
