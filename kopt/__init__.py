@@ -7,9 +7,13 @@ from kopt import tensorboard as tensorboard
 from kopt._layerwise import layerwise_decay as layerwise_decay
 from kopt._minimize import Result as Result
 from kopt._minimize import minimize as minimize
-from kopt.callbacks import EMA as EMA
-from kopt.callbacks import SWA as SWA
-from kopt.callbacks import AveragedWeights as AveragedWeights
+from kopt.declare import Count as Count
+from kopt.declare import Fraction as Fraction
+from kopt.declare import NonNegative as NonNegative
+from kopt.declare import OpenFraction as OpenFraction
+from kopt.declare import Positive as Positive
+from kopt.declare import Range as Range
+from kopt.declare import Share as Share
 from kopt.declare.registry import get as get
 from kopt.declare.registry import registry as registry
 from kopt.optimizers import ADOPT as ADOPT
@@ -78,5 +82,96 @@ from kopt.optimizers import Yogi as Yogi
 from kopt.sharpness import ASAM as ASAM
 from kopt.sharpness import SAM as SAM
 from kopt.sharpness import LookSAM as LookSAM
+from kopt.training import EMA as EMA
+from kopt.training import SWA as SWA
+from kopt.training import AveragedWeights as AveragedWeights
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ADOPT",
+    "ASAM",
+    "BGD",
+    "COCOB",
+    "EMA",
+    "FTRL",
+    "LAMB",
+    "LARS",
+    "LBFGS",
+    "MADGRAD",
+    "MARS",
+    "NAG",
+    "SAM",
+    "SGD",
+    "SGDW",
+    "SWA",
+    "AdEMAMix",
+    "AdaBelief",
+    "AdaBound",
+    "AdaBoundW",
+    "AdaDelta",
+    "AdaGrad",
+    "AdaMax",
+    "Adam",
+    "AdamAtan2",
+    "AdamP",
+    "AdamW",
+    "Adan",
+    "AdaptiveClip",
+    "AveragedWeights",
+    "Cautious",
+    "ConditionalGradient",
+    "Count",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptSGD",
+    "DiffGrad",
+    "DoG",
+    "DoWG",
+    "Fraction",
+    "GradientCentralization",
+    "GradientNoise",
+    "Grams",
+    "LDoG",
+    "LazyAdam",
+    "Lion",
+    "LookSAM",
+    "Lookahead",
+    "LossScaleOptimizer",
+    "Mechanic",
+    "Momentum",
+    "Nadam",
+    "NadamW",
+    "NonNegative",
+    "NovoGrad",
+    "OpenFraction",
+    "Optimizer",
+    "Positive",
+    "Prodigy",
+    "ProximalAdaGrad",
+    "QHAdam",
+    "RAdam",
+    "RMSprop",
+    "Range",
+    "Result",
+    "Route",
+    "ScheduleFree",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Share",
+    "SignSGD",
+    "Slot",
+    "StableAdamW",
+    "Switch",
+    "Tiger",
+    "Yogi",
+    "declare",
+    "get",
+    "layerwise_decay",
+    "minimize",
+    "peft",
+    "registry",
+    "schedules",
+    "tensorboard",
+]

@@ -257,7 +257,7 @@ def _optimizer(flags: Train, steps: int) -> Any:
     """Returns the optimizer, or one for the tables and one for the rest."""
     if flags.embedding_optimizer is None:
         return make_optimizer(flags.optim, steps)
-    around = {
+    around: dict[str, Any] = {
         "global_clipnorm": flags.optim.clip_norm,
         "gradient_accumulation_steps": flags.optim.grad_accum if flags.optim.grad_accum > 1 else None,
         "use_ema": flags.optim.ema is not None,

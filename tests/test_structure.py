@@ -43,7 +43,9 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     {"kopt.schedules._base"},
     {"kopt.schedules.warmup", "kopt.schedules.cycles"},
     {"kopt.schedules"},
-    {"kopt.callbacks", "kopt.sharpness", "kopt._layerwise"},
+    {"kopt.training.shown", "kopt.sharpness", "kopt._layerwise"},
+    {"kopt.training.averages"},
+    {"kopt.training"},
     {"kopt.peft._targets", "kopt.peft._site"},
     {"kopt.peft._base"},
     {"kopt.peft._host"},
@@ -153,7 +155,13 @@ def test_facades_only_import():
             if isinstance(node, ast.ImportFrom):
                 assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
             else:
-                assert ast.unparse(node).startswith("__version__ = "), ast.unparse(node)
+                assert ast.unparse(node).startswith(("__version__ = ", "__all__ = ")), ast.unparse(node)
+
+
+def test_all_is_what_is_public():
+    public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers", "sharpness"}
+    assert set(kopt.__all__) == {name for name in public if name not in ("training",)}
+    assert kopt.tensorboard.OptimizerStats
 
 
 def test_files_are_small_and_have_names():

@@ -25,7 +25,8 @@ from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, cast, dataclass_t
 from kopt.declare.described import complete_doc, own_arguments
 from kopt.declare.kinds import Convert, Range, accept, members, range_of
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 REQUIRED = inspect.Parameter.empty
 
 
@@ -131,7 +132,7 @@ class Declared:
         own = _own_fields(cls, inherited)
         cls.fields = own | {k: f for k, f in cls.fields.items() if k not in own} | inherited | own
         if cls.leading in cls.fields:
-            cls.fields = {cls.leading: cls.fields[cls.leading]} | cls.fields
+            cls.fields = {cast(str, cls.leading): cls.fields[cls.leading], **cls.fields}
         for name, field in own.items():
             if name in vars(cls) and any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
                 delattr(cls, name)  # a property of a base class keeps its place
@@ -252,6 +253,8 @@ class Configurable(Declared):
     """
 
     __signature__: ClassVar[Any] = _Signature()
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Arguments that such a class has in other libraries, with what has them here."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__()
@@ -288,6 +291,8 @@ class Configurable(Declared):
         return options | dict(zip([cast(str, leading)], args, strict=False))
 
     def _hint(self, name: str) -> str:
+        if name in self.elsewhere:
+            return f"That is {self.elsewhere[name]} here."
         for foreign, here in FOREIGN:
             if name == foreign and all(own in self.fields for own in here):
                 return f"Here it is called {' and '.join(here)}."

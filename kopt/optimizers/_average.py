@@ -21,6 +21,8 @@ class Average(OptimizerParts):
     @property
     def _model_variables_moving_average(self) -> list[Any]:
         """The averages, every row paid. Keras and its callbacks know them by this name."""
+        if not self.use_ema:
+            raise AttributeError("There are averages with use_ema=True only.")  # callbacks of Keras look for them
         averaged = [p for p in getattr(self, "_parameters", ()) if p.average is not None]
         if averaged:
             for p, (average, at) in zip(averaged, self._in_graph(self._paid)(), strict=True):

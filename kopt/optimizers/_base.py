@@ -200,7 +200,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
             values["gradient_accumulation_steps"] = None
         for key, value in values.items():
             setattr(self, key, value)
-        vars(self)["_excluded"], vars(self)["_starts"] = [], []  # past Keras' tracking: they are no state of their own
+        self.__dict__["_excluded"], self.__dict__["_starts"] = [], []  # past Keras' tracking: they are no state of their own
         self.__post_init__()
 
     # ------------------------------------------------------------------------------------------------------ build
@@ -212,16 +212,19 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
             var_list: variables, which are these and no others of the same name. Those not trained are left out.
             var_names: regular expressions, put in front of `decay_mask` with factor 0.
         """
-        self.decay_mask = [(pattern, 0.0) for pattern in var_names or ()] + list(self.decay_mask)
-        if var_list and self._frozen():
+        rules = [(pattern, 0.0) for pattern in var_names or ()]
+        self.decay_mask = [rule for rule in rules if rule not in self.decay_mask] + list(self.decay_mask)
+        known = {id(v) for v in self._excluded}
+        new = [v for v in var_list or () if id(v) not in known]
+        if new and self._frozen():
             raise AttributeError(f"{type(self).__name__}: weights cannot be excluded from decay after build.")
-        self._excluded.extend(var_list or ())
+        self._excluded.extend(new)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for `variables`.
 
         Raises:
-            ValueError: a variable is not of a floating-point type, or a pattern matches no path.
+            ValueError: a variable is not of a floating-point type or has no value yet, or a pattern matches no path.
         """
         self._look_around()
         if self.built:
@@ -251,7 +254,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
         shared = {owner + k: initial for owner, rule in self.owners().items() for k, initial in rule.shared.items()}
         shared |= {"loss": 0.0} if self.needs_loss else {}
         self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in shared.items()}
-        with self._where_slots_begin():
+        with self._where_slots_begin(variables):
             self._parameters = tuple(
                 self._add_state(
                     v, Parameter(v, path, labels[i], work_dtype(v), i, self.owner(path), multipliers[i], decays[i])

@@ -62,7 +62,7 @@ class Engine(OptimizerParts):
     def _outside_graph(self) -> Any:
         return contextlib.nullcontext()
 
-    def _where_slots_begin(self) -> Any:
+    def _where_slots_begin(self, variables: Sequence[Any]) -> Any:
         return contextlib.nullcontext()
 
     def _value(self, variable: Any) -> Any:

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import keras
 import numpy as np
@@ -13,7 +13,10 @@ from kopt.declare import Convert, NonNegative, accept
 from kopt.optimizers._math import Tensor
 from kopt.optimizers._records import OptimizerParts
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+if TYPE_CHECKING:
+    from keras.optimizers.schedules import LearningRateSchedule as Schedule
+else:
+    Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 def check_rate(value: Any) -> Any:

@@ -92,7 +92,6 @@ class OptimizerParts:
 
     row_wise: ClassVar[bool]
     owners: Any
-    needs_loss: Any
     share: Any
     needs_loss: Any
     reset: Any

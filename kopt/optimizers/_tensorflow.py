@@ -238,9 +238,24 @@ class Engine(OptimizerParts):
         """Lets assignments happen now, even if `build` is called while a train step is traced."""
         return tf.init_scope()
 
-    def _where_slots_begin(self) -> Any:
-        """Slots may begin as copies of weights, which XLA cannot lift out of a train step that builds the optimizer."""
-        return contextlib.nullcontext() if tf.distribute.has_strategy() else tf.init_scope()
+    def _where_slots_begin(self, variables: Sequence[Any]) -> Any:
+        """Scope in which slots are created: outside of a traced step, where an initial value can copy a weight.
+
+        XLA cannot hoist such a value. Weights that the same trace creates, of a model without an input shape, have none
+        to copy yet: then slots are created beside them.
+        """
+        if tf.distribute.has_strategy():
+            return contextlib.nullcontext()
+        with tf.init_scope():
+            begun = not tf.executing_eagerly() or all(bool(_native(v).is_initialized()) for v in variables)
+        if begun:
+            return tf.init_scope()
+        if _in_xla():
+            raise ValueError(
+                f"{type(self).__name__}: the weights have no values yet. Give the model an Input, or call "
+                "model.build(input_shape), before a fit that XLA compiles."
+            )
+        return contextlib.nullcontext()
 
     def _value(self, variable: Any) -> tf.Tensor:
         """Reads a variable into a tensor that later assignments leave alone (keras.ops may pass the variable on)."""

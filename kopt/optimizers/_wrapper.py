@@ -53,7 +53,7 @@ class Composite(Optimizer, abstract=True):
                     raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
             if self.weight_decay is not None:
                 rule.weight_decay = self.weight_decay
-        vars(self)["bounded"] = all(rule.bounded for rule in self.rules().values())
+        self.__dict__["bounded"] = all(rule.bounded for rule in self.rules().values())
 
     @abc.abstractmethod
     def rules(self) -> Mapping[str, Optimizer]:
@@ -112,7 +112,7 @@ class Wrapper(Optimizer, abstract=True):
             for name in {*own} & {*rule.slots, *rule.shared}:
                 raise ValueError(f"{type(self).__name__} and {rule!r} both have a {kind} {name!r}. Use one of them.")
         row_wise, bounded = self.row_wise and rule.row_wise, type(self).bounded and rule.bounded
-        vars(self).update(row_wise=row_wise, bounded=bounded, precise=rule.precise)
+        self.__dict__.update(row_wise=row_wise, bounded=bounded, precise=rule.precise)
 
     @property
     def slots(self) -> Mapping[str, Slot]:

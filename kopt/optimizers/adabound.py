@@ -70,7 +70,7 @@ class AdaBound(Optimizer):
 
     def bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns l and h, as multiples of the learning rate."""
-        final = self.final_lr / self.base_learning_rate
+        final = self.final_lr / (self.base_learning_rate or self._implied())
         return final * (1 - 1 / (self.gamma * t + 1)), final * (1 + 1 / (self.gamma * t))
 
     def measure(self, s: Any, t: Tensor) -> dict[str, Tensor]:

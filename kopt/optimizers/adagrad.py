@@ -25,8 +25,8 @@ class AdaGrad(Optimizer):
         initial_accumulator_value: a before the first step, ≥ 0.
         epsilon: ε > 0, keeps the quotient finite.
 
-    Differs from `keras.optimizers.Adagrad`: ε outside of the root and a = 0 at first, as in the paper; agrees with
-    `torch.optim.Adagrad`.
+    Differs from `keras.optimizers.Adagrad`: ε outside of the root and a = 0 at first, as in the paper; η is 0.001
+    there. Agrees with `torch.optim.Adagrad`.
     Reference: Duchi, Hazan and Singer, 2011, jmlr.org/papers/v12/duchi11a.
     """
 

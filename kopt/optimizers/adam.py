@@ -110,8 +110,8 @@ class Nadam(Optimizer):
         epsilon: ε > 0, keeps the quotient finite.
         momentum_decay: ψ ≥ 0, speed of the warm-up.
 
-    Differs from `keras.optimizers.Nadam`, which has ψ = 1, and from `optax.nadam`, which has no warm-up; agrees with
-    `torch.optim.NAdam`.
+    Differs from `keras.optimizers.Nadam`, which has ψ = 1 and ε = 1e-7, and from `optax.nadam`, which has no warm-up;
+    agrees with `torch.optim.NAdam`.
     Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
     """
 

@@ -25,7 +25,8 @@ class AdaMax(Optimizer):
         beta_2: β₂ in [0, 1), memory of its size.
         epsilon: ε > 0; the paper has none and divides by zero where no gradient came.
 
-    Differs from `torch.optim.Adamax`, which adds ε to |g|: equal to within ε/|g|.
+    Differs from `torch.optim.Adamax`, which adds ε to |g|: equal to within ε/|g|. In `keras.optimizers.Adamax` ε is
+    1e-7.
     Reference: Kingma and Ba, 2015, arXiv:1412.6980, section 7.1.
     """
 

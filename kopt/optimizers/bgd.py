@@ -1,9 +1,12 @@
 """Descent on the whole of the data, and what such rules share."""
 
+import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import keras
 from keras import ops
 
 from kopt.declare import Count
@@ -57,6 +60,22 @@ class FullBatch(Optimizer, abstract=True):
         self.steps_per_update = next(iter(given.values()), None)
         self.gradient_accumulation_steps = self.steps_per_update if (self.steps_per_update or 1) > 1 else None
 
+    def scale_loss(self, loss: Any) -> Any:
+        """Returns the loss to differentiate; warns if `fit` gives mini-batches."""
+        steps, update = steps_of_fit(), self.gradient_accumulation_steps or 1
+        if steps is not None and steps != update and not self.takes_minibatches:
+            warnings.warn(
+                f"{type(self).__name__} compares whole losses, but sees {update} of the {steps} batches of an epoch at "
+                "each update. Give fit batch_size=len(x), or the optimizer examples=len(x) and batch_size.",
+                stacklevel=2,
+            )
+        return super().scale_loss(loss)
+
+    @property
+    def takes_minibatches(self) -> bool:
+        """Whether it goes on where each update sees other examples. Usually a class attribute."""
+        return False
+
     def share(self, batch: Tensor) -> Tensor:
         """Every batch weighs as much as it has examples."""
         steps = self.gradient_accumulation_steps
@@ -84,6 +103,17 @@ class FullBatch(Optimizer, abstract=True):
         """Bounds the error of a loss: that of the number and that of the weights, `moved` = Σ (g w)²."""
         unit = 2.0**-23 if any(p.dtype == "float32" for p in self._parameters) else 2.0**-52
         return 2 * unit * (ops.abs(value) + ops.sqrt(moved))
+
+
+def steps_of_fit() -> int | None:
+    """Returns the number of batches of an epoch of the `fit` that is calling; None outside, or where it is unknown."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        callbacks = frame.f_locals.get("callbacks")
+        if frame.f_code.co_name == "fit" and isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks.params.get("steps")
+        frame = frame.f_back
+    return None
 
 
 class BGD(FullBatch):

@@ -31,7 +31,7 @@ class FTRL(Optimizer):
         beta: β ≥ 0, shortens the first steps.
 
     Differs from `keras.optimizers.Ftrl`, whose first step forgets the weight it starts from, and whose l2 weighs w²;
-    agrees with it from weights of zero on.
+    agrees with it from weights of zero on. η is 0.001 there.
     Reference: McMahan et al., 2013, doi:10.1145/2487575.2488200.
     """
 

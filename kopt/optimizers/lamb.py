@@ -29,10 +29,10 @@ class LAMB(Optimizer):
             out, and do not decay them: `decay_mask`.
         weight_decay: λ ≥ 0, inside the norm.
 
-    Differs from `keras.optimizers.Lamb`, whose decay is outside of the norm; and from `torch_optimizer.Lamb` and
-    `pytorch_optimizer.Lamb`, which leave m and v in r uncorrected, so that λ weighs less, and bound ‖w‖ by 10. With
-    `debias=True` the first multiplies the step by √(1-β₂ᵗ) / (1-β₁ᵗ); the second always divides it by 1-β₁ᵗ, and decays
-    outside of the norm unless `weight_decouple=False`. Agrees with `optax.lamb`.
+    Differs from `keras.optimizers.Lamb`, whose decay is outside of the norm and off, with ε = 1e-7; and from
+    `torch_optimizer.Lamb` and `pytorch_optimizer.Lamb`, which leave m and v in r uncorrected, so that λ weighs less,
+    and bound ‖w‖ by 10. With `debias=True` the first multiplies the step by √(1-β₂ᵗ) / (1-β₁ᵗ); the second always
+    divides it by 1-β₁ᵗ, and decays outside of the norm unless `weight_decouple=False`. Agrees with `optax.lamb`.
     Reference: You et al., 2020, arXiv:1904.00962.
     """
 

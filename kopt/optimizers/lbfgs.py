@@ -44,6 +44,11 @@ class LBFGS(FullBatch):
     needs_loss = True
 
     @property
+    def takes_minibatches(self) -> bool:
+        """What the cautious pairs are for."""
+        return self.pairs == "cautious" and self.line_search == "fixed"
+
+    @property
     def slots(self) -> Mapping[str, Slot]:
         """The history S and Y, oldest first, the last accepted point and its gradient."""
         history = Slot(shape=lambda weight: (self.history, *weight), exact=True)

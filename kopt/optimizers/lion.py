@@ -23,7 +23,7 @@ class Lion(Optimizer):
         beta_1: β₁ in [0, 1), weight of the old momentum in the step.
         beta_2: β₂ in [0, 1), weight of the old momentum in the memory.
 
-    Differs from `keras.optimizers.Lion`: decay touches only updated rows.
+    Differs from `keras.optimizers.Lion`: decay touches only updated rows; η is 0.001 there, and β₁ = 0 is refused.
     Reference: Chen et al., 2023, arXiv:2302.06675.
     """
 

@@ -155,6 +155,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Writes scale and counter; the inner optimizer writes its own state."""
+        for name, value in (self._pending or {}).items():
+            store[name] = value  # loaded, and still waiting for `build`
         for name in STATE if self.built else ():
             store[name] = getattr(self, name).numpy()
 

@@ -29,7 +29,7 @@ class RMSprop(Optimizer):
         centered: divide by the standard deviation instead of the root mean square.
 
     Differs from `keras.optimizers.RMSprop`: ε outside of the root, and the momentum buffer is free of the learning
-    rate; agrees with `torch.optim.RMSprop`.
+    rate; ε is 1e-7 there. Agrees with `torch.optim.RMSprop`.
     Reference: Tieleman and Hinton, Lecture 6.5, 2012; centered: Graves, 2013, arXiv:1308.0850.
     """
 

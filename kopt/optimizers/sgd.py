@@ -16,10 +16,12 @@ class SGD(Optimizer):
 
     Slots: none.  Row-wise.
 
+    Differs from `keras.optimizers.SGD`, which has momentum too: that is `Momentum`, with Nesterov's `NAG`, here.
     Reference: Robbins and Monro, A Stochastic Approximation Method, 1951, doi:10.1214/aoms/1177729586.
     """
 
     learning_rate = 0.01
+    elsewhere = {"momentum": "kopt.Momentum", "nesterov": "kopt.NAG"}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient itself."""
@@ -45,6 +47,7 @@ class Momentum(Optimizer):
     learning_rate = 0.01
     momentum: Fraction = 0.9
     slots = {"b": Slot()}
+    elsewhere = {"nesterov": "kopt.NAG"}
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Accumulates the gradients in a buffer and follows it."""

@@ -38,7 +38,7 @@ class Switch(Composite):
         super().__post_init__()
         both = self.rules().values()
         wise, precise = all(r.row_wise for r in both), any(r.precise for r in both)
-        vars(self).update(row_wise=wise, precise=precise, bounded=False)  # the rates of both are within
+        self.__dict__.update(row_wise=wise, precise=precise, bounded=False)  # the rates of both are within
 
     def rules(self) -> Mapping[str, Optimizer]:
         """Both."""
