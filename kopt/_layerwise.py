@@ -26,12 +26,22 @@ def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, cl
         (regular expression, factor) pairs for `multipliers`.
 
     Raises:
-        ValueError: the rate is out of range, or the model has no trainable weights, perhaps as it is not built.
+        ValueError: the rate is out of range, two weights have one path, or the model has no trainable weights, perhaps
+            as it is not built.
 
     Reference: Howard and Ruder, 2018, arXiv:1801.06146 (there 1/2.6); Clark et al., 2020, arXiv:2003.10555.
     """
     levels = [[v.path for v in layer.trainable_variables] for layer in _layers(model)]
     levels = [level for level in levels if level]
+    depths: dict[str, set[int]] = {}
+    for layer in _layers(model):
+        for v in layer.trainable_variables:
+            depths.setdefault(v.path, set()).add(id(v))
+    if twice := [path for path, weights in depths.items() if len(weights) > 1]:
+        raise ValueError(
+            f"layerwise_decay: {len(depths[twice[0]])} weights have the path {twice[0]!r}, and patterns cannot tell them "
+            "apart. Give the layers names of their own."
+        )
     if not levels:
         raise ValueError(f"layerwise_decay: {model.name!r} has no trainable weights. Build it first, and unfreeze it.")
     seen: set[str] = set()

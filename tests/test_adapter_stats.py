@@ -94,5 +94,5 @@ def test_models_without_adapters_are_refused(tmp_path):
     stats.set_model(model)
     with pytest.raises(ValueError, match="compiled with an optimizer"):
         stats.on_train_begin()
-    with pytest.raises(ValueError, match=r"AdapterStats\.every must be an integer"):
+    with pytest.raises(ValueError, match=r"AdapterStats: every must be an integer"):
         AdapterStats(tmp_path, 0)

@@ -301,9 +301,9 @@ def test_replicas_see_what_one_device_sees(tmp_path, two_devices):
     assert list(two["throughput/examples_per_second"]) == list(one["throughput/examples_per_second"])
 
 
-@pytest.mark.parametrize("every", [0, -1, 2.0, True])
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
 def test_bad_period(tmp_path, every):
-    with pytest.raises(ValueError, match="every must be an integer ≥ 1"):
+    with pytest.raises(ValueError, match="every must be an integer in"):
         OptimizerStats(tmp_path, every)
 
 

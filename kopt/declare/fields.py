@@ -123,16 +123,15 @@ class Declared:
 
     fields: ClassVar[Mapping[str, Field]] = {}
     """The arguments by name: the one by position, those of the class itself, then those of its bases."""
-    leading: ClassVar[str | None] = None
-    """The argument that can be given by position: it is declared as `dataclasses.field(default=..., kw_only=False)`."""
+    leading: ClassVar[tuple[str, ...]] = ()
+    """The arguments that can be given by position: declared as `dataclasses.field(default=..., kw_only=False)`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("fields", {}).items()}
         own = _own_fields(cls, inherited)
         cls.fields = own | {k: f for k, f in cls.fields.items() if k not in own} | inherited | own
-        if cls.leading in cls.fields:
-            cls.fields = {cast(str, cls.leading): cls.fields[cls.leading], **cls.fields}
+        cls.fields = {k: cls.fields[k] for k in cls.leading} | cls.fields
         for name, field in own.items():
             if name in vars(cls) and any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
                 delattr(cls, name)  # a property of a base class keeps its place
@@ -181,7 +180,8 @@ def _with_checked_default(cls: Any, field: Field) -> Field:
     default = field.default
     if isinstance(default, dataclasses.Field):
         if default.kw_only is False:
-            cls.leading = field.name
+            others = vars(cls).get("leading", ())  # those of this class take the place of its bases' own
+            cls.leading = (*(name for name in others if name != field.name), field.name)
         made = default.default if default.default is not dataclasses.MISSING else default.default_factory
         default = REQUIRED if made is dataclasses.MISSING else made
     kind = field.kind | None if default is None and not field.converted else field.kind
@@ -237,7 +237,7 @@ class _Signature:
         by_position, by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         return inspect.Signature(
             [
-                inspect.Parameter(name, by_position if name == owner.leading else by_name, default=field.default)
+                inspect.Parameter(name, by_position if name in owner.leading else by_name, default=field.default)
                 for name, field in owner.fields.items()
             ]
         )
@@ -281,14 +281,15 @@ class Configurable(Declared):
     def _by_name(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of a call by name."""
         owner, leading = type(self).__name__, self.leading
-        if len(args) > (leading is not None):
-            order = list(self.fields)
-            named = [f"{k}={v!r}" for k, v in zip(order, args, strict=False)][leading is not None :]
-            allowed = "no argument" if leading is None else f"one argument by position, {leading}. The others are named"
-            raise TypeError(f"{owner} takes {allowed}: write {', '.join(named)}. Received: {args}")
-        if args and leading in options:
-            raise TypeError(f"{owner} got {leading} twice, by position and by name.")
-        return options | dict(zip([cast(str, leading)], args, strict=False))
+        if len(args) > len(leading):
+            named = [f"{k}={v!r}" for k, v in zip(self.fields, args, strict=False)][len(leading) :]
+            allowed = {0: "no argument", 1: "one argument"}.get(len(leading), f"{len(leading)} arguments")
+            which = f", {' and '.join(leading)}. The others are named" if leading else ""
+            raise TypeError(f"{owner} takes {allowed} by position{which}: write {', '.join(named)}. Received: {args}")
+        given = dict(zip(leading, args, strict=False))
+        if twice := [name for name in given if name in options]:
+            raise TypeError(f"{owner} got {twice[0]} twice, by position and by name.")
+        return options | given
 
     def _hint(self, name: str) -> str:
         if name in self.elsewhere:

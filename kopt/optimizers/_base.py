@@ -200,7 +200,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
             values["gradient_accumulation_steps"] = None
         for key, value in values.items():
             setattr(self, key, value)
-        self.__dict__["_excluded"], self.__dict__["_starts"] = [], []  # past Keras' tracking: they are no state of their own
+        self.__dict__.update(_excluded=[], _starts=[])  # past the tracking of attributes: they are no state
         self.__post_init__()
 
     # ------------------------------------------------------------------------------------------------------ build

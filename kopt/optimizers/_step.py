@@ -221,7 +221,9 @@ class Step(Accumulation, Average):
     def _storage(self, p: Parameter, slot: str) -> Codec:
         return codec(self.owners()[p.owner].slots[slot], self.state_dtype, tuple(p.variable.shape))
 
-    def _write_slots(self, p: Parameter, g: Gradient, new: Mapping[str, Tensor], update: Tensor, salt: int) -> list[Write]:
+    def _write_slots(
+        self, p: Parameter, g: Gradient, new: Mapping[str, Tensor], update: Tensor, salt: int
+    ) -> list[Write]:
         noise = self._noise(update, salt)
         return [
             self._write(p.slots[name][k], x, g)

@@ -1,17 +1,18 @@
 """What the adapters did, in TensorBoard."""
 
-import os
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kopt.declare import Configurable, Convert, Count
 from kopt.peft._host import Bank, as_float32
-from kopt.tensorboard._events import check_period, check_tensorboard, open_writer, write_scalars
+from kopt.tensorboard._events import as_folder, check_tensorboard, open_writer, write_scalars
 
 
-class AdapterStats(keras.callbacks.Callback):
+class AdapterStats(Configurable, keras.callbacks.Callback):
     """Writes how large the active adapters are in `fit`, and how far they change the base, to TensorBoard.
 
     The step axis counts updates (`optimizer.iterations`). There is a point at the start, after every `every`-th update
@@ -31,9 +32,10 @@ class AdapterStats(keras.callbacks.Callback):
         ValueError: `every` is not a positive integer.
     """
 
-    def __init__(self, log_dir: str | os.PathLike[str], every: int = 100) -> None:
-        super().__init__()
-        self.log_dir, self.every = os.fspath(log_dir), check_period("AdapterStats", every)
+    log_dir: Annotated[Any, Convert(as_folder)] = dataclasses.field(kw_only=False)
+    every: Count = dataclasses.field(default=100, kw_only=False)
+
+    def __post_init__(self) -> None:
         check_tensorboard("AdapterStats")
 
     def on_train_begin(self, logs: Any = None) -> None:

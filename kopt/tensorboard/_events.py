@@ -33,11 +33,11 @@ def check_tensorboard(owner: str) -> None:
         raise ImportError(f"{owner} needs tensorboard >= {wanted}: pip install -U tensorboard ({error})") from error
 
 
-def check_period(owner: str, every: Any) -> int:
-    """Returns `every`, or raises ValueError if it is not a positive integer."""
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"{owner}.every must be an integer ≥ 1. Received: {every!r}")
-    return every
+def as_folder(path: Any) -> str:
+    """Returns the path of a folder as text."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError("the path of a folder")
+    return os.fspath(path)
 
 
 def open_writer(log_dir: str, run: str = "") -> Any:

@@ -1,25 +1,26 @@
 """What the optimizer did, in TensorBoard."""
 
+import dataclasses
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kopt.declare import Configurable, Convert, Count
 from kopt.optimizers import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
-from kopt.tensorboard._events import check_period, check_tensorboard, open_writer, part, table, write, write_scalars
+from kopt.tensorboard._events import as_folder, check_tensorboard, open_writer, part, table, write, write_scalars
 
 SAMPLE = 2**14
 """Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
 BAND = ("mean", "p5", "p95")
 
 
-class OptimizerStats(keras.callbacks.Callback):
+class OptimizerStats(Configurable, keras.callbacks.Callback):
     """Writes what the optimizer does in `fit` to TensorBoard.
 
     The step axis counts updates (`optimizer.iterations`), not batches, and goes on where a resumed run left off. There
@@ -54,18 +55,14 @@ class OptimizerStats(keras.callbacks.Callback):
         ValueError: `every` is not a positive integer.
     """
 
-    def __init__(
-        self,
-        log_dir: str | os.PathLike[str],
-        every: int = 100,
-        hparams: Mapping[str, Any] | None = None,
-        text: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.log_dir, self.every = os.fspath(log_dir), check_period("OptimizerStats", every)
+    log_dir: Annotated[Any, Convert(as_folder)] = dataclasses.field(kw_only=False)
+    every: Count = dataclasses.field(default=100, kw_only=False)
+    hparams: Mapping[str, Any] | None = None
+    text: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
         check_tensorboard("OptimizerStats")
-        self.hparams = None if hparams is None else _flags(hparams)
-        self.text = dict(text or {})
+        self.hparams = None if self.hparams is None else _flags(self.hparams)
         self._described = self._laid_out = self._armed = self._watched = False
         self._before: list[Tensor] | None = None
         self._clock: tuple[float, float, int] | None = None
@@ -247,7 +244,7 @@ class OptimizerStats(keras.callbacks.Callback):
             "parameters": f"{share}\n\n" + table(("path", "shape", "dtype", "trainable", "count"), rows),
             "optimizer": f"{type(self._optimizer).__name__}\n\n" + table(("argument", "value"), arguments.items()),
         }
-        for title, markdown in (pages | self.text).items():
+        for title, markdown in (pages | dict(self.text or {})).items():
             write(self._writer, part("plugins.text.summary_v2").text_pb(title, markdown), self._step)
         if self.hparams is not None:
             writer = open_writer(self.log_dir, "hparams")
