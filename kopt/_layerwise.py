@@ -39,7 +39,7 @@ def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, cl
             depths.setdefault(v.path, set()).add(id(v))
     if twice := [path for path, weights in depths.items() if len(weights) > 1]:
         raise ValueError(
-            f"layerwise_decay: {len(depths[twice[0]])} weights have the path {twice[0]!r}, and patterns cannot tell them "
+            f"layerwise_decay: {len(depths[twice[0]])} weights have the path {twice[0]!r}, and no pattern tells them "
             "apart. Give the layers names of their own."
         )
     if not levels:

@@ -45,18 +45,16 @@ class Step(Accumulation, Average):
             For each gradient whether it and the weight it makes are finite; None if `on_nonfinite` is "ignore".
         """
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
-        update, looks = self._updates() + 1, self.on_nonfinite != "ignore"
-        flags = moderate([g.value for _, g in active]) if looks and not judged else None
-        conditions = [c for c in (due, None if flags is None else ops.all(flags)) if c is not None]
-        made = self._commit_if(_all(conditions), lambda: self._update(active, rate, loss, looks and careful))
-        flags = _both(flags, made)
-        if self.ema_overwrite_frequency:
-            conditions = [c for c in (due, None if flags is None else ops.all(flags)) if c is not None]
-            conditions.append(ops.equal(update % self.ema_overwrite_frequency, 0))
-            self._commit_if(_all(conditions), lambda: (self._overwritten(update), None))
+        update, fine = self._updates() + 1, None
+        if self.on_nonfinite != "ignore":
+            fine = ops.ones([len(active)], "bool") if judged else moderate([g.value for _, g in active])
+        flags = self._commit_if(due, lambda: self._update(active, rate, loss, fine if careful else None))
         finite = None if flags is None else ops.all(flags)
-        self._commit(self._counters(finite if finite is None or due is None else finite | ~due))
-        return ops.ones([len(active)], "bool") if looks and flags is None else flags
+        if self.ema_overwrite_frequency:
+            conditions = [ops.equal(update % self.ema_overwrite_frequency, 0), due, finite]
+            self._commit_if(_all([c for c in conditions if c is not None]), lambda: (self._overwritten(update), None))
+        self._commit(self._counters(finite))
+        return fine if flags is None else flags
 
     def _counters(self, finite: Tensor | None) -> list[Write]:
         """Returns the writes of the counters, after a step or one that was skipped as not `finite`."""
@@ -92,11 +90,19 @@ class Step(Accumulation, Average):
             )
 
     def _update(
-        self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None, careful: bool
+        self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None, fine: Tensor | None
     ) -> tuple[list[Write], Tensor | None]:
-        """Computes one update; assigns nothing. Returns the writes and, if `careful`, which new weights are finite.
+        """Computes one update; assigns nothing.
 
-        If one is not, the writes leave everything as it was.
+        Args:
+            active: the weights that have a gradient.
+            rate: η.
+            loss: the loss, for rules that look at it.
+            fine: which gradients may be used; None does not look at the new weights either.
+
+        Returns:
+            The writes, and for each weight whether both it and its gradient are fine. If one is not, the writes leave
+            everything as it was.
         """
         writes, weights = self._clip(active), []
         update = self._updates() + 1
@@ -115,12 +121,11 @@ class Step(Accumulation, Average):
             check_slots(name, rule.slots, s, new, w, moved)
             weights.append(self._write_weight(p, g, w, moved, update, salt=2 * i))
             writes += [*weights[-1], *self._write_slots(p, g, new, update, salt=2 * i + 1)]
-        if not careful:
+        if fine is None:
             return writes, None
         finite = [[ops.all(ops.isfinite(x.value)) for x in made if _is_float(x.value)] for made in weights]
-        flags = ops.stack([ops.all(ops.stack(each)) for each in finite])
-        fine = ops.all(flags)
-        return [self._kept_unless(fine, write) for write in writes], flags
+        flags = ops.logical_and(fine, ops.stack([ops.all(ops.stack(each)) for each in finite]))
+        return [self._kept_unless(ops.all(flags), write) for write in writes], flags
 
     def _kept_unless(self, fine: Tensor, write: Write) -> Write:
         """Returns a write that leaves the variable as it is unless all is `fine`."""
@@ -277,12 +282,6 @@ def is_short(variable: Any) -> bool:
 
 def _is_float(x: Tensor) -> bool:
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
-
-
-def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return ops.logical_and(a, b)
 
 
 def _all(conditions: Sequence[Tensor]) -> Tensor | None:
