@@ -8,7 +8,6 @@ On the weights of `benchmarks.step`, in turns. *tf.function* is what `fit` does 
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

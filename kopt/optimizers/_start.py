@@ -111,7 +111,7 @@ def work_dtype(variable: Any) -> str:
 def _initial(storage: Any, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         if slot.init == "weight":
-            x = ops.cast(p.variable, p.dtype)
+            x = ops.copy(ops.cast(p.variable, p.dtype))  # a cast may pass the buffer of the weight on
         else:
             x = ops.full(slot.shape_for(tuple(p.variable.shape)), slot.init, dtype=p.dtype)
         return storage.encode(x, ops.zeros_like)[part]
