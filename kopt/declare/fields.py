@@ -93,10 +93,6 @@ class Field:
         """Whether a function checks it."""
         return any(isinstance(note, Convert) for _, notes in members(self.kind) for note in notes)
 
-    def fresh_default(self) -> Any:
-        """Returns the default; an object of its own if it can be changed."""
-        return copy.deepcopy(self.default) if isinstance(self.default, (dict, list, set)) else self.default
-
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Checks the arguments of every call by the annotations of the function."""
@@ -130,8 +126,8 @@ class Declared:
         super().__init_subclass__(**kwargs)
         inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("fields", {}).items()}
         own = _own_fields(cls, inherited)
-        cls.fields = own | {k: f for k, f in cls.fields.items() if k not in own} | inherited | own
-        cls.fields = {k: cls.fields[k] for k in cls.leading} | cls.fields
+        nearest, order = inherited | own, (*cls.leading, *own, *cls.fields, *inherited)
+        cls.fields = {name: nearest[name] for name in dict.fromkeys(order)}
         for name, field in own.items():
             if name in vars(cls) and any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
                 delattr(cls, name)  # a property of a base class keeps its place
@@ -271,7 +267,7 @@ class Configurable(Declared):
         for name in options:
             if name not in self.fields:
                 raise ValueError(f"{owner} has no argument {name!r}. {self._hint(name)}")
-        given = {name: options.get(name, field.fresh_default()) for name, field in self.fields.items()}
+        given = {name: options.get(name, _own(field.default)) for name, field in self.fields.items()}
         for name, value in given.items():
             if value is REQUIRED:
                 about = own_arguments(inspect.getdoc(type(self)) or "").get(name, "")
@@ -306,7 +302,7 @@ class Configurable(Declared):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""
-        return {name: plain(copy.deepcopy(self._argument(name))) for name in self.fields}
+        return {name: plain(_own(self._argument(name))) for name in self.fields}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._changed())})"
@@ -315,6 +311,11 @@ class Configurable(Declared):
         """Returns the code of the arguments that are not their defaults."""
         given = {name: self._argument(name) for name in self.fields if name not in left_out}
         return [f"{k}={as_code(v)}" for k, v in given.items() if plain(v) != plain(self.fields[k].default)]
+
+
+def _own(value: Any) -> Any:
+    """Returns a value, or a copy of one that can be changed."""
+    return copy.deepcopy(value) if isinstance(value, (dict, list, set)) else value
 
 
 def as_code(value: Any) -> str:
