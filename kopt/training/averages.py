@@ -55,7 +55,7 @@ class _Averages(Configurable, keras.callbacks.Callback):
     @contextlib.contextmanager
     def weights(self) -> Iterator[None]:
         """Gives the model the averaged weights, to evaluate or save it."""
-        with Shown.of(self.model).showing(self._to_show(), block=True):
+        with Shown.of(self.model).showing(self._to_show, block=True):
             yield
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -95,7 +95,7 @@ class _Averages(Configurable, keras.callbacks.Callback):
         # Dropout draws numbers, layers of one's own may count: all that a pass changes is put back.
         before = [(v, ops.copy(v)) for v in self.model.non_trainable_variables]
         try:
-            with Shown(self.model).showing(averaged):
+            with Shown(self.model).showing(lambda: averaged):
                 self._learn_statistics(norms)
             return [*averaged, *((v, ops.copy(v)) for v in statistics)]
         finally:

@@ -93,9 +93,13 @@ class Shown:
             self._clear()
 
     @contextlib.contextmanager
-    def showing(self, values: Values | None, block: bool = False) -> Iterator[None]:
-        """Gives the model these values for a while; within another such while nothing changes."""
-        if values is None or self._raw is not None:
+    def showing(self, source: Callable[[], Values | None], block: bool = False) -> Iterator[None]:
+        """Gives the model the values of a source for a while; within another such while nothing changes."""
+        if self._lingers and not self._is_running():
+            self._clear()
+        # Some averages follow from the weights of training: they are asked for while the model has those.
+        values = source() if self._raw is None else None
+        if values is None:
             yield
             return
         self._in_block = block
@@ -144,15 +148,14 @@ class Shown:
             return self._anew(name, *args, **kwargs)
         if self._raw is not None:
             return self._call(name, *args, **kwargs)
-        values = self.average()
-        with self.showing(values):
-            self.seen = None if values is None else [(v, ops.copy(v)) for v, _ in values]
+        with self.showing(self.average):
+            self.seen = self._raw and [(v, ops.copy(v)) for v, _ in self._raw]
             return self._call(name, *args, **kwargs)
 
     def _keep(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if not self._is_running():
             return self._anew(name, *args, **kwargs)
-        with self.showing(self.seen if _is_watching(self.model) else None):
+        with self.showing(lambda: self.seen if _is_watching(self.model) else None):
             return self._call(name, *args, **kwargs)
 
     def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
