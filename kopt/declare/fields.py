@@ -142,6 +142,7 @@ class Declared:
     def __setattr__(self, name: str, value: Any) -> None:
         field = self.fields.get(name)
         if field is not None and not isinstance(inspect.getattr_static(type(self), name, None), property):
+            value = field.check(type(self).__name__, value)
             if self._frozen():
                 if value == getattr(self, name):
                     return
@@ -149,7 +150,6 @@ class Declared:
                     f"{type(self).__name__}.{name} is a constant of the compiled step and cannot change after build. "
                     "Create a new optimizer; only learning_rate can be set during training."
                 )
-            value = field.check(type(self).__name__, value)
         super().__setattr__(name, value)
 
 
