@@ -123,7 +123,6 @@ class StateFile(OptimizerParts):
         if self._pending is None:
             return
         (manifest, arrays), self._pending = self._pending, None
-        arrays |= {name: v.numpy() for name, v in self._state().items() if name in ALWAYS}  # perhaps set since
         try:
             self._compare(manifest, self._manifest()["entries"])
         except ValueError as error:
@@ -133,7 +132,8 @@ class StateFile(OptimizerParts):
             warnings.warn(f"{error} The slots begin anew.", stacklevel=2)
             return
         for name, variable in self._state().items():
-            variable.assign(arrays[name])
+            if name not in ALWAYS:  # these were restored at once, and may have been set since
+                variable.assign(arrays[name])
 
     def _read_store(self, store: Any) -> tuple[State, State]:
         """Returns manifest and arrays, or raises `ValueError` saying what is wrong with them."""
@@ -186,6 +186,8 @@ class StateFile(OptimizerParts):
         here = {f"slot {k!r}" for rule in rules.values() for k in rule.slots}
         here |= {f"shared value {owner + k!r}" for owner, rule in rules.items() for k in rule.shared}
         here |= {"shared value 'loss'"} if self.needs_loss else set()
+        saved |= {"'learning_rate'"} if "learning_rate" in entries else set()
+        here |= {"'learning_rate'"} if "learning_rate" in self._state() else set()
         options = {"average": ("use_ema", self.use_ema), "accumulator": ("gradient accumulation", self._accumulates)}
         for key, (option, given) in options.items():
             saved |= {option} if key in kept else set()
