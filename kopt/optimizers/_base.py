@@ -69,6 +69,9 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
             quarter, error 3 % of the largest in its block of at most 256, for weights with 16 elements a row or more.
         name: name of the optimizer; None makes one.
 
+    Beside the slots, `iterations` and the rate, `variables` has four scalars that Keras' optimizers lack:
+    `nonfinite_steps`, `clipped_steps`, `gradient_norm`, and whether the last is watched.
+
     Raises:
         ValueError: an argument is out of range, unknown, or contradicts another.
     """

@@ -14,7 +14,7 @@ class Engine(OptimizerParts):
 
     def _execute(self, grads: Sequence[Any], rate: Any, loss: Any = None) -> None:
         flags = (self._accumulate if self.gradient_accumulation_steps else self._step)(grads, rate, loss)
-        if self.on_nonfinite == "raise" and not bool(ops.all(flags)):
+        if self.on_nonfinite == "raise" and flags is not None and not bool(ops.all(flags)):
             raise FloatingPointError(
                 f"{type(self).__name__}: a gradient or new weight is not finite; the update was skipped."
             )

@@ -46,7 +46,7 @@ class Step(Accumulation, Average):
         """
         active = [(p, self._gradient(p, g)) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
         update, fine = self._updates() + 1, None
-        if self.on_nonfinite != "ignore":
+        if self.on_nonfinite != "ignore" and active:
             fine = ops.ones([len(active)], "bool") if judged else moderate([g.value for _, g in active])
         flags = self._commit_if(due, lambda: self._update(active, rate, loss, fine if careful else None))
         finite = None if flags is None else ops.all(flags)

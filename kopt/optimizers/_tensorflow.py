@@ -45,11 +45,11 @@ class Engine(OptimizerParts):
             flags = self._in_graph(self._accumulate_outside_xla)(grads, rate, loss)
         else:
             flags = self._compiled_step(grads, rate, loss)
-        if self.on_nonfinite == "raise":
+        if self.on_nonfinite == "raise" and flags is not None:
             self._raise_on(flags, [p.label for p, g in zip(self._parameters, grads, strict=True) if g is not None])
 
     def _compiled_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
-        if self.on_nonfinite == "ignore":
+        if self.on_nonfinite == "ignore" or all(g is None for g in grads):
             return self._in_graph(self._fast_step, jit_compile=True)(grads, rate, loss)
         return self._in_graph(self._judged_step)(grads, rate, loss)
 
@@ -246,14 +246,15 @@ class Engine(OptimizerParts):
         """
         if tf.distribute.has_strategy():
             return contextlib.nullcontext()
+        copying = any(slot.init == "weight" for rule in self.owners().values() for slot in rule.slots.values())
         with tf.init_scope():
             begun = not tf.executing_eagerly() or all(bool(_native(v).is_initialized()) for v in variables)
-        if begun:
+        if begun or not copying:
             return tf.init_scope()
         if _in_xla():
             raise ValueError(
-                f"{type(self).__name__}: the weights have no values yet. Give the model an Input, or call "
-                "model.build(input_shape), before a fit that XLA compiles."
+                f"{type(self).__name__} copies the first weights, which have no values yet. Give the model an Input, "
+                "or call model.build(input_shape), before a fit that XLA compiles."
             )
         return contextlib.nullcontext()
 
