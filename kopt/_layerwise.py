@@ -44,11 +44,12 @@ def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, cl
         )
     if not levels:
         raise ValueError(f"layerwise_decay: {model.name!r} has no trainable weights. Build it first, and unfreeze it.")
-    seen: set[str] = set()
+    name, seen = f"{model.name}/", set[str]()
+    front = f"({re.escape(name)})?"  # which the paths lose when the model is loaded
     pairs = []
     for depth, level in enumerate(reversed(levels)):
         if own := [path for path in level if path not in seen]:  # a shared layer counts where it stands last
-            pairs.append((f"^({'|'.join(map(re.escape, own))})$", rate**depth))
+            pairs.append((f"^{front}({'|'.join(re.escape(path.removeprefix(name)) for path in own)})$", rate**depth))
             seen |= set(own)
     return pairs
 

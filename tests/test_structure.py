@@ -19,7 +19,13 @@ import kopt.tensorboard
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
-    {"kopt.declare.kinds", "kopt.declare.described", "kopt.declare.registry", "kopt.declare.path_rules"},
+    {
+        "kopt.declare.kinds",
+        "kopt.declare.described",
+        "kopt.declare.registry",
+        "kopt.declare.path_rules",
+        "kopt.declare.keras_bases",
+    },
     {"kopt.declare.fields"},
     {"kopt.declare"},
     {"kopt.optimizers._math", "kopt.optimizers._author"},

@@ -193,12 +193,20 @@ def _is_attribute_of_a_base(cls: type, name: str) -> bool:
     Raises:
         TypeError: it is that of a method, or of a property that cannot be set.
     """
+    if name in inspect.get_annotations(Declared):
+        raise TypeError(f"{cls.__name__}: Declared has {name!r} already. Give the argument another name.")
     for base in cls.__mro__[1:]:
         if name in vars(base).get("fields", {}):
             return False
         found = vars(base).get(name)
         fixed = isinstance(found, property) and found.fset is None and not issubclass(base, Declared)
-        if isinstance(found, (types.FunctionType, classmethod, staticmethod)) or fixed:
+        # what an optimizer keeps under that name; `Declared` itself has no arguments yet
+        kept = (
+            not issubclass(base, Declared)
+            and name in inspect.get_annotations(base)
+            and bool(getattr(cls, "fields", None))
+        )
+        if isinstance(found, (types.FunctionType, classmethod, staticmethod)) or fixed or kept:
             raise TypeError(f"{cls.__name__}: {base.__name__} has {name!r} already. Give the argument another name.")
         if found is not None and issubclass(base, Declared):
             return True

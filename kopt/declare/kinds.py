@@ -89,10 +89,17 @@ def _accept(kind: Any, notes: tuple[Any, ...], value: Any) -> Any:
     elif kind in (int, float):
         span = range_of(notes)
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or float(value) not in span or (kind is int and value != int(value)):
+        if not number or _as_float(value) not in span or (kind is int and value != int(value)):
             raise ValueError(f"{'an integer' if kind is int else 'a finite number'} in {span}")
         return kind(value)
     return value
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def members(kind: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:

@@ -47,6 +47,12 @@ def check_places(places: Iterable[Any]) -> tuple[int, ...]:
     return found
 
 
+def exactly(path: str) -> str:
+    """Returns a pattern of one path, also where a model that was loaded leaves out the name of the model."""
+    front, _, rest = path.partition("/")
+    return f"^({re.escape(front)}/)?{re.escape(rest)}$" if "/" in rest else f"^{re.escape(path)}$"
+
+
 def unique(paths: Sequence[str]) -> list[str]:
     """Returns the paths with a number behind those that an earlier weight has, as "kernel #2"."""
     seen: dict[str, int] = {}

@@ -9,6 +9,8 @@ RESERVED = ("learning_rate", "multiplier", "weight_decay", "index", "loss")
 
 def check_names(owner: str, slots: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises `ValueError` if slots and shared values cannot stand side by side in the namespace of a rule."""
+    if not isinstance(slots, Mapping) or not all(hasattr(slot, "shape_for") for slot in slots.values()):
+        raise TypeError(f"{owner}.slots must be a dictionary of slots, as {{'m': kopt.Slot()}}. Received: {slots!r}")
     for name in (*slots, *shared):
         if name in RESERVED or not name.isidentifier():
             raise ValueError(
@@ -64,6 +66,8 @@ def check_slots(
 
 def check_shared(owner: str, declared: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
     """Raises `ValueError` if `settle` returned a shared value that is not declared."""
+    if not isinstance(settled, Mapping):
+        raise TypeError(f"{owner}.settle must return a dictionary of shared values. Received: {settled!r}")
     for name in settled:
         if name not in declared:
             known = ", ".join(map(repr, declared)) or "none"

@@ -7,15 +7,15 @@ engine of the backend compiles that computation and carries the writes out.
 
 import dataclasses
 import operator
-import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
 
 from kopt.declare import Configurable, Convert, Count, Fraction, Positive, path_rules
+from kopt.declare.keras_bases import KerasOptimizer
 from kopt.declare.registry import OPTIMIZERS
 from kopt.optimizers import _author
 from kopt.optimizers._math import Tensor, with_decay
@@ -27,13 +27,13 @@ from kopt.optimizers._start import Start, path_of, work_dtype
 from kopt.optimizers._state import StateFile
 from kopt.optimizers._step import Step
 
-if keras.backend.backend() == "tensorflow":
+if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
     from kopt.optimizers._tensorflow import Engine
 else:
-    from kopt.optimizers._portable import Engine  # type: ignore[assignment]
+    from kopt.optimizers._portable import Engine
 
 
-class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, keras.optimizers.Optimizer):
+class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, KerasOptimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
@@ -108,20 +108,22 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
     """Whether gradients that are not huge give finite weights; tests hold the rules of kopt to it. If not, "skip" and
     "raise" look at every new weight, which takes longer."""
 
-    @property
-    def slots(self) -> Mapping[str, Slot]:
-        """What the rule remembers of each weight, by name. Usually a class attribute."""
-        return {}
+    if not TYPE_CHECKING:  # class attributes or properties: `OptimizerParts` says so to type checkers
 
-    @property
-    def shared(self) -> Mapping[str, Any]:
-        """What all weights share, by name: initial numbers or arrays. Usually a class attribute."""
-        return {}
+        @property
+        def slots(self) -> Mapping[str, Slot]:
+            """What the rule remembers of each weight, by name. Usually a class attribute."""
+            return {}
 
-    @property
-    def needs_loss(self) -> bool:
-        """Whether the rule looks at the loss: the shared value `loss`. Usually a class attribute."""
-        return False
+        @property
+        def shared(self) -> Mapping[str, Any]:
+            """What all weights share, by name: initial numbers or arrays. Usually a class attribute."""
+            return {}
+
+        @property
+        def needs_loss(self) -> bool:
+            """Whether the rule looks at the loss: the shared value `loss`. Usually a class attribute."""
+            return False
 
     def owners(self) -> Mapping[str, "Optimizer"]:
         """The optimizers whose rules move the weights, by a key that begins the names of what they share."""
@@ -155,7 +157,23 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
 
     def direction(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Returns what `rule` returns, or raises `TypeError` saying what it should."""
-        return _author.check_step(type(self).__name__, "rule", self.rule(g, w, s, t))
+        name = type(self).__name__
+        u, new = _author.check_step(name, "rule", self.rule(g, w, s, t))
+        _author.check_slots(name, self.slots, {k: getattr(s, k) for k in self.slots}, new, w, w)
+        return u, new
+
+    def stepped(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what `advance` returns, or raises an error saying what it should."""
+        name = type(self).__name__
+        moved, new = _author.check_step(name, "advance", self.advance(g, w, s, t))
+        _author.check_slots(name, self.slots, {k: getattr(s, k) for k in self.slots}, new, w, moved)
+        return moved, dict(new)
+
+    def settled(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
+        """Returns what `settle` returns, or raises an error saying what it should."""
+        new = self.settle(sums, s, t)
+        _author.check_shared(type(self).__name__, self.shared, new)
+        return new
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
         """Returns what is summed over all weights before any rule runs. Rules that define it are not row-wise."""
@@ -356,7 +374,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, kera
             places = {id(v): i for i, v in enumerate(self._trainable_variables)}
             config["undecayed"] = sorted({*self.undecayed, *(places[id(v)] for v in self._excluded if id(v) in places)})
         elif self._excluded:  # there is no order yet
-            anchored = [[f"^{re.escape(path_of(v))}$", 0.0] for v in self._excluded]
+            anchored = [[path_rules.exactly(path_of(v)), 0.0] for v in self._excluded]
             config["decay_mask"] = anchored + config["decay_mask"]
         return config
 

@@ -72,6 +72,7 @@ class OptimizerParts:
     sparse: str
     state_dtype: str
     slots: Any
+    shared: Any
     nonfinite_steps: Any
     clipped_steps: Any
     gradient_norm: Any

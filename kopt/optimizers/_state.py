@@ -143,6 +143,8 @@ class StateFile(OptimizerParts):
         try:
             manifest = json.loads(np.asarray(store[MANIFEST]).tobytes())
             version, entries = manifest["format"], manifest["entries"]
+            if version == FORMAT and not _is_whole(manifest):
+                raise ValueError
         except (ValueError, KeyError, TypeError):
             raise ValueError("The manifest of the saved optimizer state cannot be read: the file is damaged.") from None
         if version != FORMAT:
@@ -156,8 +158,9 @@ class StateFile(OptimizerParts):
             raise ValueError(f"The saved optimizer state lacks {missing[0]!r}, which its manifest names.")
         arrays = {k: np.asarray(store[k]) for k in entries}
         for k, array in arrays.items():
-            if list(array.shape) != entries[k][0]:
-                raise ValueError(f"The saved {self._describe(k, manifest)} is {array.shape}, not as its manifest says.")
+            if [list(array.shape), str(array.dtype)] != entries[k]:
+                found = f"{array.shape} of {array.dtype}" if list(array.shape) == entries[k][0] else f"{array.shape}"
+                raise ValueError(f"The saved {self._describe(k, manifest)} is {found}, not as its manifest says.")
             if fault := _fault(k, array):
                 raise ValueError(f"The saved {self._describe(k, manifest)} {fault}.")
         return manifest, arrays
@@ -181,13 +184,20 @@ class StateFile(OptimizerParts):
     def _compare_options(self, entries: State) -> None:
         """Raises `ValueError` if other slots or shared values were saved than this optimizer will have."""
         rules = self.owners()
-        kept = {k.split(".")[1] for k in entries if k[0].isdigit()}
-        saved = {f"slot {k!r}" for k in kept - {*BESIDE}} | {f"shared value {k[7:]!r}" for k in entries if k[0] == "s"}
+        parts = [k.split(".") for k in entries if k[0].isdigit()]
+        kept = {part[1] for part in parts if len(part) == 2}  # what stands beside the slots
+        saved = {f"slot {part[1]!r}" for part in parts if len(part) == 3}
+        saved |= {f"shared value {k[7:]!r}" for k in entries if k[0] == "s"}
         here = {f"slot {k!r}" for rule in rules.values() for k in rule.slots}
         here |= {f"shared value {owner + k!r}" for owner, rule in rules.items() for k in rule.shared}
         here |= {"shared value 'loss'"} if self.needs_loss else set()
         saved |= {"'learning_rate'"} if "learning_rate" in entries else set()
         here |= {"'learning_rate'"} if "learning_rate" in self._state() else set()
+        stored = {part[2] for part in parts if len(part) == 3} - {"value"}
+        exact = all(slot.exact for rule in rules.values() for slot in rule.slots.values())
+        if (stored and not self._stores(stored)) or (self.state_dtype == "bfloat16" and not stored and not exact):
+            saved |= {f"state_dtype with {', '.join(sorted(stored)) or 'float32'}"}
+            here |= {f"state_dtype={self.state_dtype!r}"}
         options = {"average": ("use_ema", self.use_ema), "accumulator": ("gradient accumulation", self._accumulates)}
         for key, (option, given) in options.items():
             saved |= {option} if key in kept else set()
@@ -197,6 +207,10 @@ class StateFile(OptimizerParts):
                 f"{k} is unknown" for k in sorted(saved - here)
             ]
             raise ValueError(f"The saved optimizer state does not fit this {type(self).__name__}: {'; '.join(faults)}.")
+
+    def _stores(self, parts: set[str]) -> bool:
+        """Whether slots are stored in such parts."""
+        return parts == {"float32": set(), "bfloat16": {"bfloat16"}, "int8": {"int8", "scale"}}[self.state_dtype]
 
     @property
     def _accumulates(self) -> bool:
@@ -222,8 +236,21 @@ def _fault(key: str, array: Any) -> str:
     if array.dtype.kind in "iub":
         return ""
     numbers = array.astype("float64")
-    if key == "learning_rate" and (numbers < 0).any():
-        return "is negative"
+    if key == "learning_rate":
+        return "is negative" if (numbers < 0).any() else "" if np.isfinite(numbers).all() else "is not finite"
     # A search for a step may remember an infinite loss.
     sound = np.isfinite(numbers) if key[0].isdigit() else ~np.isnan(numbers)
     return "" if sound.all() else "is not finite: training had diverged"
+
+
+def _is_whole(manifest: State) -> bool:
+    """Whether a manifest has all that is read of it."""
+    paths, entries = manifest["paths"], manifest["entries"]
+    return (
+        isinstance(manifest["optimizer"], str)
+        and isinstance(manifest["built"], bool)
+        and isinstance(paths, list)
+        and isinstance(entries, dict)
+        and all(isinstance(x, list) and len(x) == 2 and isinstance(x[0], list) for x in entries.values())
+        and all(int(k.partition(".")[0]) < len(paths) for k in entries if k[:1].isdigit())
+    )

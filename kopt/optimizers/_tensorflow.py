@@ -91,7 +91,7 @@ class Engine(OptimizerParts):
                 # Rows of one id are summed later: n of them make at most n times the sum of their squares.
                 squares.append(2 * tf.nn.l2_loss(tf.cast(values, p.dtype)) * tf.cast(count, p.dtype))
                 limits.append(too_large(p.dtype) * min((self.loss_scale_factor or 1.0) ** 2, 2.0**9))
-        flags = tf.stack([x < tf.cast(limit, x.dtype) for x, limit in zip(squares, limits, strict=True)])
+        flags = tf.stack([x < tf.constant(limit, x.dtype) for x, limit in zip(squares, limits, strict=True)])
         if "float64" not in [x.dtype.name for x in squares]:
             flags &= tf.add_n(squares) < max(limits, default=0.0)
         return flags

@@ -1,6 +1,7 @@
 """Optimizers that transform the rule of another one."""
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -8,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import keras
 
 from kopt.declare import Convert
+from kopt.declare.fields import as_code, plain
 from kopt.declare.registry import get
 from kopt.optimizers._base import Optimizer
 from kopt.optimizers._math import Tensor
@@ -20,7 +22,7 @@ def inner(value: Any) -> Optimizer:
     if isinstance(value, str):
         value = get(value)
     elif isinstance(value, dict):
-        value = keras.optimizers.deserialize(value)
+        value = keras.optimizers.deserialize(copy.deepcopy(value))  # Keras changes it
     if not isinstance(value, Optimizer) or value.built:
         raise ValueError("a kopt optimizer that has made no step yet, or the name of one")
     if value.needs_loss or list(value.owners()) != [""]:
@@ -48,6 +50,8 @@ class Composite(Optimizer, abstract=True):
         super().__post_init__()
         owner, own = type(self).__name__, {"name", "learning_rate", "weight_decay"}
         for rule in self.rules().values():
+            if rule._excluded:
+                raise ValueError(f"{owner}: call exclude_from_weight_decay of {owner} itself. Received: {rule!r}")
             for name, field in Optimizer.fields.items():
                 if name not in own and getattr(rule, name) != field.default:
                     raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
@@ -103,6 +107,7 @@ class Wrapper(Optimizer, abstract=True):
         rule = self.fields["optimizer"].check(type(self).__name__, options.pop("optimizer", "adamw"))
         around = {k: rule._argument(k) for k in Optimizer.fields if k != "name"}
         super().__init__(**{**around, **options, "optimizer": rule})
+        self._excluded.extend(rule._excluded)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,11 +143,11 @@ class Wrapper(Optimizer, abstract=True):
 
     def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
         """What it makes of the sums."""
-        return self.optimizer.settle(sums, s, t)
+        return self.optimizer.settled(sums, s, t)
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Its step."""
-        return self.optimizer.advance(self.gradient(g, w, s, t), w, s, t)
+        return self.optimizer.stepped(self.gradient(g, w, s, t), w, s, t)
 
     def rate(self, s: Any, t: Tensor) -> Tensor:
         """Its rate."""
@@ -153,7 +158,9 @@ class Wrapper(Optimizer, abstract=True):
         return self.optimizer.measure(s, t)
 
     def __repr__(self) -> str:
-        own = self._changed(*Optimizer.fields, "optimizer")
+        rule, own = self.optimizer, self._changed(*Optimizer.fields, "optimizer")
+        around = {k: self._argument(k) for k in Optimizer.fields if k != "name"}
+        own += [f"{k}={as_code(v)}" for k, v in around.items() if plain(v) != plain(rule._argument(k))]
         return f"{type(self).__name__}({', '.join([repr(self.optimizer), *own])})"
 
     def get_config(self) -> dict[str, Any]:

@@ -80,4 +80,5 @@ class Route(Composite):
         return super().get_config() | {"routes": routes}
 
     def __repr__(self) -> str:
-        return f"Route([{', '.join(f'({pattern!r}, {optimizer!r})' for pattern, optimizer in self.routes)}])"
+        routes = ", ".join(f"({pattern!r}, {optimizer!r})" for pattern, optimizer in self.routes)
+        return f"Route({', '.join([f'[{routes}]', *self._changed('routes')])})"

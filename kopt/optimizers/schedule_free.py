@@ -80,11 +80,12 @@ class ScheduleFree(Averaging, Wrapper):
 
     def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
         """Settles the average and what the optimizer within shares."""
-        return super().settle(sums, s, t) | self.optimizer.settle(sums, s, t)
+        return super().settle(sums, s, t) | self.optimizer.settled(sums, s, t)
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The direction of the optimizer within."""
-        return self.optimizer.rule(g, w, s, t)
+        u, new = self.optimizer.direction(g, w, s, t)
+        return u, dict(new)
 
 
 class ScheduleFreeSGD(Averaging):

@@ -58,14 +58,14 @@ class Switch(Composite):
         return {
             k + name: ops.where(turns[k], x, getattr(s, k + name))
             for k, rule in self.rules().items()
-            for name, x in rule.settle(part(sums, k), *self._seen_by(k, s, t)).items()
+            for name, x in rule.settled(part(sums, k), *self._seen_by(k, s, t)).items()
         }
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The step of the one whose turn it is."""
 
         def step(key: str) -> tuple[Tensor, dict[str, Tensor]]:
-            moved, new = self.rules()[key].advance(g, w, *self._seen_by(key, s, t, w))
+            moved, new = self.rules()[key].stepped(g, w, *self._seen_by(key, s, t, w))
             return moved, {name: new.get(name.removeprefix(key), getattr(s, name)) for name in self.slots}
 
         return ops.cond(t <= self.after, lambda: step("first_"), lambda: step("second_"))
@@ -82,7 +82,9 @@ class Switch(Composite):
         return _seen(self.rules()[key], key, self.after if key == "second_" else 0, s, t, w)
 
     def __repr__(self) -> str:
-        return f"Switch({self.first!r}, second={self.second!r}, after={self.after})"
+        own = self._changed("first", "second", "after")
+        parts = [repr(self.first), f"second={self.second!r}", f"after={self.after}", *own]
+        return f"Switch({', '.join(parts)})"
 
 
 def _seen(rule: Optimizer, key: str, after: int, s: Any, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:

@@ -3,16 +3,16 @@
 import dataclasses
 from typing import Any
 
-import keras
 from keras import ops
 
 from kopt.declare import Configurable, Count, Positive
+from kopt.declare.keras_bases import KerasSchedule
 from kopt.declare.registry import SCHEDULES
 
 Tensor = Any
 
 
-class Schedule(Configurable, keras.optimizers.schedules.LearningRateSchedule):
+class Schedule(Configurable, KerasSchedule):
     """Base of all schedules: the peak times a factor of the step.
 
     Args:

@@ -8,11 +8,12 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Configurable, Convert, Count
+from kopt.declare.keras_bases import KerasCallback
 from kopt.peft._host import Bank, as_float32
 from kopt.tensorboard._events import as_folder, check_tensorboard, open_writer, write_scalars
 
 
-class AdapterStats(Configurable, keras.callbacks.Callback):
+class AdapterStats(Configurable, KerasCallback):
     """Writes how large the active adapters are in `fit`, and how far they change the base, to TensorBoard.
 
     The step axis counts updates (`optimizer.iterations`). There is a point at the start, after every `every`-th update

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Configurable, Convert, Count
+from kopt.declare.keras_bases import KerasCallback
 from kopt.optimizers import Optimizer
 from kopt.optimizers._math import Tensor, sum_of_squares
 from kopt.tensorboard._events import as_folder, check_tensorboard, open_writer, part, table, write, write_scalars
@@ -20,7 +21,7 @@ SAMPLE = 2**14
 BAND = ("mean", "p5", "p95")
 
 
-class OptimizerStats(Configurable, keras.callbacks.Callback):
+class OptimizerStats(Configurable, KerasCallback):
     """Writes what the optimizer does in `fit` to TensorBoard.
 
     The step axis counts updates (`optimizer.iterations`), not batches, and goes on where a resumed run left off. There

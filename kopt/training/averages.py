@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Configurable, Convert, Count, Fraction
+from kopt.declare.keras_bases import KerasCallback
 from kopt.training.shown import Shown, Values
 
 
@@ -26,7 +27,7 @@ def _readable(value: Any) -> Any:
     return value
 
 
-class _Averages(Configurable, keras.callbacks.Callback):
+class _Averages(Configurable, KerasCallback):
     """What the callbacks share: when the average is shown, and the statistics of batch normalization.
 
     Args:
