@@ -135,3 +135,14 @@ def test_layerwise_decay_counts_a_shared_layer_once_and_leaves_frozen_ones_out()
     model.trainable = False
     with pytest.raises(ValueError, match="no trainable weights"):
         kopt.layerwise_decay(model, 0.5)
+
+
+def test_a_model_with_layerwise_decay_is_saved(tmp_path):
+    model = network(kopt.SGD())
+    model.compile(kopt.AdamW(multipliers=kopt.layerwise_decay(model, 0.5)), "mse")
+    model.fit(regression(), shuffle=False, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    for m in (model, loaded):
+        m.fit(regression(), shuffle=False, verbose=0)
+    np.testing.assert_array_equal(flat(model), flat(loaded))

@@ -35,15 +35,34 @@ def check_rules(rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
     return tuple(checked)
 
 
-def check_places(places: Iterable[Any]) -> tuple[int, ...]:
-    """Returns numbers of weights, from 0.
+def check_places(places: Iterable[Any]) -> tuple[int | str, ...]:
+    """Returns numbers of weights, from 0, or their paths.
 
     Raises:
         ValueError: there is another thing among them.
     """
-    found = tuple(places) if isinstance(places, Iterable) else (None,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in found):
-        raise ValueError("numbers of weights, from 0")
+    found = tuple(places) if isinstance(places, Iterable) and not isinstance(places, str) else (None,)
+    if not all(isinstance(i, str) or (isinstance(i, int) and not isinstance(i, bool) and i >= 0) for i in found):
+        raise ValueError("numbers of weights, from 0, or their paths")
+    return found
+
+
+def find_places(owner: str, places: Iterable[int | str], paths: Sequence[str]) -> list[int]:
+    """Returns the number of each weight that a number or a path names.
+
+    Raises:
+        ValueError: there is no such weight, or a path is that of several.
+    """
+    found = []
+    for place in places:
+        pattern = re.compile(exactly(place) if isinstance(place, str) else "$^")
+        fitting = [i for i, path in enumerate(paths) if i == place or pattern.search(path)]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"{owner}: {place!r} is found in {len(fitting)} of the {len(paths)} weights, not in one. Where paths "
+                "do not tell weights apart, call optimizer.build(model.trainable_weights) before it is saved."
+            )
+        found += fitting
     return found
 
 

@@ -15,13 +15,15 @@ from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 class Accumulation(OptimizerParts):
     """Adds up the gradients of `gradient_accumulation_steps` batches."""
 
-    def _accumulate(self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None) -> Tensor:
+    def _accumulate(
+        self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None, careful: Any = True
+    ) -> Tensor | None:
         """Adds a batch and, if it is the last one, makes the step; returns which gradients were finite, if asked for.
 
         For places where a step cannot stand inside a condition: its writes choose between new and old values.
         """
         due, loss = self._add(grads, loss)
-        flags = self._step(self._means(grads), rate, loss, due)
+        flags = self._step(self._means(grads), rate, loss, due, careful=careful)
         emptied = self._begin_anew(grads)
         self._commit_if(due, lambda: (emptied, None))
         return flags

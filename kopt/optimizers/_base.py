@@ -44,8 +44,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
             as for `learning_rate`.
         decay_mask: (regular expression, factor) pairs; the first found in the path of a weight scales its λ.
             `[(r"bias$|gamma$|beta$", 0.0)]` decays matrices only. Every weight not matched decays fully.
-        undecayed: places, in the order of `build`, of weights that do not decay; `exclude_from_weight_decay` knows them
-            by themselves, and puts them here when it is saved.
+        undecayed: places in the order of `build`, or paths, of weights that do not decay; `exclude_from_weight_decay`
+            knows them by themselves, and puts them here when it is saved.
         multipliers: (regular expression, factor) pairs that scale η for the weights whose path they match.
         clipnorm: > 0, bound on the norm of each gradient. Clipping is of the gradient of the whole batch; at most one
             kind can be given.
@@ -104,9 +104,10 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
     precise: ClassVar[bool] = False
     """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
 
-    bounded: ClassVar[bool] = False
-    """Whether gradients that are not huge give finite weights; tests hold the rules of kopt to it. If not, "skip" and
-    "raise" look at every new weight, which takes longer."""
+    bounded: ClassVar[bool] = True
+    """Whether gradients that are not huge give finite weights and slots at usual rates: the step does not grow with the
+    weight, nor with what was won before. If not, "skip" and "raise" look at all that is new, which takes longer. A rule
+    outside of kopt is not bounded unless it says so."""
 
     if not TYPE_CHECKING:  # class attributes or properties: `OptimizerParts` says so to type checkers
 
@@ -201,8 +202,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "bounded" not in vars(cls):
-            cls.bounded = cls.__module__.startswith("kopt.")
+        if "bounded" not in vars(cls) and not cls.__module__.startswith("kopt."):
+            cls.bounded = False
         if isinstance(cls.slots, Mapping) and isinstance(cls.shared, Mapping):
             _author.check_names(cls.__name__, cls.slots, cls.shared)
         if not abstract:
@@ -260,8 +261,10 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
         multipliers = path_rules.resolve(f"{name}.multipliers", self.multipliers, paths)
         decays = path_rules.resolve(f"{name}.decay_mask", self.decay_mask, paths)
         excluded = {id(v) for v in self._excluded}
-        for i in [*(i for i, v in enumerate(variables) if id(v) in excluded), *self._places(len(variables))]:
-            decays[i] = 0.0
+        places = {i for i, v in enumerate(variables) if id(v) in excluded}
+        places |= {*path_rules.find_places(f"{name}.undecayed", self.undecayed, paths)}
+        decays = [0.0 if i in places else decay for i, decay in enumerate(decays)]
+        self.__dict__["_places"] = sorted(places)
         labels = path_rules.unique(paths)
         for rule in self.owners().values():
             _author.check_names(type(rule).__name__, rule.slots, rule.shared)
@@ -370,12 +373,10 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
         """Returns the constructor's arguments, fit for JSON."""
         config = super().get_config() | {"name": self.name}
         config |= {k: serialized(type(self).__name__, k, config[k]) for k in ("learning_rate", "weight_decay")}
-        if self._excluded and self.built:
-            places = {id(v): i for i, v in enumerate(self._trainable_variables)}
-            config["undecayed"] = sorted({*self.undecayed, *(places[id(v)] for v in self._excluded if id(v) in places)})
+        if self.built:
+            config["undecayed"] = list(self._places)
         elif self._excluded:  # there is no order yet
-            anchored = [[path_rules.exactly(path_of(v)), 0.0] for v in self._excluded]
-            config["decay_mask"] = anchored + config["decay_mask"]
+            config["undecayed"] += [path_of(v) for v in self._excluded if v.trainable]
         return config
 
     def _argument(self, name: str) -> Any:

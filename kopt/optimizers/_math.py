@@ -44,7 +44,10 @@ def moderate(gradients: Sequence[Tensor]) -> Tensor:
     squares = [sum_of_squares(g) for g in gradients]
     total = sum(ops.cast(x, "float32") for x in squares)
     flags = ops.stack([x < too_large(x.dtype) for x in squares])
-    return flags if _any_wide(squares) else ops.logical_and(flags, total < too_large("float32"))
+    if _any_wide(squares):
+        return flags
+    # Where one is too large by itself, it alone is to blame.
+    return ops.logical_and(flags, ops.logical_or(total < too_large("float32"), ops.logical_not(ops.all(flags))))
 
 
 def too_large(dtype: Any) -> float:

@@ -55,11 +55,6 @@ class Start(OptimizerParts):
         for variable, initial in starts:
             variable.assign(initial(tuple(variable.shape), variable.dtype))
 
-    def _places(self, count: int) -> Sequence[int]:
-        if self.undecayed and max(self.undecayed) >= count:
-            raise ValueError(f"{type(self).__name__}: undecayed={self.undecayed} names a place beyond {count} weights.")
-        return self.undecayed
-
     def _add_scalar(self, name: str, initial: Any, dtype: str) -> Any:
         constant, shape = keras.initializers.Constant(initial), np.shape(initial)
         variable = self.add_variable(shape, constant, dtype, aggregation="only_first_replica", name=name)

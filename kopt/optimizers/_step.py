@@ -12,7 +12,6 @@ import keras
 from keras import ops
 
 from kopt.optimizers._accumulation import Accumulation
-from kopt.optimizers._author import check_shared, check_slots, check_step
 from kopt.optimizers._average import Average
 from kopt.optimizers._math import Tensor, beside, moderate, round_stochastically, sum_of_squares
 from kopt.optimizers._records import Gradient, Parameter, Write
@@ -29,7 +28,7 @@ class Step(Accumulation, Average):
         loss: Tensor | None = None,
         due: Tensor | None = None,
         judged: bool = False,
-        careful: bool = True,
+        careful: Any = True,
     ) -> Tensor | None:
         """Makes a step, or counts the batch if none is `due`.
 
@@ -39,7 +38,7 @@ class Step(Accumulation, Average):
             loss: the loss, for rules that look at it.
             due: whether this batch completes an update; None is always.
             judged: whether the gradients are known not to be huge.
-            careful: whether to look at the new weights, too.
+            careful: whether to look at the new weights and slots, too; a boolean, or a tensor of one.
 
         Returns:
             For each gradient whether it and the weight it makes are finite; None if `on_nonfinite` is "ignore".
@@ -48,7 +47,8 @@ class Step(Accumulation, Average):
         update, fine = self._updates() + 1, None
         if self.on_nonfinite != "ignore" and active:
             fine = ops.ones([len(active)], "bool") if judged else moderate([g.value for _, g in active])
-        flags = self._commit_if(due, lambda: self._update(active, rate, loss, fine if careful else None))
+        looks = fine is not None and not (judged and careful is False)
+        flags = self._commit_if(due, lambda: self._update(active, rate, loss, fine if looks else None, careful))
         finite = None if flags is None else ops.all(flags)
         if self.ema_overwrite_frequency:
             conditions = [ops.equal(update % self.ema_overwrite_frequency, 0), due, finite]
@@ -90,7 +90,12 @@ class Step(Accumulation, Average):
             )
 
     def _update(
-        self, active: list[tuple[Parameter, Gradient]], rate: Tensor, loss: Tensor | None, fine: Tensor | None
+        self,
+        active: list[tuple[Parameter, Gradient]],
+        rate: Tensor,
+        loss: Tensor | None,
+        fine: Tensor | None,
+        careful: Any,
     ) -> tuple[list[Write], Tensor | None]:
         """Computes one update; assigns nothing.
 
@@ -98,34 +103,36 @@ class Step(Accumulation, Average):
             active: the weights that have a gradient.
             rate: η.
             loss: the loss, for rules that look at it.
-            fine: which gradients may be used; None does not look at the new weights either.
+            fine: which gradients may be used; None does not look at anything.
+            careful: whether to look at what is new, too.
 
         Returns:
             The writes, and for each weight whether both it and its gradient are fine. If one is not, the writes leave
             everything as it was.
         """
-        writes, weights = self._clip(active), []
+        writes, made = self._clip(active), []
         update = self._updates() + 1
         slots = [self._read_slots(p, g.rows) for p, g in active]
         old = [self._read_weight(p, g.rows) for p, g in active]
         shared = self._read_shared() if loss is None else self._read_shared() | {"loss": loss}
         times = {dtype: ops.cast(update, dtype) for dtype in ("float32", self._scalar_dtype)}
-        if shared:
-            settled = self._settle(active, old, slots, shared, rate, update, times)
-            shared |= settled
-            writes += [Write(self._shared[k], x) for k, x in settled.items()]
+        settled = self._settle(active, old, slots, shared, rate, update, times) if shared else {}
+        shared |= settled
+        writes += [Write(self._shared[k], x) for k, x in settled.items()]
         for i, ((p, g), w, s) in enumerate(zip(active, old, slots, strict=True)):
-            rule, seen = self.owners()[p.owner], self._seen(p, s, shared, rate, update)
-            name = type(rule).__name__
-            moved, new = check_step(name, "advance", rule.advance(g.value, w, seen, times[p.dtype]))
-            check_slots(name, rule.slots, s, new, w, moved)
-            weights.append(self._write_weight(p, g, w, moved, update, salt=2 * i))
-            writes += [*weights[-1], *self._write_slots(p, g, new, update, salt=2 * i + 1)]
+            seen = self._seen(p, s, shared, rate, update)
+            moved, new = self.owners()[p.owner].stepped(g.value, w, seen, times[p.dtype])
+            weight = self._write_weight(p, g, w, moved, update, salt=2 * i)
+            writes += [*weight, *self._write_slots(p, g, new, update, salt=2 * i + 1)]
+            made.append([*(write.value for write in weight), *new.values()])
         if fine is None:
             return writes, None
-        finite = [[ops.all(ops.isfinite(x.value)) for x in made if _is_float(x.value)] for made in weights]
-        flags = ops.logical_and(fine, ops.stack([ops.all(ops.stack(each)) for each in finite]))
-        return [self._kept_unless(ops.all(flags), write) for write in writes], flags
+        alone = [] if self.needs_loss else list(settled.values())  # a search may remember an infinite loss
+        if careful is True:
+            fine = ops.logical_and(fine, _are_finite(made, alone))
+        elif careful is not False:
+            fine = ops.logical_and(fine, ops.cond(careful, lambda: _are_finite(made, alone), lambda: fine))
+        return [self._kept_unless(ops.all(fine), write) for write in writes], fine
 
     def _kept_unless(self, fine: Tensor, write: Write) -> Write:
         """Returns a write that leaves the variable as it is unless all is `fine`."""
@@ -150,9 +157,7 @@ class Step(Accumulation, Average):
                 sums[p.owner + k] = sums.get(p.owner + k, 0.0) + ops.cast(x, self._scalar_dtype)
         for owner, rule in self.owners().items():
             seen = SimpleNamespace(**part(shared, owner), learning_rate=self._rate_of(rule, rate, update))
-            new = rule.settle(part(sums, owner), seen, t)
-            check_shared(type(rule).__name__, rule.shared, new)
-            settled |= {owner + k: x for k, x in new.items()}
+            settled |= {owner + k: x for k, x in rule.settled(part(sums, owner), seen, t).items()}
         return settled
 
     def _read_shared(self) -> dict[str, Tensor]:
@@ -278,6 +283,13 @@ def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def is_short(variable: Any) -> bool:
     return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
+
+
+def _are_finite(made: Sequence[Sequence[Tensor]], shared: Sequence[Tensor]) -> Tensor:
+    """Returns for each weight whether all that was made for it is finite; none is if a shared value is not."""
+    flags = [ops.all(ops.stack([ops.all(ops.isfinite(x)) for x in each if _is_float(x)])) for each in made]
+    alone = [ops.all(ops.isfinite(x)) for x in shared if _is_float(x)]
+    return ops.logical_and(ops.stack(flags), ops.all(ops.stack(alone))) if alone else ops.stack(flags)
 
 
 def _is_float(x: Tensor) -> bool:

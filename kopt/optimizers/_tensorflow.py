@@ -14,8 +14,8 @@ from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_sort
 from kopt.optimizers._math import beside, too_large
 from kopt.optimizers._records import Gradient, OptimizerParts, Parameter, Write
 
-UNUSUAL = 1e6
-"""A learning rate above which new weights are looked at, if `on_nonfinite` asks for finite ones."""
+UNUSUAL = 100.0
+"""A learning rate above which new weights and slots are looked at, if `on_nonfinite` asks for finite ones."""
 
 
 class Engine(OptimizerParts):
@@ -40,7 +40,7 @@ class Engine(OptimizerParts):
             (loss,) = self._sum_over_replicas([loss])  # Keras divides the loss of each replica by their number
             flags = run(self._sum_over_replicas(grads), rate, loss)
         elif _in_xla():
-            flags = run(grads, rate, loss)
+            flags = run(grads, rate, loss, careful=self._needs_care(rate))
         elif self.gradient_accumulation_steps:
             flags = self._in_graph(self._accumulate_outside_xla)(grads, rate, loss)
         else:
@@ -70,11 +70,8 @@ class Engine(OptimizerParts):
             return self._in_graph(self._fast_step, jit_compile=True)(grads, rate, loss)
 
         def step() -> tf.Tensor:
-            if not self._is_bounded():
-                return careful()
-            rates = [self._rate_of(rule, rate, self._updates() + 1) for rule in self.owners().values()]
-            usual = tf.reduce_all([tf.abs(x) <= UNUSUAL for x in rates])
-            return tf.cond(usual, fast, careful)
+            care = self._needs_care(rate)
+            return careful() if care is True else tf.cond(care, careful, fast)
 
         def skip() -> tf.Tensor:
             self._commit(self._counters(tf.constant(False)))
@@ -93,17 +90,29 @@ class Engine(OptimizerParts):
                 limits.append(too_large(p.dtype) * min((self.loss_scale_factor or 1.0) ** 2, 2.0**9))
         flags = tf.stack([x < tf.constant(limit, x.dtype) for x, limit in zip(squares, limits, strict=True)])
         if "float64" not in [x.dtype.name for x in squares]:
-            flags &= tf.add_n(squares) < max(limits, default=0.0)
+            # Where one is too large by itself, it alone is to blame.
+            flags &= (tf.add_n(squares) < max(limits)) | ~tf.reduce_all(flags)
         return flags
 
-    def _is_bounded(self) -> bool:
-        """Whether gradients that are not huge give finite weights, unless the rate is unusual."""
-        rules = self.owners().values()
-        return (
-            all(rule.bounded and _is_moderate(rule.weight_decay) for rule in (self, *rules))
-            and not any(getattr(p.variable, "constraint", None) for p in self._parameters)
-            and not any(keras.backend.standardize_dtype(p.variable.dtype) == "float16" for p in self._parameters)
-        )
+    def _needs_care(self, rate: tf.Tensor) -> Any:
+        """Returns whether gradients that are not huge may make a weight or slot that is not finite.
+
+        A boolean where that is known without the rate: of bounded rules it depends on the rate, and on the decay, which
+        lets weights grow if there is too much of it.
+        """
+        if (
+            not all(rule.bounded for rule in (self, *self.owners().values()))
+            or any(getattr(p.variable, "constraint", None) for p in self._parameters)
+            or any(keras.backend.standardize_dtype(p.variable.dtype) == "float16" for p in self._parameters)
+        ):
+            return True
+        update = self._updates()
+        fastest = max((p.multiplier for p in self._parameters), default=1.0)
+        usual = []
+        for rule in self.owners().values():
+            top = tf.abs(self._rate_of(rule, rate, update + 1)) * fastest
+            usual += [top <= UNUSUAL, top * tf.cast(rule.decay(update), top.dtype) <= 1.0]
+        return ~tf.reduce_all(usual)
 
     def _accumulate_outside_xla(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor:
         due, loss = self._add(grads, loss)
@@ -331,10 +340,6 @@ def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     sums = tf.math.unsorted_segment_sum(tf.gather(values, order), segment, count)
     rows = tf.gather(tf.math.unsorted_segment_max(ids, segment, count), keep)
     return Gradient(sums, rows, keep)
-
-
-def _is_moderate(decay: Any) -> bool:
-    return decay is None or (isinstance(decay, float) and decay <= UNUSUAL)
 
 
 def _in_xla() -> bool:

@@ -39,6 +39,7 @@ class AdamP(Optimizer):
     Reference: Heo et al., 2021, arXiv:2006.08217.
     """
 
+    bounded = False
     learning_rate = 1e-3
     weight_decay = 0.01
     beta_1: Fraction = 0.9

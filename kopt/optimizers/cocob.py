@@ -35,6 +35,7 @@ class COCOB(Optimizer):
     Reference: Orabona and Tommasi, 2017, arXiv:1705.07795.
     """
 
+    bounded = False
     learning_rate = 1.0
     alpha: Positive = 100.0
     epsilon: Positive = 1e-8

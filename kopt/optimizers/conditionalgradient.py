@@ -36,6 +36,7 @@ class ConditionalGradient(Optimizer):
     doi:10.1002/nav.3800030109.
     """
 
+    bounded = False
     learning_rate = 1e-3
     radius: Positive = 10.0
     ord: Literal["fro", "nuclear"] = "fro"

@@ -26,6 +26,7 @@ class DAdaptation(Optimizer, abstract=True):
             comes out too large.
     """
 
+    bounded = False
     learning_rate = 1.0
     d0: Positive = 1e-6
     growth_rate: Annotated[float, Range(above=1)] | None = None

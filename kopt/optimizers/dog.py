@@ -23,6 +23,7 @@ class Distance(Optimizer, abstract=True):
         weight_decay: λ ≥ 0, adds λ w to the gradient.
     """
 
+    bounded = False
     learning_rate = 1.0
     slots = {"delta": Slot(exact=True)}
     row_wise: ClassVar[bool] = False

@@ -42,6 +42,10 @@ class FTRL(Optimizer):
     l2: NonNegative = 0.0
     beta: NonNegative = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.__dict__["bounded"] = self.learning_rate_power >= -1  # else n^p may overflow where n does not
+
     @property
     def slots(self) -> Mapping[str, Slot]:
         """The sum of squares n and the weight without its penalty y."""

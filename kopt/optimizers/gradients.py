@@ -49,6 +49,7 @@ class AdaptiveClip(Wrapper):
     Reference: Brock et al., 2021, arXiv:2102.06171.
     """
 
+    bounded = False
     row_wise: ClassVar[bool] = False
     clipping: Positive = 0.01
     epsilon: Positive = 1e-3

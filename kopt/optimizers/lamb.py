@@ -36,6 +36,7 @@ class LAMB(Optimizer):
     Reference: You et al., 2020, arXiv:1904.00962.
     """
 
+    bounded = False
     learning_rate = 1e-3
     weight_decay = 0.01
     beta_1: Fraction = 0.9

@@ -35,6 +35,7 @@ class LARS(Optimizer):
     Reference: You, Gitman and Ginsburg, 2017, arXiv:1708.03888.
     """
 
+    bounded = False
     learning_rate = 0.1
     weight_decay = 5e-4
     momentum: Fraction = 0.9

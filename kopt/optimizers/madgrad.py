@@ -34,6 +34,7 @@ class MADGRAD(Optimizer):
     Reference: Defazio and Jelassi, 2022, arXiv:2101.11075.
     """
 
+    bounded = False
     learning_rate = 1e-2
     momentum: Fraction = 0.9
     epsilon: Positive = 1e-6

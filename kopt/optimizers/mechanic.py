@@ -34,6 +34,7 @@ class Mechanic(Wrapper):
     Reference: Cutkosky, Defazio and Mehta, 2023, arXiv:2306.00144.
     """
 
+    bounded = False
     row_wise: ClassVar[bool] = False
     start: Positive = 1e-8
     pull: NonNegative = 0.01

@@ -39,6 +39,7 @@ class Tiger(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.__dict__["bounded"] = not self.relative
         self.__dict__["row_wise"] = not self.relative  # of this object: the mean goes over the whole matrix
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ that call:
     everything else                                 at the weights that training goes on from
 
 Nothing is left to be put back later but one thing: `model.evaluate(callbacks=[...])` outside of `fit` tells a callback
-when it begins and not when it is interrupted. The next call of the model settles that.
+when it begins and not when it is interrupted. The next of these calls settles that.
 """
 
 import contextlib
@@ -139,6 +139,8 @@ class Shown:
         for name in (*EVALUATING, *KEEPING, *READING, *CHANGING):
             if isinstance(vars(self.model).get(name), functools.partial):
                 del vars(self.model)[name]
+        self.seen = None
+        vars(self.model).pop("_kopt_shown", None)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(type(self.model), name).__get__(self.model)(*args, **kwargs)
