@@ -22,7 +22,8 @@ from kopt.training.shown import Shown, Values
 
 def _readable(value: Any) -> Any:
     """Returns batches that can be read more than once."""
-    if value is not None and (not isinstance(value, Iterable) or isinstance(value, Iterator)):
+    endless = isinstance(value, keras.utils.PyDataset) and value.num_batches is None
+    if endless or (value is not None and (not isinstance(value, Iterable) or isinstance(value, Iterator))):
         raise ValueError("batches that can be read again, as a list or a tf.data.Dataset, not an iterator, or None")
     return value
 
@@ -159,8 +160,8 @@ class _Running(_Averages):
             self._kept, self._looks = {}, 0
         super().set_model(model)
         if self._waiting is not None:
-            state, self._waiting = self._waiting, None
-            self._restore(state)
+            self._restore(self._waiting)
+            self._waiting = None
 
     def averaged(self) -> Values | None:
         """Returns the weights looked at with their averages."""
@@ -203,10 +204,12 @@ class _Running(_Averages):
     def _restore(self, state: Mapping[str, Any]) -> None:
         weights, kept = list(self.model.trainable_variables), {}
         name = type(self).__name__
-        if "weights" not in state or int(state["weights"]) not in (0, len(weights)):
+        if not {"weights", "looks"} <= {*state} or int(state["weights"]) not in (0, len(weights)):
             raise ValueError(f"{name}: the state is of {state.get('weights')} weights, the model has {len(weights)}.")
         for i, v in enumerate(weights):
             if str(i) in state:
+                if f"{i}.looks" not in state:
+                    raise ValueError(f"{name}: the state lacks {i}.looks. Restore what get_state has returned, whole.")
                 mean = state[str(i)]
                 if mean.shape != tuple(v.shape) or not np.isfinite(mean).all():
                     raise ValueError(
