@@ -203,7 +203,8 @@ NEXT = [
 ]
 
 
-@pytest.mark.parametrize("event", ["on_test_batch_begin", pytest.param("on_test_end", marks=slow)])
+@slow
+@pytest.mark.parametrize("event", ["on_test_batch_begin", "on_test_end"])
 def test_after_an_interrupted_evaluation_the_next_call_finds_the_raw_weights(event, tmp_path):
     model, plain, callbacks = pair("statistics")
     fit(model, callbacks, 2), fit(plain, epochs=2)

@@ -53,7 +53,7 @@ def test_no_decay_may_be_said_as_none(name):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adabound", "adaboundw", "lookahead", "route", "madgrad", "adan"])
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("mode", ["eager", "xla", pytest.param("graph", marks=pytest.mark.slow)])
 def test_decay_may_follow_a_schedule(name, mode):
     piecewise = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.5, 0.25])
     steps = []
@@ -102,7 +102,12 @@ def test_rows_may_be_given_as_tuples():
     np.testing.assert_array_equal(v.numpy()[:, 0], [-1, 0, -1, 0])
 
 
-@pytest.mark.parametrize("name", ["adam", "ftrl", "madgrad", "schedulefreeadamw", "lookahead", "mechanic"])
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("madgrad", "schedulefreeadamw", "lookahead", "mechanic")
+]
+
+
+@pytest.mark.parametrize("name", ["adam", "ftrl", *OTHERS])
 def test_a_model_without_an_input_is_built_by_fit(name):
     x, y = np.random.default_rng(0).normal(size=(32, 5)), np.ones((32, 1))
     weights = []

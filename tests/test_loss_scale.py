@@ -117,7 +117,7 @@ def test_wrong_arguments_are_refused(inner, options, error, message):
 
 
 @pytest.mark.parametrize("wrap", [kopt.LossScaleOptimizer, KERAS])
-@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("jit", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_surrounds_a_rule_goes_on_as_without(float16, wrap, jit):
     options = {"gradient_accumulation_steps": 2, "use_ema": True, "global_clipnorm": 0.3}
 
