@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import keras
 
 from kopt.declare import Range, checked
+from kopt.declare.path_rules import resolve
 
 
 @checked
@@ -44,14 +45,25 @@ def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, cl
         )
     if not levels:
         raise ValueError(f"layerwise_decay: {model.name!r} has no trainable weights. Build it first, and unfreeze it.")
-    name, seen = f"{model.name}/", set[str]()
-    front = f"({re.escape(name)})?"  # which the paths lose when the model is loaded
-    pairs = []
+    seen: set[str] = set()
+    groups = []
     for depth, level in enumerate(reversed(levels)):
         if own := [path for path in level if path not in seen]:  # a shared layer counts where it stands last
-            pairs.append((f"^{front}({'|'.join(re.escape(path.removeprefix(name)) for path in own)})$", rate**depth))
+            groups.append((own, rate**depth))
             seen |= set(own)
+    paths, factors = [path for own, _ in groups for path in own], [factor for own, factor in groups for _ in own]
+    for pattern_of in (_without_front, re.escape):
+        pairs = [(f"^({'|'.join(map(pattern_of, own))})$", factor) for own, factor in groups]
+        if resolve("layerwise_decay", pairs, paths) == factors:
+            break
     return pairs
+
+
+def _without_front(path: str) -> str:
+    """Returns a pattern of a path that may lack names at its front, as those of models do that were loaded."""
+    *front, layer, variable = path.split("/") if "/" in path else ("", path)
+    optional = "".join(f"({re.escape(name)}/" for name in front) + ")?" * len(front)
+    return (optional if front else "") + re.escape("/".join(filter(None, (layer, variable))))
 
 
 def _layers(model: Any) -> list[Any]:

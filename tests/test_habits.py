@@ -178,7 +178,7 @@ def test_exclusion_means_these_variables():
     kept, moved = top.kernel.numpy(), inner.layers[0].kernel.numpy()
     np.testing.assert_array_equal(kept, before[1])
     np.testing.assert_allclose(moved, 0.95 * before[0], rtol=1e-6)
-    assert optimizer.get_config()["undecayed"] == [1]
+    assert optimizer.get_config()["undecayed"] == [[1, top.kernel.path]]
     optimizer.exclude_from_weight_decay(var_list=[top.kernel])  # once more is no change
     with pytest.raises(AttributeError, match="after build"):
         optimizer.exclude_from_weight_decay(var_list=[inner.layers[0].kernel])

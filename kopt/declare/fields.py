@@ -15,12 +15,16 @@ import collections
 import copy
 import dataclasses
 import difflib
+import enum
 import functools
 import inspect
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, cast, dataclass_transform, get_args, get_origin
+
+import numpy as np
 
 from kopt.declare.described import complete_doc, own_arguments
 from kopt.declare.kinds import Convert, Range, accept, members, range_of
@@ -119,13 +123,15 @@ class Declared:
 
     fields: ClassVar[Mapping[str, Field]] = {}
     """The arguments by name: the one by position, those of the class itself, then those of its bases."""
+    _own: ClassVar[Mapping[str, Field]] = {}
     leading: ClassVar[tuple[str, ...]] = ()
     """The arguments that can be given by position: declared as `dataclasses.field(default=..., kw_only=False)`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("fields", {}).items()}
+        inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("_own", {}).items()}
         own = _own_fields(cls, inherited)
+        cls._own = own
         nearest, order = inherited | own, (*cls.leading, *own, *cls.fields, *inherited)
         cls.fields = {name: nearest[name] for name in dict.fromkeys(order)}
         for name, field in own.items():
@@ -144,7 +150,7 @@ class Declared:
         if field is not None and not isinstance(inspect.getattr_static(type(self), name, None), property):
             value = field.check(type(self).__name__, value)
             if self._frozen():
-                if value == getattr(self, name):
+                if same(value, getattr(self, name)):
                     return
                 raise AttributeError(
                     f"{type(self).__name__}.{name} is a constant of the compiled step and cannot change after build. "
@@ -167,7 +173,7 @@ def _own_fields(cls: type, inherited: Mapping[str, Field]) -> dict[str, Field]:
     own |= {
         name: Field(name, inherited[name].kind, value)
         for name, value in changed.items()
-        if not isinstance(value, (property, types.FunctionType))
+        if not isinstance(value, property)
     }
     return {name: _with_checked_default(cls, field) for name, field in own.items()}
 
@@ -178,8 +184,10 @@ def _with_checked_default(cls: Any, field: Field) -> Field:
         if default.kw_only is False:
             others = vars(cls).get("leading", ())  # those of this class take the place of its bases' own
             cls.leading = (*(name for name in others if name != field.name), field.name)
-        made = default.default if default.default is not dataclasses.MISSING else default.default_factory
-        default = REQUIRED if made is dataclasses.MISSING else made
+        if default.default_factory is not dataclasses.MISSING:
+            default = default.default_factory()
+        else:
+            default = REQUIRED if default.default is dataclasses.MISSING else default.default
     kind = field.kind | None if default is None and not field.converted else field.kind
     field = Field(field.name, kind, default)
     if default is REQUIRED or field.converted:
@@ -318,7 +326,7 @@ class Configurable(Declared):
     def _changed(self, *left_out: str) -> list[str]:
         """Returns the code of the arguments that are not their defaults."""
         given = {name: self._argument(name) for name in self.fields if name not in left_out}
-        return [f"{k}={as_code(v)}" for k, v in given.items() if plain(v) != plain(self.fields[k].default)]
+        return [f"{k}={as_code(v)}" for k, v in given.items() if not same(v, self.fields[k].default)]
 
 
 def _own(value: Any) -> Any:
@@ -335,5 +343,17 @@ def as_code(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value with lists in the place of tuples, as JSON gives them back."""
+    """Returns a value as JSON gives it back: lists for tuples, the values of enumerations, paths as text."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return [plain(x) for x in value] if isinstance(value, (tuple, list)) else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, arrays included."""
+    try:
+        return bool(np.all(plain(a) == plain(b))) and np.shape(a) == np.shape(b)
+    except (TypeError, ValueError):
+        return a is b

@@ -1,8 +1,10 @@
 """Kinds of arguments: annotations that carry bounds, and what they accept."""
 
 import dataclasses
+import enum
 import math
 import numbers
+import pathlib
 import types
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -75,6 +77,13 @@ def _accept(kind: Any, notes: tuple[Any, ...], value: Any) -> Any:
             if type(choice) is type(plain) and choice == plain:
                 return choice
         raise ValueError("one of " + ", ".join(map(repr, get_args(kind))))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return value if isinstance(value, kind) else kind(value)
+        except ValueError:
+            raise ValueError("one of " + ", ".join(repr(member.value) for member in kind)) from None
+    if isinstance(kind, type) and issubclass(kind, pathlib.PurePath):
+        return kind(value)
     if kind is types.NoneType:
         if value is not None:
             raise ValueError("None")

@@ -35,32 +35,41 @@ def check_rules(rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
     return tuple(checked)
 
 
-def check_places(places: Iterable[Any]) -> tuple[int | str, ...]:
-    """Returns numbers of weights, from 0, or their paths.
+def check_places(places: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns weights, each as its path or as (number from 0, path).
 
     Raises:
         ValueError: there is another thing among them.
     """
-    found = tuple(places) if isinstance(places, Iterable) and not isinstance(places, str) else (None,)
-    if not all(isinstance(i, str) or (isinstance(i, int) and not isinstance(i, bool) and i >= 0) for i in found):
-        raise ValueError("numbers of weights, from 0, or their paths")
+    if isinstance(places, str) or not isinstance(places, Iterable):
+        raise ValueError("a list of paths")
+    found = tuple(place if isinstance(place, str) else tuple(place) if _is_pair(place) else None for place in places)
+    if None in found:
+        raise ValueError("a list of paths, or of (number of the weight, path)")
     return found
 
 
-def find_places(owner: str, places: Iterable[int | str], paths: Sequence[str]) -> list[int]:
-    """Returns the number of each weight that a number or a path names.
+def _is_pair(place: Any) -> bool:
+    return isinstance(place, (tuple, list)) and [type(x) for x in place] == [int, str]
+
+
+def find_places(owner: str, places: Iterable[Any], paths: Sequence[str]) -> list[int]:
+    """Returns the number of each weight that is named: by its number, if it has the path there, else by its path.
 
     Raises:
-        ValueError: there is no such weight, or a path is that of several.
+        ValueError: there is no such weight, or there are several.
     """
     found = []
     for place in places:
-        pattern = re.compile(exactly(place) if isinstance(place, str) else "$^")
-        fitting = [i for i, path in enumerate(paths) if i == place or pattern.search(path)]
+        number, path = (-1, place) if isinstance(place, str) else place
+        pattern = re.compile(exactly(path))
+        fitting = [i for i, each in enumerate(paths) if pattern.search(each)]
+        fitting = [number] if number in fitting else fitting
         if len(fitting) != 1:
             raise ValueError(
-                f"{owner}: {place!r} is found in {len(fitting)} of the {len(paths)} weights, not in one. Where paths "
-                "do not tell weights apart, call optimizer.build(model.trainable_weights) before it is saved."
+                f"{owner}: the weight {path!r} that exclude_from_weight_decay was given is found {len(fitting)} times "
+                f"among {len(paths)} weights. Exclude it anew; where paths do not tell weights apart, call "
+                "optimizer.build(model.trainable_weights) before the optimizer is saved."
             )
         found += fitting
     return found

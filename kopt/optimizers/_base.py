@@ -44,8 +44,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
             as for `learning_rate`.
         decay_mask: (regular expression, factor) pairs; the first found in the path of a weight scales its λ.
             `[(r"bias$|gamma$|beta$", 0.0)]` decays matrices only. Every weight not matched decays fully.
-        undecayed: places in the order of `build`, or paths, of weights that do not decay; `exclude_from_weight_decay`
-            knows them by themselves, and puts them here when it is saved.
+        undecayed: weights that do not decay, as paths or (place in the order of `build`, path). It is made for files:
+            `exclude_from_weight_decay` knows the weights by themselves, and puts them here when it is saved.
         multipliers: (regular expression, factor) pairs that scale η for the weights whose path they match.
         clipnorm: > 0, bound on the norm of each gradient. Clipping is of the gradient of the whole batch; at most one
             kind can be given.
@@ -374,7 +374,7 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, Kera
         config = super().get_config() | {"name": self.name}
         config |= {k: serialized(type(self).__name__, k, config[k]) for k in ("learning_rate", "weight_decay")}
         if self.built:
-            config["undecayed"] = list(self._places)
+            config["undecayed"] = [[i, self._parameters[i].path] for i in self._places]
         elif self._excluded:  # there is no order yet
             config["undecayed"] += [path_of(v) for v in self._excluded if v.trainable]
         return config

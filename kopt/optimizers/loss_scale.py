@@ -108,17 +108,33 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             raise ValueError("LossScaleOptimizer is not built. Pass the variables, or call build(variables) first.")
         variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
         self.build(variables)
-        scale, updates, skipped = (inner._value(self.dynamic_scale), *self._counts())
+        scale, updates, skipped = (ops.copy(inner._value(self.dynamic_scale)), *self._counts())
         inner.apply([self._unscaled(g, v, scale) for g, v in zip(grads, variables, strict=True)], variables)
         updates, skipped = (after - before for after, before in zip(self._counts(), (updates, skipped), strict=True))
         self._rescale(scale, updates, skipped > 0)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Keeps weights from decaying: see `Optimizer.exclude_from_weight_decay`."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def reset(self) -> None:
+        """Puts the scale and the inner optimizer back to their start: see `Optimizer.reset`."""
+        if self.built:
+            self.step_counter.assign(0)
+            self.dynamic_scale.assign(self.initial_scale)
+        self.inner_optimizer.reset()
+
+    def anchor(self) -> None:
+        """Takes the weights as they are now: see `Optimizer.anchor`."""
+        self.inner_optimizer.anchor()
 
     # On the backends without assignments: `apply` in a scope that records them, as of any other optimizer.
     stateless_apply = keras.optimizers.Optimizer.stateless_apply
 
     def _counts(self) -> tuple[Tensor, Tensor]:
         """Returns the number of updates done and of those skipped."""
-        return self.inner_optimizer._updates(), self.inner_optimizer._value(self.inner_optimizer.nonfinite_steps)
+        inner = self.inner_optimizer  # copied, because torch changes its tensors in place
+        return inner._updates(), ops.copy(inner._value(inner.nonfinite_steps))
 
     def _unscaled(self, g: Any, variable: Any, scale: Tensor) -> Any:
         return g if g is None or self._overwrite_variable_with_gradient(variable) else ops.divide(g, scale)

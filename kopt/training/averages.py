@@ -56,7 +56,13 @@ class _Averages(Configurable, KerasCallback):
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[None]:
-        """Gives the model the averaged weights, to evaluate or save it."""
+        """Gives the model the averaged weights, to evaluate or save it.
+
+        Raises:
+            ValueError: the callback has no model yet.
+        """
+        if self._model is None:
+            raise ValueError(f"{type(self).__name__} has no model yet: give it to fit, or call set_model.")
         with Shown.of(self.model).showing(self._to_show, block=True):
             yield
 
@@ -82,7 +88,7 @@ class _Averages(Configurable, KerasCallback):
         values = self._to_show() if self.keep else None
         if values is not None:
             for variable, value in values:
-                variable.assign(ops.cast(value, variable.dtype))
+                variable.assign(ops.copy(ops.cast(value, variable.dtype)))
             optimizer = _innermost(self.model)
             if hasattr(optimizer, "anchor"):
                 optimizer.anchor()
@@ -178,6 +184,25 @@ class _Running(_Averages):
     def updated(self, mean: Any, now: Any, looks: int) -> Any:
         """Returns the average after one more look at a weight, which is `now`."""
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forgets all averages, for a training of the same model that begins anew, as in cross-validation."""
+        self._kept, self._looks, self._waiting = {}, 0, None
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Returns a callback of its own for the same model: it has the same averages."""
+        other = type(self)(**{name: getattr(self, name) for name in self.fields})
+        other._kept, other._looks, other._waiting, other._model = (
+            dict(self._kept),
+            self._looks,
+            self._waiting,
+            self._model,
+        )
+        return other
+
+    def __reduce__(self) -> Any:
+        """Pickles arguments and averages, which wait for a model."""
+        return _rebuilt, (type(self), {name: getattr(self, name) for name in self.fields}, self.get_state())
 
     def get_state(self) -> dict[str, Any]:
         """Returns the averages as arrays, to be saved (`np.savez`) and given to `set_state` later."""
@@ -275,6 +300,12 @@ class EMA(_Running):
     def updated(self, mean: Any, now: Any, looks: int) -> Any:
         """Returns the average of one more."""
         return now + self.momentum * (mean - now)
+
+
+def _rebuilt(cls: type[_Running], arguments: dict[str, Any], state: Mapping[str, Any]) -> _Running:
+    callback = cls(**arguments)
+    callback.set_state(state)
+    return callback
 
 
 def _innermost(model: Any) -> Any:

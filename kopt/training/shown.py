@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Values = Sequence[tuple[Any, Any]]
@@ -45,6 +46,8 @@ class Shown:
         self.seen: Values | None = None
         """What the last evaluation of this epoch saw, if it was an average."""
         self._raw: Values | None = None
+        self._put: list[Any] = []
+        self._before: dict[str, Any] = {}  # what the model had in the place of our calls
         self._in_block = False
         self._lingers = False
 
@@ -57,15 +60,20 @@ class Shown:
 
     def put_in(self, values: Values) -> None:
         """Gives the model these values; those that it has are put aside."""
+        self._put = [ops.copy(ops.cast(value, variable.dtype)) for variable, value in values]
         self._raw = [(v, ops.copy(v)) for v, _ in values]
-        for variable, value in values:
-            variable.assign(ops.cast(value, variable.dtype))
+        for (variable, _), value in zip(values, self._put, strict=True):
+            variable.assign(ops.copy(value))
 
     def settle(self) -> None:
-        """Gives the model back what was put aside, if there is anything."""
-        for variable, value in self._raw or ():
-            variable.assign(value)
-        self._raw = None
+        """Gives the model back what was put aside, if there is anything.
+
+        A variable that holds something else than was put in has been set meanwhile, and keeps that.
+        """
+        for (variable, value), put in zip(self._raw or (), self._put, strict=True):
+            if _bits(variable) == _bits(put):
+                variable.assign(value)
+        self._raw, self._put = None, []
 
     def join(self, source: Callable[[], Values | None]) -> None:
         """Lets a callback give an average to show, until it leaves."""
@@ -129,56 +137,58 @@ class Shown:
             (CHANGING, self._change),
         ):
             for name in names:
-                if hasattr(self.model, name) and name not in vars(self.model):
-                    vars(self.model)[name] = functools.partial(call, name)
+                if hasattr(self.model, name) and name not in self._before:
+                    self._before[name] = vars(self.model).get(name)
+                    original = getattr(self.model, name)
+                    vars(self.model)[name] = functools.wraps(original)(functools.partial(call, name, original))
 
     def unwatch(self) -> None:
         """Steps aside, unless somebody else still shows averages."""
         if self.sources or self._in_block:
             return
-        for name in (*EVALUATING, *KEEPING, *READING, *CHANGING):
-            if isinstance(vars(self.model).get(name), functools.partial):
-                del vars(self.model)[name]
-        self.seen = None
+        for name, before in self._before.items():
+            if before is None:
+                vars(self.model).pop(name, None)
+            else:
+                vars(self.model)[name] = before
+        self._before, self.seen = {}, None
         vars(self.model).pop("_kopt_shown", None)
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(type(self.model), name).__get__(self.model)(*args, **kwargs)
-
-    def _evaluate(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _evaluate(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_running():
-            return self._anew(name, *args, **kwargs)
+            return self._anew(call, *args, **kwargs)
         if self._raw is not None:
-            return self._call(name, *args, **kwargs)
+            return call(*args, **kwargs)
         with self.showing(self.average):
-            self.seen = self._raw and [(v, ops.copy(v)) for v, _ in self._raw]
-            return self._call(name, *args, **kwargs)
+            if "_use_cached_eval_dataset" in kwargs or self.seen is None:  # the validation of `fit` itself
+                self.seen = self._raw and [(v, ops.copy(v)) for v, _ in self._raw]
+            return call(*args, **kwargs)
 
-    def _keep(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _keep(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_running():
-            return self._anew(name, *args, **kwargs)
+            return self._anew(call, *args, **kwargs)
         with self.showing(lambda: self.seen if _is_watching(self.model) else None):
-            return self._call(name, *args, **kwargs)
+            return call(*args, **kwargs)
 
-    def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return (self._call if self._is_running() else self._anew)(name, *args, **kwargs)
+    def _read(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs) if self._is_running() else self._anew(call, *args, **kwargs)
 
-    def _change(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _change(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._in_block:
             raise RuntimeError(
                 f"{name}() was called within `with callback.weights():`, at whose end the weights of before come back. "
                 "Leave the block first; to train on from the average, give the callback keep=True."
             )
-        return (self._call if self._is_running() else self._anew)(name, *args, **kwargs)
+        return self._read(name, call, *args, **kwargs)
 
     def _is_running(self) -> bool:
         """Whether the call that shows averages is still going on."""
         return self._in_block or _is_within(self.model, "fit", "evaluate")
 
-    def _anew(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _anew(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Settles what an interruption has left, and calls the model."""
         self._clear()
-        return self._call(name, *args, **kwargs)
+        return call(*args, **kwargs)
 
     def _clear(self) -> None:
         self.settle()
@@ -187,20 +197,25 @@ class Shown:
         self.unwatch()
 
 
-def _callers() -> Iterator[Any]:
-    frame = sys._getframe(1)
+def _bits(x: Any) -> bytes:
+    return np.asarray(ops.convert_to_numpy(x)).tobytes()  # equal for NaN, too
+
+
+def _stack(frame: Any) -> Iterator[Any]:
     while frame is not None:
         yield frame
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 def _is_within(model: Any, *methods: str) -> bool:
-    return any(f.f_code.co_name in methods and f.f_locals.get("self") is model for f in _callers())
+    """Whether a method of the model is going on, in this thread or in another one, which loads data for it perhaps."""
+    stacks = sys._current_frames().values()
+    return any(f.f_code.co_name in methods and f.f_locals.get("self") is model for top in stacks for f in _stack(top))
 
 
 def _is_watching(model: Any) -> bool:
     """Whether a callback of Keras that watches a validation metric is calling, from within `fit`."""
-    for frame in _callers():
+    for frame in _stack(sys._getframe(1)):
         caller = frame.f_locals.get("self")
         if caller is model and frame.f_code.co_name == "fit":
             return False
