@@ -23,7 +23,7 @@ class Accumulation(OptimizerParts):
         For places where a step cannot stand inside a condition: its writes choose between new and old values.
         """
         due, loss = self._add(grads, loss)
-        flags = self._step(self._means(grads), rate, loss, due, careful=careful)
+        flags = self._step(self._means(grads), rate, loss, due, False, careful)
         emptied = self._begin_anew(grads)
         self._commit_if(due, lambda: (emptied, None))
         return flags

@@ -54,10 +54,10 @@ class Engine(OptimizerParts):
         return self._in_graph(self._judged_step)(grads, rate, loss)
 
     def _fast_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
-        return self._step(grads, rate, loss, judged=True, careful=False)
+        return self._step(grads, rate, loss, None, True, False)
 
     def _careful_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor | None:
-        return self._step(grads, rate, loss, judged=True)
+        return self._step(grads, rate, loss, None, True)
 
     def _judged_step(self, grads: Sequence[Any], rate: tf.Tensor, loss: tf.Tensor | None) -> tf.Tensor:
         """Looks at the gradients outside of XLA, where a condition copies no weights, then makes the step or not."""
