@@ -81,17 +81,21 @@ class Engine(OptimizerParts):
 
     def _moderate(self, grads: Sequence[Any]) -> tf.Tensor:
         """Returns what `moderate` does, by TensorFlow's own kernels, of gradients as they come."""
-        squares, limits = [], []
-        for p, g in zip(self._parameters, grads, strict=True):
-            if g is not None:
-                values, count = (g.values, tf.shape(g.indices)[0]) if isinstance(g, tf.IndexedSlices) else (g, 1)
-                # Rows of one id are summed later: n of them make at most n times the sum of their squares.
-                squares.append(2 * tf.nn.l2_loss(tf.cast(values, p.dtype)) * tf.cast(count, p.dtype))
-                limits.append(too_large(p.dtype) * min((self.loss_scale_factor or 1.0) ** 2, 2.0**9))
-        flags = tf.stack([x < tf.constant(limit, x.dtype) for x, limit in zip(squares, limits, strict=True)])
-        if "float64" not in [x.dtype.name for x in squares]:
+        squares, factors = [], []
+        active = [(p, g) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
+        dtype = "float64" if any(p.dtype == "float64" for p, _ in active) else "float32"
+        for p, g in active:
+            values, count = (g.values, tf.shape(g.indices)[0]) if isinstance(g, tf.IndexedSlices) else (g, 1)
+            squares.append(tf.cast(tf.nn.l2_loss(tf.cast(values, p.dtype)), dtype))
+            # Rows of one id are summed later: n of them make at most n times the sum of their squares.
+            factors.append(2.0 * count if isinstance(count, int) else 2.0 * tf.cast(count, dtype))
+        # One vector: an operation for each weight costs more than to look at it.
+        sums = tf.stack(squares) * tf.stack(factors)
+        room = min((self.loss_scale_factor or 1.0) ** 2, 2.0**9)
+        flags = sums < tf.constant([too_large(p.dtype) * room for p, _ in active], dtype)
+        if dtype == "float32":
             # Where one is too large by itself, it alone is to blame.
-            flags &= (tf.add_n(squares) < max(limits)) | ~tf.reduce_all(flags)
+            flags &= (tf.reduce_sum(sums) < too_large(dtype) * room) | ~tf.reduce_all(flags)
         return flags
 
     def _needs_care(self, rate: tf.Tensor) -> Any:
