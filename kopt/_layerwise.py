@@ -32,15 +32,14 @@ def layerwise_decay(model: Any, rate: Annotated[float, Range(above=0, high=1, cl
 
     Reference: Howard and Ruder, 2018, arXiv:1801.06146 (there 1/2.6); Clark et al., 2020, arXiv:2003.10555.
     """
-    levels = [[v.path for v in layer.trainable_variables] for layer in _layers(model)]
-    levels = [level for level in levels if level]
-    depths: dict[str, set[int]] = {}
-    for layer in _layers(model):
-        for v in layer.trainable_variables:
-            depths.setdefault(v.path, set()).add(id(v))
-    if twice := [path for path, weights in depths.items() if len(weights) > 1]:
+    layers = _layers(model)
+    levels = [level for layer in layers if (level := [v.path for v in layer.trainable_variables])]
+    weights: dict[str, set[int]] = {}
+    for v in (v for layer in layers for v in layer.trainable_variables):
+        weights.setdefault(v.path, set()).add(id(v))
+    if twice := [path for path, each in weights.items() if len(each) > 1]:
         raise ValueError(
-            f"layerwise_decay: {len(depths[twice[0]])} weights have the path {twice[0]!r}, and no pattern tells them "
+            f"layerwise_decay: {len(weights[twice[0]])} weights have the path {twice[0]!r}, and no pattern tells them "
             "apart. Give the layers names of their own."
         )
     if not levels:
