@@ -88,7 +88,7 @@ class Engine(OptimizerParts):
             values, count = (g.values, tf.shape(g.indices)[0]) if isinstance(g, tf.IndexedSlices) else (g, 1)
             squares.append(tf.cast(tf.nn.l2_loss(tf.cast(values, p.dtype)), dtype))
             # Rows of one id are summed later: n of them make at most n times the sum of their squares.
-            factors.append(2.0 * count if isinstance(count, int) else 2.0 * tf.cast(count, dtype))
+            factors.append(2.0 * tf.cast(count, dtype))
         # One vector: an operation for each weight costs more than to look at it.
         sums = tf.stack(squares) * tf.stack(factors)
         room = min((self.loss_scale_factor or 1.0) ** 2, 2.0**9)
