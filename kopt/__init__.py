@@ -4,9 +4,6 @@ from kopt import declare as declare
 from kopt import peft as peft
 from kopt import schedules as schedules
 from kopt import tensorboard as tensorboard
-from kopt._layerwise import layerwise_decay as layerwise_decay
-from kopt._minimize import Result as Result
-from kopt._minimize import minimize as minimize
 from kopt.declare import Count as Count
 from kopt.declare import Fraction as Fraction
 from kopt.declare import NonNegative as NonNegative
@@ -79,12 +76,15 @@ from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
-from kopt.sharpness import ASAM as ASAM
-from kopt.sharpness import SAM as SAM
-from kopt.sharpness import LookSAM as LookSAM
+from kopt.optimizers.full_batch.minimize import Result as Result
+from kopt.optimizers.full_batch.minimize import minimize as minimize
+from kopt.optimizers.layerwise_decay import layerwise_decay as layerwise_decay
 from kopt.training import EMA as EMA
 from kopt.training import SWA as SWA
 from kopt.training import AveragedWeights as AveragedWeights
+from kopt.training.sam import ASAM as ASAM
+from kopt.training.sam import SAM as SAM
+from kopt.training.sam import LookSAM as LookSAM
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from keras import ops
 from problems import RATE, descend, flat, network, one_step, regression, variables, weights_and_gradients
 
 import kopt
-from kopt.optimizers._math import debias, round_stochastically
+from kopt.optimizers.engine.tensor_math import debias, round_stochastically
 
 
 class Normalized(kopt.Optimizer):
@@ -265,6 +265,22 @@ def test_skip_leaves_everything_as_it_was():
     for a, b in zip(done, descend(kopt.Adam(RATE), weights, gradients), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (int(optimizer.iterations), int(optimizer.nonfinite_steps)) == (4, 1)
+
+
+@pytest.mark.parametrize("dtypes", [("float64",) * 2, ("float64", "float32"), ("bfloat16", "float64")], ids=str)
+@pytest.mark.parametrize("rows", [False, True])
+def test_weights_of_several_dtypes_are_looked_at_together(dtypes, rows):
+    optimizer = kopt.Adam(0.1, on_nonfinite="skip")
+    weights = [keras.Variable(np.ones((3, 2)), dtype=d) for d in dtypes]
+    for value, counted in ((1.0, 0), (np.inf, 1), (1.0, 1)):
+        gradients = [tf.cast(tf.fill((3, 2), value), d) for d in dtypes]
+        if rows:
+            gradients[0] = tf.IndexedSlices(gradients[0][:2], tf.constant([1, 1]), (3, 2))
+        optimizer.apply(gradients, weights)
+        assert int(optimizer.nonfinite_steps) == counted
+    moved = [ops.convert_to_numpy(ops.cast(w, "float64")) for w in weights]
+    for w in moved:
+        np.testing.assert_allclose(w[1], 0.8, atol=2e-2)
 
 
 def test_skip_discards_the_batches_of_one_update():

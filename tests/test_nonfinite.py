@@ -99,22 +99,6 @@ def assert_untouched(training, act, error=None, counted=1, match=None):
     assert after["nonfinite_steps"] == before["nonfinite_steps"] + counted
 
 
-@pytest.mark.parametrize("dtypes", [("float64",) * 2, ("float64", "float32"), ("bfloat16", "float64")], ids=str)
-@pytest.mark.parametrize("rows", [False, True])
-def test_weights_of_several_dtypes_are_looked_at_together(dtypes, rows):
-    optimizer = kopt.Adam(0.1, on_nonfinite="skip")
-    weights = [keras.Variable(np.ones((3, 2)), dtype=d) for d in dtypes]
-    for value, counted in ((1.0, 0), (np.inf, 1), (1.0, 1)):
-        gradients = [tf.cast(tf.fill((3, 2), value), d) for d in dtypes]
-        if rows:
-            gradients[0] = tf.IndexedSlices(gradients[0][:2], tf.constant([1, 1]), (3, 2))
-        optimizer.apply(gradients, weights)
-        assert int(optimizer.nonfinite_steps) == counted
-    moved = [ops.convert_to_numpy(ops.cast(w, "float64")) for w in weights]
-    for w in moved:
-        np.testing.assert_allclose(w[1], 0.8, atol=2e-2)
-
-
 MODES = [(x, "skip") for x in rules()]
 MODES += [pytest.param(x, "raise", marks=() if x in FIRST else slow) for x in rules()]
 

@@ -25,7 +25,7 @@ from problems import rules
 import kopt
 from kopt import peft
 from kopt.declare.registry import OPTIMIZERS
-from kopt.optimizers._slots import codec
+from kopt.optimizers.engine.slots import codec
 from recipes import _cli
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from problems import flat, network, regression
 
 import kopt
-from kopt.optimizers._state import MANIFEST
+from kopt.optimizers.engine.state_file import MANIFEST
 
 
 @pytest.fixture(autouse=True)

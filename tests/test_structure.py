@@ -19,62 +19,56 @@ import kopt.tensorboard
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
-    {
-        "kopt.declare.kinds",
-        "kopt.declare.described",
-        "kopt.declare.registry",
-        "kopt.declare.path_rules",
-        "kopt.declare.keras_bases",
-    },
-    {"kopt.declare.fields"},
-    {"kopt.declare"},
-    {"kopt.optimizers._math", "kopt.optimizers._author"},
-    {"kopt.optimizers._slots"},
-    {"kopt.optimizers._records"},
-    {
-        "kopt.optimizers._rate",
-        "kopt.optimizers._scaled",
-        "kopt.optimizers._state",
-        "kopt.optimizers._accumulation",
-        "kopt.optimizers._average",
-    },
-    {"kopt.optimizers._step"},
-    {"kopt.optimizers._start"},
-    {"kopt.optimizers._tensorflow", "kopt.optimizers._portable"},
-    {"kopt.optimizers._base"},
-    {"kopt.optimizers._wrapper"},
-    "rules",
-    {"kopt.optimizers"},
-    {"kopt._minimize"},
-    {"kopt.schedules._base"},
-    {"kopt.schedules.warmup", "kopt.schedules.cycles"},
-    {"kopt.schedules"},
-    {"kopt.training.shown", "kopt.sharpness", "kopt._layerwise"},
-    {"kopt.training.averages"},
-    {"kopt.training"},
-    {"kopt.peft._targets", "kopt.peft._site"},
-    {"kopt.peft._base"},
-    {"kopt.peft._host"},
-    {"kopt.peft._state"},
-    {"kopt.peft._saving"},
-    {"kopt.peft._model"},
-    {"kopt.peft.lora", "kopt.peft.ia3", "kopt.peft.bottleneck", "kopt.peft.prompt", "kopt.peft.tuning"},
-    {"kopt.peft.dora"},
-    {"kopt.peft.configs"},
-    {"kopt.peft.exchange._tensors", "kopt.peft.exchange._hub"},
-    {"kopt.peft.exchange._placement"},
-    {"kopt.peft.exchange._names"},
-    {"kopt.peft.exchange._layout", "kopt.peft.exchange._fingerprint"},
-    {"kopt.peft.exchange._writer", "kopt.peft.exchange._reader"},
-    {"kopt.peft.exchange._files"},
-    {"kopt.peft.exchange"},
-    {"kopt.peft"},
-    {"kopt.tensorboard._events"},
-    {"kopt.tensorboard._optimizer", "kopt.tensorboard._adapters"},
-    {"kopt.tensorboard"},
-    {"kopt"},
+    r"kopt\.declare\.(kinds|described|registry|path_rules|keras_bases)",
+    r"kopt\.declare\.fields",
+    r"kopt\.declare",
+    r"kopt\.optimizers\.engine\.(tensor_math|rule_checks)",
+    r"kopt\.optimizers\.engine\.slots",
+    r"kopt\.optimizers\.engine\.parameter",
+    r"kopt\.optimizers\.engine\.(learning_rate|keras_loss_scale|state_file|accumulation|average)",
+    r"kopt\.optimizers\.engine\.step",
+    r"kopt\.optimizers\.engine\.start",
+    r"kopt\.optimizers\.engine\.(on_tensorflow|on_jax_and_torch)",
+    r"kopt\.optimizers\.optimizer",
+    r"kopt\.optimizers\.wrappers\.wrapper",
+    r"kopt\.optimizers(\.composites|\.wrappers|\.full_batch)?\.(?!engine|layerwise_decay|minimize)[a-z]\w*",  # rules
+    r"kopt\.optimizers\.engine",
+    r"kopt\.optimizers",
+    r"kopt\.optimizers\.(full_batch\.minimize|layerwise_decay)",
+    r"kopt\.schedules\.schedule",
+    r"kopt\.schedules\.\w+",
+    r"kopt\.schedules",
+    r"kopt\.training\.(shown|sam)",
+    r"kopt\.training\.averages",
+    r"kopt\.training",
+    r"kopt\.peft\.(targets|layers\.\w+)",
+    r"kopt\.peft\.layers",
+    r"kopt\.peft\.adapter",
+    r"kopt\.peft\.host\.\w+",
+    r"kopt\.peft\.host",
+    r"kopt\.peft\.model\.adapters",
+    r"kopt\.peft\.model\.model_class",
+    r"kopt\.peft\.model\.functions",
+    r"kopt\.peft\.model",
+    r"kopt\.peft\.methods\.(lora|ia3|bottleneck|prompt|tuning)",
+    r"kopt\.peft\.methods\.dora",
+    r"kopt\.peft\.methods\.configs",
+    r"kopt\.peft\.methods",
+    r"kopt\.peft\.exchange\.(tensor_file|kerashub_converter)",
+    r"kopt\.peft\.exchange\.placement",
+    r"kopt\.peft\.exchange\.name_map",
+    r"kopt\.peft\.exchange\.(torch_layout|fingerprint)",
+    r"kopt\.peft\.exchange\.(writer|reader)",
+    r"kopt\.peft\.exchange\.adapter_folder",
+    r"kopt\.peft\.exchange",
+    r"kopt\.peft",
+    r"kopt\.tensorboard\.event_file",
+    r"kopt\.tensorboard\.\w+",
+    r"kopt\.tensorboard",
+    r"kopt",
 ]
-MAY_IMPORT_TENSORFLOW = {"kopt.optimizers._tensorflow", "kopt.sharpness"}
+RULES = next(i for i, pattern in enumerate(LAYERS) if "composites" in pattern)
+MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.on_tensorflow", "kopt.training.sam"}
 
 
 def module_name(path):
@@ -102,8 +96,8 @@ def imports(name):
 
 def layer(name):
     """Returns the height of a module of kopt."""
-    for height, members in enumerate(LAYERS):
-        if name in members or (members == "rules" and re.fullmatch(r"kopt\.optimizers\.[a-z]\w*", name)):
+    for height, pattern in enumerate(LAYERS):
+        if re.fullmatch(pattern, name):
             return height
     raise AssertionError(f"{name} has no layer. Give it one in {__file__}.")
 
@@ -112,7 +106,7 @@ def layer(name):
 def test_imports_point_downwards(name):
     for imported in imports(name) & set(SOURCES):
         assert imported in KOPT, f"{name} imports {imported}"
-        kin = LAYERS[layer(name)] == "rules" and layer(imported) == layer(name)  # a rule may build on another
+        kin = layer(name) == layer(imported) == RULES  # a rule may build on another
         assert kin or layer(imported) < layer(name), f"{name} imports {imported}, which is not below it"
 
 
@@ -133,7 +127,7 @@ def test_the_wings_do_not_import_each_other():
 
 def test_undocumented_keras_is_read_in_one_file():
     using = {n for n in KOPT if n.startswith("kopt.peft") and any(i.startswith("keras.src") for i in imports(n))}
-    assert using == {"kopt.peft._site"}
+    assert using == {"kopt.peft.layers.site"}
 
 
 def test_recipes_do_not_import_each_other():
@@ -165,7 +159,7 @@ def test_facades_only_import():
 
 
 def test_all_is_what_is_public():
-    public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers", "sharpness"}
+    public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
     assert set(kopt.__all__) == {name for name in public if name not in ("training",)}
     assert kopt.tensorboard.OptimizerStats
 

@@ -15,7 +15,7 @@ from keras import ops
 import kopt
 import kopt.tensorboard
 from kopt.tensorboard import OptimizerStats
-from kopt.tensorboard._optimizer import _distribution
+from kopt.tensorboard.optimizer_stats import _distribution
 
 
 class Recorder(keras.callbacks.Callback):
@@ -238,7 +238,7 @@ def test_throughput_counts_examples_in_training_alone(tmp_path, monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(
-        kopt.tensorboard._optimizer, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=time.time)
+        kopt.tensorboard.optimizer_stats, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=time.time)
     )
     fit(regression(kopt.SGD(0.1)), [OptimizerStats(tmp_path, 3), clock], epochs=2, validation_data=(X, Y))
     assert read(tmp_path)[0]["throughput/examples_per_second"] == {3: 8, 6: 8, 9: 8, 12: 8}

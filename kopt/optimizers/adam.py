@@ -7,9 +7,9 @@ from typing import Any, Literal
 from keras import ops
 
 from kopt.declare import Fraction, NonNegative, Positive
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, debias, ema
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
+from kopt.optimizers.optimizer import Optimizer
 
 
 class Adam(Optimizer):

@@ -6,9 +6,9 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Positive
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, with_decay
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, with_decay
+from kopt.optimizers.optimizer import Optimizer
 
 
 class COCOB(Optimizer):

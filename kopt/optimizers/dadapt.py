@@ -9,9 +9,9 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Fraction, Positive, Range
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, debias, decays, ema, with_decay
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, debias, decays, ema, with_decay
+from kopt.optimizers.optimizer import Optimizer
 
 
 class DAdaptation(Optimizer, abstract=True):

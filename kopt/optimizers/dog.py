@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Positive
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, sum_of_squares, with_decay
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares, with_decay
+from kopt.optimizers.optimizer import Optimizer
 
 
 class Distance(Optimizer, abstract=True):

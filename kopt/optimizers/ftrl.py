@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from keras import ops
 
 from kopt.declare import NonNegative, Positive, Range
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, soft
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, soft
+from kopt.optimizers.optimizer import Optimizer
 
 
 class FTRL(Optimizer):

@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from kopt.optimizers._math import Tensor
 from kopt.optimizers.adam import Adam
+from kopt.optimizers.engine.tensor_math import Tensor
 
 
 class Grams(Adam):

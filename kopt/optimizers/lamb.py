@@ -6,9 +6,9 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Fraction, Positive
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, debias, ema, sum_of_squares
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, sum_of_squares
+from kopt.optimizers.optimizer import Optimizer
 
 
 class LAMB(Optimizer):

@@ -7,9 +7,9 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Fraction, Positive
-from kopt.optimizers._math import Tensor, ema, with_decay
-from kopt.optimizers._slots import Slot
 from kopt.optimizers.dadapt import Adaptive, quotient
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, ema, with_decay
 
 
 class Prodigy(Adaptive):

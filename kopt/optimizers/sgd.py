@@ -3,9 +3,9 @@
 from typing import Any
 
 from kopt.declare import Fraction
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.optimizer import Optimizer
 
 
 class SGD(Optimizer):

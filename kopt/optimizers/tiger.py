@@ -5,9 +5,9 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Fraction
-from kopt.optimizers._base import Optimizer
-from kopt.optimizers._math import Tensor, ema
-from kopt.optimizers._slots import Slot
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor, ema
+from kopt.optimizers.optimizer import Optimizer
 
 
 class Tiger(Optimizer):

@@ -6,7 +6,7 @@ from typing import Literal
 from keras import ops
 
 from kopt.declare import Fraction, OpenFraction, Positive
-from kopt.schedules._base import Schedule, Tensor
+from kopt.schedules.schedule import Schedule, Tensor
 
 
 class OneCycle(Schedule):

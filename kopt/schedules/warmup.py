@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from keras import ops
 
 from kopt.declare import Count, Fraction, Positive, Range
-from kopt.schedules._base import Schedule, Tensor
+from kopt.schedules.schedule import Schedule, Tensor
 
 
 class _Warmup(Schedule):

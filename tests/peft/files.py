@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft
-from kopt.peft.exchange._tensors import read_tensors
+from kopt.peft.exchange.tensor_file import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

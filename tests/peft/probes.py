@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 
 
 def scramble(model, stddev=0.1):

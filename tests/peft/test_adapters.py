@@ -11,9 +11,9 @@ from keras import layers, ops
 from probes import outputs, same, scramble, values
 
 from kopt import peft
-from kopt.peft._base import Adapter
-from kopt.peft._site import find_site
-from kopt.peft._state import state
+from kopt.peft.adapter import Adapter
+from kopt.peft.layers.site import find_site
+from kopt.peft.model.adapters import state
 
 METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.startswith("kopt.")}
 HOSTS = {

@@ -13,8 +13,8 @@ from probes import outputs, same, scramble
 from safetensors.numpy import load_file
 
 from kopt import peft
-from kopt.peft._state import state
-from kopt.peft.exchange._tensors import read_tensors
+from kopt.peft.exchange.tensor_file import read_tensors
+from kopt.peft.model.adapters import state
 
 
 def text_model():

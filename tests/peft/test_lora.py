@@ -10,8 +10,8 @@ from zoo import dense
 
 import kopt
 from kopt import peft
-from kopt.peft._site import thin_products
-from kopt.peft._state import state
+from kopt.peft.layers.site import thin_products
+from kopt.peft.model.adapters import state
 
 
 @pytest.mark.parametrize("kind", [True, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora"])

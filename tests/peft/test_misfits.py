@@ -10,7 +10,7 @@ from probes import outputs
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 
 
 def refuse(folder, match, model=None):

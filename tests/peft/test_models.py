@@ -7,7 +7,7 @@ import zoo
 from probes import outputs, same, scramble, values
 
 from kopt import peft
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 
 MODELS = [pytest.param(make, id=make.__name__) for make in zoo.SMALL]
 MODELS += [pytest.param(make, id=make.__name__, marks=pytest.mark.slow) for make in zoo.LARGE]

@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import kopt.peft
-from kopt.peft._site import find_site
-from kopt.peft.exchange._hub import Record, derive_config, find_backbones, record
-from kopt.peft.exchange._names import Checkpoint, Names, read_checkpoint, shortest_suffixes
-from kopt.peft.exchange._placement import Port, recorded
+from kopt.peft.exchange.kerashub_converter import Record, derive_config, find_backbones, record
+from kopt.peft.exchange.name_map import Checkpoint, Names, read_checkpoint, shortest_suffixes
+from kopt.peft.exchange.placement import Port, recorded
+from kopt.peft.layers.site import find_site
 
 keras_hub = pytest.importorskip("keras_hub")
 

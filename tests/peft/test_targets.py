@@ -9,7 +9,7 @@ from probes import outputs, scramble
 from zoo import dense
 
 from kopt import peft
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 
 
 def test_names():

@@ -16,7 +16,7 @@ from zoo import dense
 
 import kopt
 from kopt import peft
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 
 
 def test_switching_reaches_a_model_compiled_before():

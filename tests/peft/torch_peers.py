@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import kopt.peft
-from kopt.peft._site import named_layers
-from kopt.peft._state import state
+from kopt.peft.layers.site import named_layers
+from kopt.peft.model.adapters import state
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 from made_texts import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentences, write_csv
 
 from kopt import peft
-from kopt.peft._state import state
+from kopt.peft.model.adapters import state
 from recipes import _adapters, _language
 from recipes import text_classification as recipe
 

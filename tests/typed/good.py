@@ -11,7 +11,7 @@ import kopt
 from kopt import Count, Fraction, NonNegative, OpenFraction, Positive, Share, peft
 from kopt.peft import Adapter, Base, Weight
 from kopt.schedules import REX, Cyclical, OneCycle, WarmupCosine, WarmupLinear, WarmupPolynomial, WarmupStableDecay
-from kopt.schedules._base import Schedule
+from kopt.schedules.schedule import Schedule
 from kopt.tensorboard import OptimizerStats
 
 x, y = np.random.rand(256, 8), np.random.rand(256, 1)

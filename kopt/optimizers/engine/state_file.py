@@ -1,0 +1,256 @@
+"""State in files: named variables and a manifest, where Keras keeps "0", "1", ... and skips what does not fit."""
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from kopt.optimizers.engine.parameter import OptimizerParts
+
+FORMAT = 1
+MANIFEST = "manifest"
+BESIDE = ("residual", "average", "averaged_at", "accumulator", "read")
+"""What a parameter may have beside its slots."""
+ALWAYS = ("iteration", "learning_rate")
+"""What an optimizer has before its first step."""
+MAY_BE_NAN = ("gradient_norm", "shared.loss")
+"""What may be NaN: it is a measurement of the last batch."""
+
+State = dict[str, Any]
+
+
+class _Call:
+    """The call of Keras that loads a state, as far as the state of an optimizer depends on it."""
+
+    def __init__(self, name: str, skips_mismatch: bool) -> None:
+        self.name, self.skips_mismatch = name, skips_mismatch
+
+    @classmethod
+    def now(cls) -> "_Call":
+        """Finds it among the callers: Keras tells `load_own_variables` nothing of it."""
+        frame, skips = sys._getframe(1), False
+        while frame is not None:
+            skips = skips or frame.f_locals.get("skip_mismatch") is True
+            if frame.f_code.co_name in ("load_weights", "load_model"):
+                return cls(frame.f_code.co_name, skips)
+            frame = frame.f_back  # type: ignore[assignment]
+        return cls("", skips)
+
+    def advice(self, owner: str) -> str:
+        """Returns what to do about a state that does not fit."""
+        return {
+            "load_weights": "The weights of the model are loaded; the optimizer stays as it was and training works. To "
+            "load weights alone, call load_weights before compile.",
+            "load_model": "Load the model with compile=False and compile it with a new optimizer.",
+        }.get(self.name, f"Create the {owner} with the options and the weights it was saved with.")
+
+
+class StateFile(OptimizerParts):
+    """Saves and restores the variables of an optimizer by name.
+
+    Weights are told apart by their order: their paths change when a model is loaded again. The manifest keeps name,
+    shape and dtype of every entry and the path of its weight, for the message when something differs.
+
+    What is restored before the first step waits for `build`, because there are no slots yet; counter and rate are set
+    at once. It is compared as far as it can be when it is loaded, and with the weights in `build`.
+    """
+
+    _pending: tuple[State, State] | None = None
+    _waits_for = _Call("", False)
+
+    def _state(self) -> State:
+        """Returns every variable worth saving, by name."""
+        state = {"iteration": self._iterations}
+        if isinstance(self._learning_rate, keras.Variable):
+            state["learning_rate"] = self._learning_rate
+        if not self.built:
+            return state
+        for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
+            state[name] = getattr(self, name)
+        state |= {f"shared.{k}": v for k, v in self._shared.items()}
+        for i, p in enumerate(self._parameters):
+            parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
+            parts |= {name: getattr(p, name) for name in BESIDE}
+            state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
+        return state
+
+    def _manifest(self) -> State:
+        entries = {name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in self._state().items()}
+        paths = [p.path for p in self._parameters] if self.built else []
+        owner = type(self).__name__
+        return {"format": FORMAT, "optimizer": owner, "built": self.built, "paths": paths, "entries": entries}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes state and manifest into a Keras store; state that still waits for `build`, as it was loaded."""
+        manifest, arrays = self._pending or (self._manifest(), {})
+        for name in manifest["entries"]:
+            waiting = name in arrays and name not in ALWAYS
+            store[name] = arrays[name] if waiting else self._state()[name].numpy()
+        store[MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the state; what was saved before the first step puts everything back to the start.
+
+        Raises:
+            ValueError: the state is of another optimizer, of other weights, or of other options, it is damaged, or has
+                NaN in it; nothing of the optimizer is changed.
+        """
+        call = _Call.now()
+        try:
+            manifest, arrays = self._read_store(store)
+            if self.built:
+                self._compare(manifest, self._manifest()["entries"])
+            elif manifest["built"]:
+                self._compare_options(manifest["entries"])
+        except ValueError as error:
+            if call.skips_mismatch:
+                self.reset()
+            raise ValueError(f"{error} {call.advice(type(self).__name__)}") from None
+        if not manifest["built"]:
+            self.reset()
+        state = self._state()
+        for name in state if self.built and manifest["built"] else ALWAYS:
+            if name in state and name in arrays:
+                state[name].assign(arrays[name])
+        self._pending = None if self.built or not manifest["built"] else (manifest, arrays)
+        self._waits_for = call
+
+    def _restore_pending(self) -> None:
+        """Puts in place, at the end of `build`, what was loaded before there were slots."""
+        if self._pending is None:
+            return
+        (manifest, arrays), self._pending = self._pending, None
+        try:
+            self._compare(manifest, self._manifest()["entries"])
+        except ValueError as error:
+            self.reset()
+            if not self._waits_for.skips_mismatch:
+                raise ValueError(f"{error} It is dropped: the next step begins with fresh slots.") from None
+            warnings.warn(f"{error} The slots begin anew.", stacklevel=2)
+            return
+        for name, variable in self._state().items():
+            if name not in ALWAYS:  # these were restored at once, and may have been set since
+                variable.assign(arrays[name])
+
+    def _read_store(self, store: Any) -> tuple[State, State]:
+        """Returns manifest and arrays, or raises `ValueError` saying what is wrong with them."""
+        name = type(self).__name__
+        if MANIFEST not in store.keys():  # noqa: SIM118 (the store of Keras has no __contains__ in every format)
+            raise ValueError(f"The saved optimizer state has no manifest, so kopt.{name} did not write it.")
+        try:
+            manifest = json.loads(np.asarray(store[MANIFEST]).tobytes())
+            version, entries = manifest["format"], manifest["entries"]
+            if version == FORMAT and not _is_whole(manifest):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("The manifest of the saved optimizer state cannot be read: the file is damaged.") from None
+        if version != FORMAT:
+            raise ValueError(f"The saved optimizer state has format {version}; this kopt reads format {FORMAT}.")
+        if manifest["optimizer"] != name:
+            raise ValueError(
+                f"The saved optimizer state does not fit this {name}: it was written by kopt.{manifest['optimizer']}."
+            )
+        missing = [k for k in entries if k not in store.keys()]  # noqa: SIM118
+        if missing:
+            raise ValueError(f"The saved optimizer state lacks {missing[0]!r}, which its manifest names.")
+        arrays = {k: np.asarray(store[k]) for k in entries}
+        for k, array in arrays.items():
+            if [list(array.shape), str(array.dtype)] != entries[k]:
+                found = f"{array.shape} of {array.dtype}" if list(array.shape) == entries[k][0] else f"{array.shape}"
+                raise ValueError(f"The saved {self._describe(k, manifest)} is {found}, not as its manifest says.")
+            if fault := _fault(k, array):
+                raise ValueError(f"The saved {self._describe(k, manifest)} {fault}.")
+        return manifest, arrays
+
+    def _compare(self, manifest: State, expected: State) -> None:
+        """Raises `ValueError` naming the entries that differ from those expected."""
+        if not manifest["built"]:
+            expected = {k: v for k, v in expected.items() if k in ALWAYS}
+        saved, name = manifest["entries"], type(self).__name__
+        faults = [f"{self._describe(k, manifest)} is missing" for k in expected if k not in saved]
+        faults += [f"{self._describe(k, manifest)} is unknown here" for k in saved if k not in expected]
+        faults += [
+            f"{self._describe(k, manifest)} is {saved[k][1]}{saved[k][0]}, not {v[1]}{v[0]}"
+            for k, v in expected.items()
+            if k in saved and saved[k] != v
+        ]
+        if faults:
+            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise ValueError(f"The saved optimizer state does not fit this {name}: {'; '.join(faults[:5])}{more}.")
+
+    def _compare_options(self, entries: State) -> None:
+        """Raises `ValueError` if other slots or shared values were saved than this optimizer will have."""
+        rules = self.owners()
+        parts = [k.split(".") for k in entries if k[0].isdigit()]
+        kept = {part[1] for part in parts if len(part) == 2}  # what stands beside the slots
+        saved = {f"slot {part[1]!r}" for part in parts if len(part) == 3}
+        saved |= {f"shared value {k[7:]!r}" for k in entries if k[0] == "s"}
+        here = {f"slot {k!r}" for rule in rules.values() for k in rule.slots}
+        here |= {f"shared value {owner + k!r}" for owner, rule in rules.items() for k in rule.shared}
+        here |= {"shared value 'loss'"} if self.needs_loss else set()
+        saved |= {"'learning_rate'"} if "learning_rate" in entries else set()
+        here |= {"'learning_rate'"} if "learning_rate" in self._state() else set()
+        stored = {part[2] for part in parts if len(part) == 3} - {"value"}
+        exact = all(slot.exact for rule in rules.values() for slot in rule.slots.values())
+        if (stored and not self._stores(stored)) or (self.state_dtype == "bfloat16" and not stored and not exact):
+            saved |= {f"state_dtype with {', '.join(sorted(stored)) or 'float32'}"}
+            here |= {f"state_dtype={self.state_dtype!r}"}
+        options = {"average": ("use_ema", self.use_ema), "accumulator": ("gradient accumulation", self._accumulates)}
+        for key, (option, given) in options.items():
+            saved |= {option} if key in kept else set()
+            here |= {option} if given else set()
+        if saved != here:
+            faults = [f"{k} is missing" for k in sorted(here - saved)] + [
+                f"{k} is unknown" for k in sorted(saved - here)
+            ]
+            raise ValueError(f"The saved optimizer state does not fit this {type(self).__name__}: {'; '.join(faults)}.")
+
+    def _stores(self, parts: set[str]) -> bool:
+        """Whether slots are stored in such parts."""
+        return parts == {"float32": set(), "bfloat16": {"bfloat16"}, "int8": {"int8", "scale"}}[self.state_dtype]
+
+    @property
+    def _accumulates(self) -> bool:
+        return bool(self.gradient_accumulation_steps)
+
+    def _describe(self, key: str, manifest: State) -> str:
+        index, _, slot = key.partition(".")
+        if not index.isdigit():
+            return repr(key)
+        here = [p.path for p in self._parameters] if self.built else []
+        paths = here if int(index) < len(here) else manifest["paths"]
+        return f"slot {slot!r} of weight {index} ({paths[int(index)]})"
+
+
+def _fault(key: str, array: Any) -> str:
+    """Returns what no state can have been."""
+    if key in MAY_BE_NAN:
+        return ""
+    if key.endswith(".bfloat16"):
+        array = (array.astype("uint32") << 16).view("float32")
+    if array.dtype.kind in "iu" and key.partition(".")[2] != "int8" and not key.endswith(".int8"):
+        return "is negative" if (array < 0).any() else ""
+    if array.dtype.kind in "iub":
+        return ""
+    numbers = array.astype("float64")
+    if key == "learning_rate":
+        return "is negative" if (numbers < 0).any() else "" if np.isfinite(numbers).all() else "is not finite"
+    # A search for a step may remember an infinite loss.
+    sound = np.isfinite(numbers) if key[0].isdigit() else ~np.isnan(numbers)
+    return "" if sound.all() else "is not finite: training had diverged"
+
+
+def _is_whole(manifest: State) -> bool:
+    """Whether a manifest has all that is read of it."""
+    paths, entries = manifest["paths"], manifest["entries"]
+    return (
+        isinstance(manifest["optimizer"], str)
+        and isinstance(manifest["built"], bool)
+        and isinstance(paths, list)
+        and isinstance(entries, dict)
+        and all(isinstance(x, list) and len(x) == 2 and isinstance(x[0], list) for x in entries.values())
+        and all(int(k.partition(".")[0]) < len(paths) for k in entries if k[:1].isdigit())
+    )

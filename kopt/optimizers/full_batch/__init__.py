@@ -1,0 +1,1 @@
+"""Optimizers that see all data at each step, and `minimize`."""

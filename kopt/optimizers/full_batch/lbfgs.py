@@ -1,0 +1,89 @@
+"""L-BFGS."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from keras import ops
+
+from kopt.declare import Count
+from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.full_batch import inverse_hessian, line_search
+from kopt.optimizers.full_batch.bgd import FullBatch
+
+
+class LBFGS(FullBatch):
+    r"""L-BFGS: the quasi-Newton method that keeps the last steps and gradient differences, for full batches.
+
+        d = -H g        H from the last pairs: kopt/optimizers/inverse_hessian.py
+        w ← x + a d     a from a search along d: kopt/optimizers/line_search.py
+
+    Each update is one evaluation. It looks at the trial point x + a d, and either accepts it as the new x, or refines
+    a. At the end of `fit` the weights are put back to the last accepted point; until then they are at a trial point. It
+    needs the loss of the same examples each time: use all of them (`examples` and `batch_size`).
+
+    Slots: S and Y, x and its gradient (8 history + 8 bytes/parameter).  Not row-wise.
+
+    Args:
+        learning_rate: η, first trial of a in each search, or a itself; 1 is right for all but noisy gradients.
+        history: ≥ 1, number of pairs.
+        line_search: "strong_wolfe" finds where f has decreased and is flat enough, "armijo" where it has decreased;
+            "fixed" accepts every finite point.
+        pairs: "curved" leaves out those of hardly any curvature, sᵀy < 0.01 |sᵀg|, which no strong Wolfe search makes;
+            "damped" pulls y towards s/γ until sᵀy ≥ 0.2 sᵀs/γ; "cautious" asks for sᵀy > 0.1 ‖s‖ ‖y‖, and with
+            line_search="fixed" goes on with mini-batches, where searches stall: their losses cannot be compared.
+
+    Differs from `torch.optim.LBFGS`, which evaluates a function several times in one step.
+    Reference: Liu and Nocedal, 1989, doi:10.1007/BF01589116.
+    """
+
+    learning_rate = 1.0
+    history: Count = 10
+    line_search: Literal["strong_wolfe", "armijo", "fixed"] = "strong_wolfe"
+    pairs: Literal["curved", "damped", "cautious"] = "curved"
+    needs_loss = True
+
+    @property
+    def takes_minibatches(self) -> bool:
+        """What the cautious pairs are for."""
+        return self.pairs == "cautious" and self.line_search == "fixed"
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The history S and Y, oldest first, the last accepted point and its gradient."""
+        history = Slot(shape=lambda weight: (self.history, *weight), exact=True)
+        return {"S": history, "Y": history, "x": Slot("weight", exact=True), "g": Slot(exact=True)}
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What H and the search remember."""
+        return {**inverse_hessian.memory(self.history), **line_search.idle()}
+
+    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
+        """Inner products of step and gradient with each other and with the history."""
+        return inverse_hessian.products(g, w, s)
+
+    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
+        """Judges the trial, and finds the next one: of the same search, or along a new direction."""
+        value, noise = s.loss + sums["penalty"], self._rounding_error(s.value, sums["moved"])
+        accepted, failed, search = line_search.judge(
+            self.line_search, s, value, sums["last_sg"], sums["last_ss"], noise
+        )
+        memory = inverse_hessian.remember(self.pairs, sums, s, ops.logical_and(accepted, s.searching > 0))
+        direction, slope = inverse_hessian.direction(memory, sums["gg"])
+        arrived = memory | direction | line_search.begin(value, slope, s.learning_rate)._asdict()
+        old = vars(s) | {k: ops.where(failed, 0.0, getattr(s, k)) for k in ("sy", "yy")} | search._asdict()
+        new = {k: ops.where(accepted, x, old[k]) for k, x in arrived.items()}  # a failed search forgets the history
+        return new | line_search.outcome(s, accepted, failed)
+
+    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Moves history and point on, if the trial was accepted, and goes to the next trial."""
+        g, scale = g + s.weight_decay * w, s.multiplier
+        step = w - s.x
+        y = s.kept * (g - s.g) + (s.added / scale if scale else 0.0) * step
+        accepted, paired = s.accepted > 0, ops.logical_and(s.accepted > 0, s.paired > 0)
+        x, g = ops.where(accepted, w, s.x), ops.where(accepted, g, s.g)
+        steps = ops.where(paired, ops.concatenate([s.S[1:], step[None]]), s.S)
+        changes = ops.where(paired, ops.concatenate([s.Y[1:], y[None]]), s.Y)
+        d = ops.tensordot(s.by_s, steps, 1) + scale * (ops.tensordot(s.by_y, changes, 1) - s.gamma * g)
+        return ops.where(s.searching > 0, x + s.step * d, x), {"S": steps, "Y": changes, "x": x, "g": g}

@@ -1,0 +1,1 @@
+"""Optimizers that change the rule of another one."""

@@ -1,0 +1,217 @@
+"""What an adapter is: extra weights beside a frozen kernel, and what they make of it.
+
+A subclass declares its hyperparameters, names its `weights` and defines `effective`, the kernel that the host has with
+them. `forward` is the same function on activations: where a cheaper form than building the kernel exists, a subclass
+writes it, and tests hold it to `effective`. Injection, switching, merging, counting and files are done elsewhere, once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from keras import ops
+
+from kopt.declare import Configurable, Convert
+from kopt.declare.registry import ADAPTERS
+from kopt.peft import targets
+from kopt.peft.layers.site import Site, Tensor
+
+Array = np.ndarray[Any, Any]
+Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]
+
+
+def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Returns zeros."""
+    return np.zeros(shape)
+
+
+def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Returns ones."""
+    return np.ones(shape)
+
+
+def normal(stddev: float) -> Initializer:
+    """Returns an initializer that draws from N(0, stddev²)."""
+    return lambda rng, shape: rng.normal(0.0, stddev, shape)
+
+
+def uniform(bound: float) -> Initializer:
+    """Returns an initializer that draws from [-bound, bound)."""
+    return lambda rng, shape: rng.uniform(-bound, bound, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One weight of an adapter at one site.
+
+    Args:
+        axes: lengths, as numbers or as "in", "out" and "channel" of the site. Files permute the named axes as the other
+            library orders them. A site with batch axes puts those in front.
+        init: function of a generator and a shape.
+        trainable: whether it learns. What does not is not written to adapter files either.
+    """
+
+    axes: tuple[int | str, ...]
+    init: Initializer = zeros
+    trainable: bool = True
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """Returns the shape at a site."""
+        return (*site.batch, *(site.size(axis) for axis in self.axes))
+
+
+class Weights:
+    """The weights of one adapter at one site as float32 tensors, by name.
+
+    `gate` is 1.0 while the adapter is on and 0.0 while it is off; with 0 a method must give the base. `dropout` drops
+    elements of its argument while training.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], gate: Tensor, dropout: Callable[[Tensor], Tensor]) -> None:
+        self.gate, self.dropout = gate, dropout
+        vars(self).update(values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        raise AttributeError(f"the adapter has no weight {name!r} here")
+
+
+class Base:
+    """What lies beneath an adapter: the layer and the adapters before it.
+
+    Called with the layer's input it gives the output before the activation.
+
+    Args:
+        site: the kernel.
+        call: function of the input.
+        run: function of the input and a kernel [*batch, in, out] that is used instead of the layer's own.
+        kernel: function that returns the kernel, [*batch, in, out] in float32.
+        bias: function that returns the bias, [*batch, out], or None.
+        beneath: what lies below; None for the layer itself.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        call: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor, Tensor], Tensor],
+        kernel: Callable[[], Tensor],
+        bias: Callable[[], Tensor | None],
+        beneath: "Base | None" = None,
+    ) -> None:
+        self.site, self.run, self.kernel, self.bias, self.beneath = site, run, kernel, bias, beneath
+        self._call = call
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns what the layer without its adapter gives."""
+        return self._call(x)
+
+    def with_kernel(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Returns the output with another kernel, [*batch, in, out]."""
+        if self.beneath is None:
+            return self.run(x, kernel)
+        # The adapters beneath need not be linear in the kernel, but the layer is: add what the change makes.
+        change = self.run(x, kernel - self.kernel())
+        return self(x) + change - self.run(x, ops.zeros_like(kernel))
+
+
+class Adapter(Configurable):
+    """Base of all methods.
+
+    Args:
+        target_modules: the layers to adapt. A list of names matches a layer whose path ends in one of them, and every
+            layer inside it; a string is a regular expression of the whole path; "all-linear" is every `Dense` and
+            `EinsumDense`. None takes the usual ones of the method.
+        exclude_modules: layers to leave out, as a list or regular expression.
+        layers_to_transform: numbers of the blocks to adapt, as 3 in "transformer_layer_3"; None is all.
+        layers_pattern: names of what is numbered, as ["transformer_layer"]; None takes the first number in a path.
+        modules_to_save: names of layers that are trained whole and saved with the adapter, such as a new head.
+
+    Raises:
+        ValueError: an argument is unknown or out of range.
+    """
+
+    peft_type: ClassVar[str] = ""
+    """What `adapter_config.json` calls the method."""
+    fixed: ClassVar[dict[str, Any]] = {}
+    """Fields of that file that tell classes of one `peft_type` apart."""
+    mergeable: ClassVar[bool] = True
+    """Whether `effective` can stand for the method, so that it can be merged into the kernel."""
+    gated: ClassVar[bool] = True
+    """Whether switching it is a multiplication; else it changes shapes, and takes a new trace."""
+    kinds: ClassVar[tuple[str, ...]] = ("einsum", "convolution", "embedding", "opaque")
+    """Kinds of site that can host it. On opaque ones only `effective` is used."""
+    default_targets: ClassVar[tuple[str, ...]] = ()
+    """Layers to adapt when none are named."""
+
+    target_modules: Annotated[Any, Convert(targets.some_names)] = None
+    exclude_modules: Annotated[Any, Convert(targets.names)] = None
+    layers_to_transform: Annotated[Any, Convert(targets.indices)] = None
+    layers_pattern: Annotated[Any, Convert(targets.name_list)] = None
+    modules_to_save: Annotated[Any, Convert(targets.name_list)] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.peft_type:
+            ADAPTERS.register(cls, serializable=False)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.extra: dict[str, Any] = dict(options.pop("extra", {}))
+        """Entries of an `adapter_config.json` that kopt has no use for; they survive a round trip."""
+        super().__init__(*args, **options)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return super().get_config() | ({"extra": self.extra} if self.extra else {})
+
+    # ----------------------------------------------------------------------------------------- what a method is
+
+    def weights(self, site: Site) -> dict[str, Weight]:
+        """Returns the weights at one site by name. None by default: the method trains copies of own variables only."""
+        return {}
+
+    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
+        """Changes the initial `values` where they depend on each other or on the kernel, [*batch, in, out]."""
+
+    def effective(self, w: Tensor, p: Any) -> Tensor:
+        """Returns the kernel of the host, [*batch, in, out], from that beneath, w, and the weights p."""
+        raise NotImplementedError(f"{type(self).__name__} does not change a kernel")
+
+    def effective_bias(self, b: Tensor, p: Any) -> Tensor:
+        """Returns the bias of the host, [*batch, out], from that beneath."""
+        return b
+
+    def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Returns the output of the host before its activation; by default with the effective kernel built."""
+        return base.with_kernel(x, self.effective(base.kernel(), p))
+
+    def trains(self, name: str, targeted: bool) -> bool:
+        """Returns whether a copy of the host's own variable of that name is trained.
+
+        Args:
+            name: name of the variable, as "bias" or "gamma".
+            targeted: whether `target_modules` selects the layer.
+        """
+        return False
+
+    def can_host(self, layer: Any, site: Site | None) -> bool:
+        """Returns whether the method can be used on a layer; one that trains copies needs no kernel."""
+        return site is not None and site.kind in self.kinds
+
+    def at(self, path: str) -> "Adapter":
+        """Returns the method with the arguments that hold at `path`."""
+        return self
+
+    def prepend(self, inputs: Any, vocabulary: int) -> Any:
+        """Returns the inputs of the whole model with what the method puts in front of them."""
+        return inputs
+
+
+def is_bias(name: str) -> bool:
+    """Returns whether a variable of that name is added to activations: also the shift of a normalization."""
+    return name in ("bias", "beta")
+
+
+def adapters() -> dict[str, type[Adapter]]:
+    """Returns the methods by lower-case name, sorted."""
+    return ADAPTERS.classes()

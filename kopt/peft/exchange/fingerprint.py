@@ -1,0 +1,50 @@
+"""A few weights of the base that an adapter was trained on, kept in its file, so that another base is noticed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kopt.peft.adapter import Array
+from kopt.peft.exchange.name_map import Names
+from kopt.peft.exchange.placement import Port
+from kopt.peft.host.adapter_layer import as_float32
+from kopt.peft.layers.site import BANK
+
+_LAYERS, _PLACES = 12, 4
+
+
+def base_value(port: Port) -> Array:
+    """Returns a variable of the base, also while adapters are merged into it."""
+    bank = vars(port.layer).get(BANK)
+    for _, values in bank.kept if bank is not None else ():
+        if port.attr in values:
+            return np.asarray(values[port.attr], "float32")
+    return as_float32(port.variable)
+
+
+def fingerprint(names: Names, ports: Sequence[Port]) -> str:
+    """Returns some elements of `ports` as JSON: [module, parameter, number of the layer there, place, value]."""
+    kernels = [p for p in ports if len(p.variable.shape) > 1] or list(ports)
+    samples: list[list[Any]] = []
+    for port in kernels[:: max(1, len(kernels) // _LAYERS)][:_LAYERS]:
+        flat = base_value(port).ravel()
+        number = [p.path for p in names.group(port)].index(port.path)
+        for place in np.linspace(0, flat.size - 1, _PLACES).round().astype(int).tolist():
+            samples.append([port.module, port.parameter, number, place, float(flat[place])])
+    return json.dumps(samples)
+
+
+def differences(names: Names, text: str) -> list[str]:
+    """Returns the tensors of the base that differ from a fingerprint; what bfloat16 rounds away is no difference."""
+    values: dict[tuple[str, str, int], Array] = {}
+    differ: dict[str, None] = {}
+    for module, parameter, number, place, value in json.loads(text):
+        key = (module, parameter, number)
+        if key not in values:
+            group = [p for p in names.by_module.get(module, ()) if p.parameter == parameter]
+            values[key] = base_value(group[number]).ravel() if number < len(group) else np.zeros(0)
+        if place >= values[key].size or not np.isclose(values[key][place], value, rtol=1e-2, atol=1e-5):
+            differ[f"{module}.{parameter}"] = None
+    return list(differ)

@@ -1,0 +1,230 @@
+"""What Hugging Face calls the weights of a KerasHub backbone, recorded from KerasHub's own converter.
+
+The converter of an architecture copies a checkpoint into a backbone, tensor by tensor. Run with a loader that only
+takes notes, it tells for every variable the name of the tensor it comes from and the function that brings the tensor
+into shape. KerasHub is imported here only if the model contains one of its layers.
+"""
+
+import contextlib
+import importlib
+import inspect
+import math
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from kopt.peft.layers.site import named_layers, original_class, own_variables
+
+Array = np.ndarray[Any, Any]
+_CONVERTERS = "keras_hub.src.utils.transformers"
+
+
+class Record(NamedTuple):
+    """A variable and the tensor it comes from."""
+
+    variable: keras.Variable
+    key: str
+    hook: Callable[[Array, list[int]], Array] | None
+    positions: Array | None
+    """Place of each element in the flat tensor, where the converter assigns by itself."""
+
+
+def is_of_keras_hub(layer: Any) -> bool:
+    """Returns whether KerasHub defines the layer's class."""
+    return type(layer).__module__.startswith("keras_hub.")
+
+
+def find_converter(layer: Any) -> Any | None:
+    """Returns the converter module for a backbone, or None."""
+    if "keras_hub" not in sys.modules:
+        return None
+    backbone = importlib.import_module("keras_hub").models.Backbone
+    cls = original_class(layer)
+    if not issubclass(cls, backbone):
+        return None
+    package = importlib.import_module(_CONVERTERS)
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("convert_"))
+    modules = [importlib.import_module(f"{_CONVERTERS}.{name}") for name in names]
+    known = [m for m in modules if hasattr(m, "backbone_cls")]
+    for fits in (
+        lambda target: target is cls,
+        lambda target: issubclass(cls, target),
+        lambda target: issubclass(target, cls),  # the converter knows Llama by its latest version
+    ):
+        for module in known:
+            if fits(module.backbone_cls):
+                return module
+    return None
+
+
+def find_backbones(model: Any) -> list[tuple[Any, Any]]:
+    """Returns (backbone, converter) for the model itself or for those in it, not those inside another."""
+    converter = find_converter(model)
+    if converter is not None:
+        return [(model, converter)]
+    found: list[tuple[str, Any, Any]] = []
+    for path, layer in named_layers(model):
+        if any(path.startswith(f"{outer}.") for outer, _, _ in found):
+            continue
+        converter = find_converter(layer)
+        if converter is not None:
+            found.append((path, layer, converter))
+    return [(layer, converter) for _, layer, converter in found]
+
+
+def twin(model: Any, config: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Returns a new backbone, built from a Hugging Face configuration, whose layers have the names that `model` has.
+
+    For a model made from the tensors of a backbone: it holds the layers, but the backbone is not among them.
+    """
+    if not any(is_of_keras_hub(layer) for _, layer in named_layers(model)):
+        return None
+    loader = importlib.import_module(f"{_CONVERTERS}.preset_loader")
+    try:
+        converter = loader.TransformersPresetLoader("", dict(config)).converter
+        backbone = converter.backbone_cls(**_convert(converter, config))
+    except (KeyError, ValueError, TypeError):
+        return None
+    return backbone, converter
+
+
+def record(backbone: Any, converter: Any, config: Mapping[str, Any] | None, shapes: Mapping[str, Any]) -> list[Record]:
+    """Returns which tensor each variable of a backbone comes from.
+
+    Args:
+        backbone: the backbone.
+        converter: KerasHub's converter for it.
+        config: the Hugging Face configuration; None derives what the converter reads of it from the backbone.
+        shapes: shapes of the tensors in the checkpoint, if known.
+
+    Raises:
+        ValueError: the converter needs to see the checkpoint.
+    """
+    recorder = _Recorder(shapes)
+    known = derive_config(converter, backbone) | dict(config or {})
+    with _assignments(backbone, recorder):
+        try:
+            converter.convert_weights(backbone, recorder, known)
+        except Exception as error:
+            raise ValueError(
+                f"The Hugging Face names of {original_class(backbone).__name__} cannot be told from the backbone: "
+                f"KerasHub's converter stopped with {type(error).__name__}: {error}. Pass base_model=DIRECTORY, the "
+                "folder of the Hugging Face checkpoint (config.json and model.safetensors)."
+            ) from error
+    return recorder.records
+
+
+class _Recorder:
+    """Stands for KerasHub's loader of checkpoints."""
+
+    def __init__(self, shapes: Mapping[str, Any]) -> None:
+        self.records: list[Record] = []
+        self._shapes = shapes
+        self._starts: list[tuple[int, str]] = [(0, "")]
+
+    def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
+        """Notes instead of assigning."""
+        self.records.append(Record(keras_variable, hf_weight_key, hook_fn, None))
+
+    def get_prefixed_key(self, key: str, *_: Any) -> str:
+        """Returns the key; prefixes are dealt with elsewhere."""
+        return key
+
+    def get_tensor(self, key: str) -> Array:
+        """Returns the places of a tensor's elements, counted over all tensors asked for."""
+        full = key if key in self._shapes else next((k for k in self._shapes if k.endswith(f".{key}")), None)
+        if full is None:
+            raise KeyError(key)
+        shape, start = self._shapes[full], self._starts[-1][0]
+        size = math.prod(shape)
+        self._starts[-1] = (start, key)
+        self._starts.append((start + size, ""))
+        return np.arange(start, start + size).reshape(shape)
+
+    def assigned(self, variable: Any, value: Any) -> None:
+        """Notes a direct assignment if it only moves elements of one tensor."""
+        places = np.asarray(value)
+        if not np.issubdtype(places.dtype, np.integer) or not places.size:
+            return
+        for (start, key), (end, _) in zip(self._starts, self._starts[1:], strict=False):
+            if start <= places.min() and places.max() < end:
+                self.records.append(Record(variable, key, None, places - start))
+
+
+@contextlib.contextmanager
+def _assignments(backbone: Any, recorder: _Recorder) -> Iterator[None]:
+    """Sends what is assigned to the backbone's variables to the recorder, so that they stay as they are."""
+    variables = backbone.variables
+    for variable in variables:
+        vars(variable)["assign"] = lambda value, _to=variable: recorder.assigned(_to, value)
+    try:
+        yield
+    finally:
+        for variable in variables:
+            vars(variable).pop("assign", None)
+
+
+# ---------------------------------------------------------------------------------------- configuration from a backbone
+
+
+class _Tag(int):
+    """A number that knows from which entry of a configuration it was read."""
+
+    keys: tuple[str, ...]
+
+    def __new__(cls, keys: tuple[str, ...]) -> "_Tag":
+        """Returns a small number: converters may count up to it."""
+        tag = super().__new__(cls, 2)
+        tag.keys = keys
+        return tag
+
+    def __getitem__(self, key: str) -> "_Tag":
+        return _Tag((*self.keys, key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the default, as if nothing optional were set."""
+        return default
+
+
+def derive_config(converter: Any, backbone: Any) -> dict[str, Any]:
+    """Returns the Hugging Face configuration as far as the backbone's own arguments give it back.
+
+    KerasHub converts a configuration to these arguments. Converting tags shows which entry goes into which argument.
+    """
+    config: dict[str, Any] = {}
+    try:
+        arguments = _convert(converter, _Tag(()))
+    except Exception:  # it computes with more than numbers; the converter of the weights may still ask for nothing
+        return config
+    for name, tag in arguments.items():
+        value = getattr(backbone, name, None)
+        if isinstance(tag, (tuple, list)) and isinstance(value, (tuple, list)):
+            pairs = list(zip(tag, value, strict=False))
+        else:
+            pairs = [(tag, value)]
+        for part, number in pairs:
+            if isinstance(part, _Tag) and number is not None:
+                place = config
+                for key in part.keys[:-1]:
+                    place = place.setdefault(key, {})
+                place[part.keys[-1]] = number
+    return config
+
+
+def _convert(converter: Any, config: Any) -> dict[str, Any]:
+    convert = converter.convert_backbone_config
+    several = len(inspect.signature(convert).parameters) > 1
+    return convert(config, converter.backbone_cls) if several else convert(config)
+
+
+def owners(model: Any) -> dict[int, tuple[str, Any, str]]:
+    """Returns (path, layer, attribute) by the identity of each trainable variable."""
+    return {
+        id(variable): (path, layer, attr)
+        for path, layer in named_layers(model)
+        for attr, variable in own_variables(layer).items()
+    }

@@ -1,0 +1,234 @@
+"""What a file of Hugging Face peft holds for the layers of a Keras model."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kopt.peft.adapter import Adapter, Array
+from kopt.peft.exchange import torch_layout
+from kopt.peft.exchange.fingerprint import base_value
+from kopt.peft.exchange.name_map import Names
+from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
+from kopt.peft.layers.site import BANK, find_site, own_variables
+from kopt.peft.model.adapters import Plan
+from kopt.peft.targets import by_pattern
+
+_KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l|adapter_\w+)(?:\.weight)?")
+_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+_BY_PATH = ("rank_pattern", "alpha_pattern", "feedforward_modules")
+_ONLY_STARTS = ("eva",)  # initializations that the saved weights have replaced
+
+
+class Reader:
+    """Sorts the tensors of a file by module and gives them to Keras layers.
+
+    Args:
+        names: the name map of the model.
+        config: what `adapter_config.json` says.
+        tensors: what `adapter_model.safetensors` holds.
+        prompted: module that a prompt goes to, if the file says so.
+
+    Raises:
+        ValueError: a tensor belongs to a module that the model does not have.
+    """
+
+    def __init__(
+        self, names: Names, config: Mapping[str, Any], tensors: Mapping[str, Array], prompted: str | None
+    ) -> None:
+        self.names, self.config, self.prompted = names, config, prompted
+        self.weights: dict[str, dict[str, Array]] = {}
+        self.copies: dict[str, dict[str, Array]] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+        self.spelled: dict[str, str] = {}
+        output: dict[str, Array] = {}
+        if config.get("ensure_weight_tying") and OUTPUT_MODULE not in names.by_module:
+            prefix = f"{OUTPUT_MODULE}."
+            output = {k: v for k, v in tensors.items() if _bare(k).startswith(prefix)}
+        unknown = [key for key, value in tensors.items() if key not in output and not self._take(key, value)]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Near: "
+                f"{names.nearest(_bare(unknown[0]))}. Layers outside of the backbone are named with "
+                "modules={'keras path': 'module'}."
+            )
+        self._check_output({_bare(key).removeprefix(f"{OUTPUT_MODULE}."): value for key, value in output.items()})
+
+    def _check_output(self, output: Mapping[str, Array]) -> None:
+        """Raises ValueError if an embedding that is the output matrix too would have to change in one place only."""
+        tied = self.names.tied
+        if tied is not None and not output and (tied.module in self.weights or tied.module in self.copies):
+            raise ValueError(
+                f"The adapter changes {self.spelled[tied.module]} but not the output matrix, which is the same weight "
+                "in this model. Train it in peft with ensure_weight_tying=True."
+            )
+        for own, other in OUTPUT.items() if output else ():
+            found = [tensors[own] for tensors in self.weights.values() if own in tensors]
+            if other not in output or not any(np.array_equal(output[other], value.T) for value in found):
+                raise ValueError(f"{OUTPUT_MODULE}.{other} is not {own} turned round, which one weight needs.")
+
+    def _take(self, key: str, value: Array) -> bool:
+        """Returns whether the tensor has a place, and keeps it."""
+        name = _bare(key)
+        if name == PROMPT:
+            self.weights[PROMPT] = {PROMPT: value}
+            self.keys[PROMPT, PROMPT] = key
+            return True
+        if (found := _KEY.fullmatch(name)) is not None:
+            module = self.names.find(found[1])
+            spelled = f"{found[2]}.weight" if found[2] in torch_layout.LOW_RANK else found[2]
+            if module is not None:
+                self._keep(self.weights, module, spelled, found[1], key, value)
+            return module is not None
+        name, _, parameter = name.rpartition(".")
+        plain = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)$", "", name)
+        module = self.names.find(plain)
+        if module is None or all(p.parameter != parameter for p in self.names.by_module[module]):
+            return False
+        if name.endswith(".base_layer") and parameter != "bias":
+            self._check_unchanged(module, parameter, key, value)
+        else:
+            self._keep(self.copies, module, parameter, plain, key, value)
+        return True
+
+    def _keep(
+        self, into: dict[str, dict[str, Array]], module: str, name: str, spelled: str, key: str, value: Array
+    ) -> None:
+        if (module, name) in self.keys:
+            raise ValueError(f"{key} and {self.keys[module, name]} are the same tensor of the model.")
+        into.setdefault(module, {})[name] = value
+        self.keys[module, name] = key
+        self.spelled.setdefault(module, spelled)
+
+    def _check_unchanged(self, module: str, parameter: str, key: str, value: Array) -> None:
+        """Raises ValueError if the file holds another embedding than the model's; peft writes it beside its adapter."""
+        for port in self.names.by_module[module]:
+            if port.parameter != parameter:
+                continue
+            place = self.names.placement(port)
+            if value.shape != place.shape or not np.allclose(place.take(value), base_value(port), 1e-2, 1e-5):
+                raise ValueError(
+                    f"{key}, of shape {value.shape}, is not the weight that the model has at {port.path}, of shape "
+                    f"{place.shape}. The adapter was trained on another base, perhaps with more tokens."
+                )
+
+    # ------------------------------------------------------------------------------------------- the adapter
+
+    def adapter(self, method: type[Adapter]) -> tuple[Adapter, dict[str, dict[str, Any]] | None]:
+        """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
+        fields, config = method.fields, self.config
+        taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
+        options = {k: v for k, v in config.items() if k in fields and k not in taken and v is not None}
+        if options.get("init_lora_weights") in _ONLY_STARTS:
+            options["init_lora_weights"] = True
+        options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
+        whole = [module for module in self.copies if self._is_whole(module)]
+        options["modules_to_save"] = sorted(p for m in whole for p in self._paths(m)) or None
+        if PROMPT in self.weights:
+            if self.prompted is not None and (module := self.names.find(self.prompted)) is not None:
+                options["target_modules"] = self._paths(module)
+            return method(**options), None
+        adapted = self.weights or {m: t for m, t in self.copies.items() if m not in whole}
+        paths = {module: self._paths(module, bool(self.weights)) for module in adapted}
+        targets: dict[str, dict[str, Any]] = {path: {} for module in paths for path in paths[module]}
+        options["target_modules"] = sorted(targets)
+        if "rank_pattern" in fields:
+            for module in adapted:
+                for path in paths[module]:
+                    targets[path] = {field: self._local(module, field) for field in ("r", "lora_alpha")}
+            options["rank_pattern"] = {re.escape(path): local["r"] for path, local in targets.items()}
+            options["alpha_pattern"] = {re.escape(path): local["lora_alpha"] for path, local in targets.items()}
+        if "feedforward_modules" in fields:
+            inner = [path for module in adapted if self._is_inner(module) for path in paths[module]]
+            options["feedforward_modules"] = sorted(inner) or None
+        return method(**options), targets
+
+    def _paths(self, module: str, kernels: bool = False) -> list[str]:
+        ports = self.names.by_module[module]
+        return list(dict.fromkeys(p.path for p in ports if not kernels or p.site is not None))
+
+    def _is_whole(self, module: str) -> bool:
+        named = self.config.get("modules_to_save") or ()
+        return any(re.match(rf"(^|.*\.){name}($|\..*)", self.spelled[module]) for name in named)
+
+    def _is_inner(self, module: str) -> bool:
+        spec = self.config.get("feedforward_modules") or ()
+        if isinstance(spec, str):
+            return re.fullmatch(spec, self.spelled[module]) is not None
+        return any(self.spelled[module].endswith(name) for name in spec)
+
+    def _local(self, module: str, field: str) -> Any:
+        patterns = self.config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[field]) or {}
+        return by_pattern(patterns, self.spelled[module], self.config.get(field) or 8)
+
+    # -------------------------------------------------------------------------------------------- the values
+
+    def values(self, plans: Mapping[str, Plan]) -> dict[str, dict[str, Array]]:
+        """Returns by path what the variables of the adapter are: weights by name and copies by attribute.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected, or of another shape.
+        """
+        found: dict[str, dict[str, Array]] = {}
+        missing: list[str] = []
+        wrong: list[str] = []
+        used: set[tuple[str, str]] = set()
+        for path, step in plans.items():
+            found[path] = {}
+            if step.targeted:
+                self._weights_at(path, step, found[path], missing, wrong, used)
+            for attr, variable in own_variables(step.layer).items():
+                if not step.whole and not step.adapter.trains(variable.name, step.targeted):
+                    continue
+                port = self.names.ports[path, attr]
+                used.add((port.module, port.parameter))
+                tensor, place = self.copies.get(port.module, {}).get(port.parameter), self.names.placement(port)
+                if tensor is None:
+                    missing.append(f"{self.spelled.get(port.module, port.module)}.{port.parameter}")
+                elif tensor.shape != place.shape:
+                    wrong.append(
+                        f"{self.keys[port.module, port.parameter]} has shape {tensor.shape}, but {path} takes "
+                        f"{place.shape}"
+                    )
+                else:
+                    found[path][attr] = place.take(tensor)
+        unexpected = [key for entry, key in self.keys.items() if entry not in used]
+        problems = []
+        if wrong:
+            problems.append(f"{wrong[0]}" + (f" ({len(wrong)} such tensors)" if len(wrong) > 1 else ""))
+        if missing:
+            problems.append(f"{len(missing)} missing tensor(s): {', '.join(missing[:3])}")
+        if unexpected:
+            problems.append(f"{len(unexpected)} unexpected tensor(s): {', '.join(unexpected[:3])}")
+        if problems:
+            raise ValueError(f"The adapter does not fit the model: {'; '.join(problems)}.")
+        return found
+
+    def _weights_at(
+        self,
+        path: str,
+        step: Plan,
+        found: dict[str, Array],
+        missing: list[str],
+        wrong: list[str],
+        used: set[tuple[str, str]],
+    ) -> None:
+        bank = vars(step.layer).get(BANK)
+        site = find_site(step.layer) if bank is None else bank.site
+        if site is None or not step.adapter.weights(site):
+            return
+        port = self.names.ports[path, site.attr]
+        module = PROMPT if PROMPT in self.weights else port.module
+        tensors = self.weights.get(module, {})
+        place = self.names.factors(port, site)
+        values, absent, misshapen = torch_layout.divide(tensors, site, place, step.adapter)
+        used |= {(module, name) for name in tensors if name in torch_layout.spelled(step.adapter, site)}
+        found |= values
+        missing += [f"{self.spelled.get(module, module)}.{name}" for name in absent]
+        for name, shape in misshapen.items():
+            wrong.append(f"{self.keys[module, name]} has shape {tensors[name].shape}, but {path} takes {shape}")
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("base_model.").removeprefix("model.")

@@ -1,0 +1,258 @@
+"""The weights of adapters as torch lays them out, for one module of Hugging Face, which may be several Keras layers.
+
+In GPT-2, query, key and value are one module. Its adapter goes to three layers, and those of three layers, which may
+have learned different things, become one that computes the same.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kopt.peft.adapter import Adapter, Weight
+from kopt.peft.exchange.placement import Factors
+from kopt.peft.layers.site import Site
+
+Array = np.ndarray[Any, Any]
+Axes = tuple[int | str, ...]
+LOW_RANK = ("lora_A", "lora_B")
+PROMPT = "prompt_embeddings"
+OUTPUT_MODULE = "lm_head"
+OUTPUT = {"lora_embedding_B": "lora_A.weight", "lora_embedding_A": "lora_B.weight"}
+"""Factors of an embedding, and those of the output matrix that is the same, turned round."""
+_SPELLED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+_SPELLED_EMBEDDING = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+
+
+@dataclasses.dataclass
+class Part:
+    """An adapter at one Keras layer.
+
+    Args:
+        path: of the layer.
+        site: its kernel.
+        factors: where the kernel's inputs and outputs lie in the module's.
+        adapter: the method there.
+        values: its weights.
+    """
+
+    path: str
+    site: Site
+    factors: Factors
+    adapter: Any
+    values: dict[str, Array]
+
+    @property
+    def declared(self) -> dict[str, Weight]:
+        """The weights that files hold."""
+        return {name: weight for name, weight in self.adapter.weights(self.site).items() if weight.trainable}
+
+
+def spell(weight: str, site: Site) -> str:
+    """Returns the name of a weight in a file, after that of the module."""
+    return (_SPELLED_EMBEDDING if site.kind == "embedding" else _SPELLED).get(weight, weight)
+
+
+def spelled(adapter: Adapter, site: Site) -> list[str]:
+    """Returns the names in a file of all weights that an adapter has at a site."""
+    return [spell(name, site) for name, weight in adapter.weights(site).items() if weight.trainable]
+
+
+def torch_shape(weight: str, axes: Axes, factors: Factors) -> tuple[int, ...]:
+    """Returns the shape of a weight in a file."""
+    return to_torch(weight, np.broadcast_to(np.float32(0), _lengths(axes, factors)), axes, factors).shape
+
+
+def to_torch(weight: str, value: Array, axes: Axes, factors: Factors) -> Array:
+    """Returns a weight [*batch, *axes], whose named axes are in the module's order, as torch lays it out."""
+    batch = len(factors.batch)
+    if weight == PROMPT:
+        return value
+    turned = np.transpose(value, (*range(batch), *reversed(range(batch, value.ndim))))
+    window = factors.input_shape[1:]
+    if not window or batch:
+        return turned
+    ones, names = (1,) * len(window), [axis for axis in axes if isinstance(axis, str)]
+    if "in" in names:
+        return turned.reshape([n for a in reversed(axes) for n in (factors.input_shape if a == "in" else (a,))])
+    if len(names) == 1 and set(axes) <= {1, *names}:
+        return turned.reshape((1, -1, *ones))
+    return turned.reshape((*turned.shape, *ones))
+
+
+def from_torch(weight: str, tensor: Array, axes: Axes, factors: Factors) -> Array:
+    """Returns a tensor of a file as [*batch, *axes]; the inverse of `to_torch`."""
+    batch, lengths = len(factors.batch), _lengths(axes, factors)
+    if weight == PROMPT:
+        return tensor
+    turned = tensor.reshape((*factors.batch, *reversed(lengths[batch:])))
+    return np.transpose(turned, (*range(batch), *reversed(range(batch, len(lengths)))))
+
+
+def gather(weight: str, axes: Axes, values: Sequence[tuple[Factors, Array]], rest: Array | float | None) -> Array:
+    """Returns the weights of several layers as one of their module, [*batch, *axes].
+
+    Args:
+        weight: its name.
+        axes: its axes.
+        values: for each layer, where it lies in the module and its weight.
+        rest: what stands where no layer is; None if nothing can.
+
+    Raises:
+        ValueError: they have different values where the module has one.
+    """
+    first = values[0][0]
+    whole = np.zeros(_lengths(axes, first), "float32")
+    filled = np.zeros(whole.shape, bool)
+    for factors, value in values:
+        index = _index(axes, factors, whole.shape)
+        if (filled[index] & (whole[index] != value)).any():
+            raise ValueError(
+                f"{weight} differs between Keras layers that are one module in Hugging Face, which has it once. Train "
+                "them with the same factors, or adapt the output side."
+            )
+        whole[index], filled[index] = value, True
+    if not filled.all():
+        if rest is None:
+            raise ValueError(f"{weight} has elements in Hugging Face that no Keras layer has.")
+        whole = np.where(filled, whole, np.broadcast_to(rest, whole.shape).astype("float32"))
+    return whole
+
+
+def scatter(axes: Axes, factors: Factors, whole: Array) -> Array:
+    """Returns a layer's part of its module's weight [*batch, *axes]."""
+    return whole[_index(axes, factors, whole.shape)]
+
+
+def _lengths(axes: Axes, factors: Factors) -> tuple[int, ...]:
+    named = {
+        "in": math.prod(factors.input_shape),
+        "out": factors.output_length,
+        "channel": factors.input_shape[0],
+    }
+    return (*factors.batch, *(named[a] if isinstance(a, str) else a for a in axes))
+
+
+def _index(axes: Axes, factors: Factors, shape: Sequence[int]) -> tuple[Array, ...]:
+    window = math.prod(factors.input_shape[1:])
+    channels = factors.inputs[: factors.input_shape[0]] // window  # Keras counts channels fastest
+    named = {"in": factors.inputs, "out": factors.outputs, "channel": channels}
+    batch = len(factors.batch)
+    return np.ix_(
+        *(np.arange(n) for n in shape[:batch]),
+        *(named[a] if isinstance(a, str) else np.arange(n) for a, n in zip(axes, shape[batch:], strict=True)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- one module
+
+
+@dataclasses.dataclass
+class Module:
+    """An adapter at one module, in the module's own order, and the rank and α that it has there."""
+
+    tensors: dict[str, Array]
+    r: int | None = None
+    lora_alpha: float | None = None
+
+
+def combine(parts: Sequence[Part], lengths: Array | None) -> Module:
+    """Returns the adapters of the layers of one module as one adapter that computes the same.
+
+    Args:
+        parts: the adapted layers.
+        lengths: norm of the base's weights for each output of the module if some of its layers are not adapted, else
+            None.
+
+    Raises:
+        ValueError: there is none.
+    """
+    first, declared = parts[0], parts[0].declared
+    rank, alpha = getattr(first.adapter, "r", None), getattr(first.adapter, "lora_alpha", None)
+    axes = {name: weight.axes for name, weight in declared.items()}
+    if "lora_A" in declared:
+        rank, alpha, parts = _one_rank(parts)
+        axes |= {"lora_A": ("in", rank), "lora_B": (rank, "out")}
+    rests: dict[str, Any] = {"lora_A": 0.0, "lora_B": 0.0, "lora_magnitude_vector": lengths, "ia3_l": 1.0}
+    tensors = {}
+    for name in declared:
+        if lengths is not None and name not in LOW_RANK and "out" not in axes[name]:
+            raise ValueError(
+                f"{first.path}: {name} belongs to a module of Hugging Face that is several Keras layers, and not all "
+                "of them are adapted. Adapt all of them, or none."
+            )
+        whole = gather(name, axes[name], [(p.factors, p.values[name]) for p in parts], rests.get(name))
+        turned = to_torch(name, whole, axes[name], first.factors)
+        tensors[spell(name, first.site)] = np.ascontiguousarray(turned, "float32")
+    return Module(tensors, rank, alpha)
+
+
+def _one_rank(parts: Sequence[Part]) -> tuple[int, float, list[Part]]:
+    """Returns parts with the same A, and its rank and α: the factors of each as a block where they differ."""
+    changes = [_whole_change(p) for p in parts]
+    scales = [p.adapter.scaling for p in parts]
+    batch = parts[0].factors.batch
+    wholes = [
+        gather("lora_A", ("in", a.shape[-1]), [(p.factors, a)], 0.0) for p, (a, _) in zip(parts, changes, strict=True)
+    ]
+    same = all(w.shape == wholes[0].shape and np.array_equal(w, wholes[0]) for w in wholes)
+    if same:
+        rank, inner = wholes[0].shape[-1], wholes[0]
+        outers = [b * (s / scales[0]) if s != scales[0] else b for (_, b), s in zip(changes, scales, strict=True)]
+    else:
+        rank, inner = sum(w.shape[-1] for w in wholes), np.concatenate(wholes, -1)
+        outers, row = [], 0
+        for (_, b), s in zip(changes, scales, strict=True):
+            block = np.zeros((*batch, rank, b.shape[-1]), "float32")
+            block[..., row : row + b.shape[-2], :] = b * (s / scales[0])
+            row += b.shape[-2]
+            outers.append(block)
+    new = []
+    for part, b in zip(parts, outers, strict=True):
+        values = part.values | {"lora_A": scatter(("in", rank), part.factors, inner), "lora_B": b}
+        new.append(dataclasses.replace(part, values=values))
+    alpha = scales[0] * (math.sqrt(rank) if parts[0].adapter.use_rslora else rank)
+    return rank, alpha, new
+
+
+def _whole_change(part: Part) -> tuple[Array, Array]:
+    """Returns factors of the whole change of the kernel: with A₀, B₀ beside them where the method starts from there."""
+    a, b = part.values["lora_A"], part.values["lora_B"]
+    if "start_A" in part.values:
+        a = np.concatenate([a, part.values["start_A"]], -1)
+        b = np.concatenate([b, -part.values["start_B"]], -2)
+    return a, b
+
+
+def divide(
+    tensors: Mapping[str, Array], site: Site, factors: Factors, adapter: Adapter
+) -> tuple[dict[str, Array], list[str], dict[str, tuple[int, ...]]]:
+    """Returns a layer's weights from the tensors of its module.
+
+    Args:
+        tensors: what the file holds for the module, by the name after that of the module.
+        site: its kernel.
+        factors: where it lies in the module.
+        adapter: the method there.
+
+    Returns:
+        The weights by name, the tensors that are missing, and the right shapes of those that have another.
+    """
+    values: dict[str, Array] = {}
+    missing: list[str] = []
+    wrong: dict[str, tuple[int, ...]] = {}
+    for name, weight in adapter.weights(site).items():
+        if not weight.trainable:
+            continue
+        key = spell(name, site)
+        if key not in tensors:
+            missing.append(key)
+            continue
+        expected = torch_shape(name, weight.axes, factors)
+        if tensors[key].shape != expected:
+            wrong[key] = expected
+            continue
+        values[name] = scatter(weight.axes, factors, from_torch(name, tensors[key], weight.axes, factors))
+    return values, missing, wrong

@@ -1,0 +1,202 @@
+"""What one adapter of a model is in a file of Hugging Face peft: its tensors by key and its configuration."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kopt.peft import targets
+from kopt.peft.adapter import Adapter, Array
+from kopt.peft.exchange import torch_layout
+from kopt.peft.exchange.fingerprint import base_value
+from kopt.peft.exchange.name_map import Names, shortest_suffixes
+from kopt.peft.exchange.placement import Port
+from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
+from kopt.peft.host.adapter_layer import Bank
+
+_KEPT = ("BITFIT", "BOTTLENECK")
+"""Methods that peft does not know; their files say the class."""
+_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+"""The tasks that peft knows; others are written as none."""
+_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+
+
+class Writer:
+    """Collects the tensors of one adapter under their names."""
+
+    def __init__(self, names: Names, adapter: Adapter, adapter_name: str, task_type: str | None) -> None:
+        self.names, self.adapter, self.adapter_name = names, adapter, adapter_name
+        if task_type is None and names.generates and not adapter.extra.get("auto_mapping"):
+            task_type = "CAUSAL_LM"
+        self.task_type = task_type
+        self.parts: dict[str, list[torch_layout.Part]] = {}
+        self.copies: dict[tuple[str, str], list[tuple[Port, Array]]] = {}
+        self.whole: dict[str, None] = {}
+        self.sampled: list[Port] = []
+        self.extra: dict[str, Any] = {}
+
+    def add(self, path: str, bank: Bank) -> None:
+        """Takes what the adapter has at one layer."""
+        names, name = self.names, self.adapter_name
+        whole = targets.matches(self.adapter.modules_to_save, path)
+        for attr, copy in bank.copies[name].items():
+            port = names.ports[path, attr]
+            self.copies.setdefault((port.module, port.parameter), []).append((port, copy.numpy()))
+            if whole:
+                self.whole[port.module] = None
+        if bank.weights_of[name]:
+            assert bank.site is not None
+            port = names.ports[path, bank.site.attr]
+            values = {key: np.asarray(v.numpy(), "float32") for key, v in bank.weights_of[name].items()}
+            place = names.factors(port, bank.site)
+            part = torch_layout.Part(path, bank.site, place, bank.adapters[name], values)
+            self.parts.setdefault(port.module, []).append(part)
+        if not whole:
+            self.sampled += [names.ports[path, attr] for attr in bank.owned]
+
+    def finish(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Returns the tensors by key, and the configuration."""
+        self._check_names()
+        task = self._has_head()
+        prompt = self.adapter.peft_type == "PROMPT_TUNING"
+        start = "base_model." if prompt else "base_model.model."
+        tensors: dict[str, Array] = {}
+        joined = {}
+        for module, parts in self.parts.items():
+            joined[module] = torch_layout.combine(parts, self._missing_lengths(module, parts))
+            for spelled, value in joined[module].tensors.items():
+                key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
+                tensors[key] = value
+        tied = self.names.tied
+        if tied is not None and (tied.module in self.parts or tied.module in self.whole):
+            name = self.names.written(tied.module, task)
+            if tied.module in self.whole or set(joined[tied.module].tensors) != set(OUTPUT):
+                raise ValueError(
+                    f"{tied.path} is the output matrix too. peft can change both alike by LoRA only, so this adapter "
+                    "cannot be written for it."
+                )
+            self.extra["ensure_weight_tying"] = True
+            for own, other in OUTPUT.items():
+                tensors[f"{start}{OUTPUT_MODULE}.{other}"] = np.ascontiguousarray(tensors[f"{start}{name}.{own}"].T)
+        for (module, parameter), entries in self.copies.items():
+            between = ""
+            if module not in self.whole:
+                between = {"LORA": "base_layer." if module in self.parts else "", "LN_TUNING": "ln_tuning_layers."}.get(
+                    self.adapter.peft_type, ""
+                )
+            key = f"{start}{self.names.written(module, task)}.{between}{parameter}"
+            tensors[key] = self._copy(module, parameter, entries)
+        for key, value in tensors.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"{key} has NaN or infinite values. Nothing was written.")
+        return tensors, self._config(joined, task)
+
+    def _check_names(self) -> None:
+        for module, parts in self.parts.items():
+            self.names.check(module, self.names.ports[parts[0].path, parts[0].site.attr].parameter)
+        for module, parameter in self.copies:
+            self.names.check(module, parameter)
+
+    def _has_head(self) -> bool:
+        """Returns whether the model has a head in Hugging Face."""
+        outside = any(p.record is None for module in self.whole for p in self.names.by_module[module])
+        if self.names.known and self.task_type in _WITH_HEAD and not outside:
+            raise ValueError(
+                f"With task_type={self.task_type!r} peft expects a head in the file. Train the head too, with "
+                "modules_to_save=['name of the layer'], or leave task_type out."
+            )
+        if self.task_type is not None:
+            return self.task_type != "FEATURE_EXTRACTION"
+        mapping = self.adapter.extra.get("auto_mapping") or {}
+        if mapping.get("base_model_class"):
+            return re.search(r"Model$", mapping["base_model_class"]) is None
+        return outside
+
+    def _missing_lengths(self, module: str, parts: list[torch_layout.Part]) -> Array | None:
+        """Returns the norms of the base for each output of a module of which not all layers are adapted."""
+        port = self.names.ports[parts[0].path, parts[0].site.attr]
+        group = self.names.group(port)
+        if len(group) == len(parts):
+            return None
+        lengths = np.zeros(parts[0].factors.output_length, "float32")
+        for other in group:
+            site = other.site
+            assert site is not None
+            norms = np.linalg.norm(site.matrix(base_value(other)), axis=-2)
+            lengths[self.names.factors(other, site).outputs] = norms
+        return lengths
+
+    def _copy(self, module: str, parameter: str, entries: list[tuple[Port, Array]]) -> Array:
+        """Returns a trained copy; of a module that is several layers, with the other layers' own values."""
+        group = self.names.group(entries[0][0])
+        trained = {port.path: value for port, value in entries}
+        tensor = np.full(self.names.placement(group[0]).shape, np.nan, "float32")
+        for port in group:
+            value = trained[port.path] if port.path in trained else base_value(port)
+            self.names.placement(port).put(value, tensor)
+        if np.isnan(tensor).any() and all(np.isfinite(v).all() for v in trained.values()):
+            raise ValueError(
+                f"{module}.{parameter} has elements in Hugging Face that Keras does not have (shape {tensor.shape} "
+                f"against {tuple(group[0].variable.shape)}), so the trained layer cannot be written there."
+            )
+        return tensor
+
+    def _config(self, joined: Mapping[str, torch_layout.Module], task: bool) -> dict[str, Any]:
+        adapter, names = self.adapter, self.names
+        config = {key: value for key, value in adapter.get_config().items() if value is not None and key != "extra"}
+        for field in _SELECTION:
+            config.pop(field, None)
+        written = {module: names.written(module, task) for module in joined}
+        if not joined and self.copies:
+            written = {m: names.written(m, task) for m, _ in self.copies if m not in self.whole}
+        universe = [names.written(module, task) for module in names.universe()]
+        if adapter.peft_type != "PROMPT_TUNING":
+            config["target_modules"] = shortest_suffixes(written.values(), universe)
+        if self.whole:
+            config["modules_to_save"] = [names.written(module, task) for module in self.whole]
+        if adapter.peft_type == "LORA":
+            config |= self._ranks(joined, written)
+            if any("start_A" in part.values for parts in self.parts.values() for part in parts):
+                config["init_lora_weights"] = True  # A₀ and B₀ have become part of A and B
+        if adapter.peft_type in ("LORA", "IA3"):
+            parts = [part for parts in self.parts.values() for part in parts]
+            config["fan_in_fan_out"] = any(part.factors.transposed for part in parts)
+        if adapter.peft_type == "IA3":
+            # peft wants each of these names among the targets, letter by letter.
+            inner = {m for m, parts in self.parts.items() if parts[0].adapter.scales_input}
+            config["feedforward_modules"] = shortest_suffixes([written[m] for m in inner], universe)
+            rest = shortest_suffixes([name for m, name in written.items() if m not in inner], universe)
+            config["target_modules"] = sorted({*config["feedforward_modules"], *rest})
+        if adapter.peft_type == "PROMPT_TUNING":
+            if self.task_type is None and task:
+                raise ValueError("A prompt for a model with a head needs its task_type, as in task_type='SEQ_CLS'.")
+            (module,) = joined.values()
+            config |= {"token_dim": module.tensors[PROMPT].shape[1], "num_transformer_submodules": 1}
+            self.task_type = self.task_type or "FEATURE_EXTRACTION"
+        if adapter.peft_type in _KEPT:
+            config["method"] = type(adapter).__name__.lower()
+        known = {"base_model_name_or_path": None, "inference_mode": True} | adapter.extra | self.extra
+        task_type = self.task_type if self.task_type in _TASKS else None
+        return known | config | type(adapter).fixed | {"peft_type": adapter.peft_type, "task_type": task_type}
+
+    @staticmethod
+    def _ranks(joined: Mapping[str, torch_layout.Module], written: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the common rank and α, and patterns for the modules that have others."""
+        fields: dict[str, Any] = {}
+        for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            values = {written[module]: getattr(entry, field) for module, entry in joined.items()}
+            usual = max(values.values(), key=list(values.values()).count)
+            other = {value for value in values.values() if value != usual}
+            fields[field] = _number(usual)
+            fields[pattern] = {
+                re.escape(suffix): _number(value)
+                for value in sorted(other)
+                for suffix in shortest_suffixes([m for m, v in values.items() if v == value], values)
+            }
+        return fields
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value

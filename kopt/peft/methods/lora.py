@@ -1,0 +1,181 @@
+"""LoRA."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from keras import ops
+
+from kopt.declare import Convert, Count, Fraction, Positive, Range, checked
+from kopt.peft import targets
+from kopt.peft.adapter import Adapter, Array, Base, Weight, is_bias, normal, uniform, zeros
+from kopt.peft.layers.site import Site, Tensor
+
+
+def _initialization(value: Any) -> bool | str:
+    if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa", "olora"):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value):
+        return value
+    raise ValueError("True, False, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_N' or 'olora'")
+
+
+class LoRA(Adapter):
+    r"""LoRA: a low-rank change beside a frozen kernel.
+
+        W' = W + s A B          s = α/r, or α/√r with `use_rslora`
+
+    Weights: A [in, r], B [r, out]: r (in + out) parameters. At the start B = 0, so that W' = W.
+
+    Args:
+        r: ≥ 1, rank of the change.
+        lora_alpha: α > 0.
+        lora_dropout: in [0, 1), share of the inputs that A does not see while training; not on embeddings.
+        use_rslora: rank-stabilized scaling, α/√r.
+        bias: which biases are trained too, as copies: "none", "all" of the model, or "lora_only" those of the hosts.
+        init_lora_weights: True is uniform for A, as in torch (embeddings: A = 0, B normal); "gaussian" draws A from
+            N(0, 1/r²); "orthogonal" takes random A, B of even rank with A B = 0; "pissa" the largest singular values of
+            W, "pissa_niter_4" those that random vectors find in 4 iterations, faster for large kernels, and "olora" the
+            QR factors of W. These keep their start A₀, B₀ beside A and B, W' = W + s (A B - A₀ B₀), so that W itself
+            stays as it is. False draws both factors and is not the identity.
+        rank_pattern: r by regular expression of the end of a path.
+        alpha_pattern: α likewise.
+
+    Differs from Hugging Face peft: "pissa" and "olora" do not rewrite the base, and are saved as plain LoRA of rank
+    2 r. A file of peft that says "pissa" lacks A₀, B₀. They are found anew, and where two singular values are close,
+    torch finds them to its float32 rounding only.
+    Reference: Hu et al., 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski, 2023, arXiv:2312.03732; PiSSA: Meng et al.,
+    2024, arXiv:2404.02948, and Halko, Martinsson and Tropp, 2009, arXiv:0909.4061; OLoRA: Büyükakyüz, 2024,
+    arXiv:2406.01775.
+    """
+
+    peft_type = "LORA"
+    fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
+    default_targets = ("query", "value")
+
+    r: Count = 8
+    lora_alpha: Positive = 8.0
+    lora_dropout: Fraction = 0.0
+    use_rslora: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    init_lora_weights: Annotated[Any, Convert(_initialization)] = True
+    rank_pattern: Annotated[Any, Convert(targets.numbers)] = {}
+    alpha_pattern: Annotated[Any, Convert(targets.numbers)] = {}
+
+    @property
+    def scaling(self) -> float:
+        """S."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def dropout(self) -> float:
+        """Share of inputs to drop."""
+        return self.lora_dropout
+
+    def at(self, path: str) -> "LoRA":
+        """Returns the method with the rank and α that hold at `path`."""
+        rank = targets.by_pattern(self.rank_pattern, path, self.r)
+        alpha = targets.by_pattern(self.alpha_pattern, path, self.lora_alpha)
+        return type(self)(**self.get_config() | {"r": rank, "lora_alpha": alpha})
+
+    def weights(self, site: Site) -> dict[str, Weight]:
+        """Returns A and B."""
+        kind, thin = self.init_lora_weights, uniform(1 / math.sqrt(site.fan_in))
+        a, b = {False: (thin, uniform(1 / math.sqrt(self.r))), "gaussian": (normal(1 / self.r), zeros)}.get(
+            kind, (zeros, normal(1.0)) if site.kind == "embedding" else (thin, zeros)
+        )
+        factors = {"lora_A": Weight(("in", self.r), a), "lora_B": Weight((self.r, "out"), b)}
+        if not self._starts_elsewhere:
+            return factors
+        return factors | {
+            "start_A": Weight(("in", self.r), trainable=False),
+            "start_B": Weight((self.r, "out"), trainable=False),
+        }
+
+    @property
+    def _starts_elsewhere(self) -> bool:
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
+
+    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
+        """Sets the factors that depend on the kernel or on each other."""
+        if self.init_lora_weights == "orthogonal":
+            if self.r % 2:
+                raise ValueError(f"init_lora_weights='orthogonal' needs an even r. Received: r={self.r}")
+            q, _ = np.linalg.qr(rng.normal(size=(self.r, self.r)))
+            (*_, inner, _), (*batch, _, outer) = values["lora_A"].shape, values["lora_B"].shape
+            values["lora_A"] = rng.normal(size=(*batch, inner, self.r // 2)) @ q[0::2] / 10
+            values["lora_B"] = q[1::2].T @ rng.normal(size=(*batch, self.r // 2, outer)) / 10
+        elif self._starts_elsewhere:
+            a, b = self._factors(kernel().astype(np.float64), rng)
+            if a.shape[-1] < self.r:
+                raise ValueError(
+                    f"init_lora_weights={self.init_lora_weights!r} takes r singular values of the kernel, which has "
+                    f"{a.shape[-1]}. Received: r={self.r}"
+                )
+            values |= {"lora_A": a, "lora_B": b, "start_A": a, "start_B": b}
+
+    def _factors(self, w: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        if self.init_lora_weights == "olora":
+            q, upper = np.linalg.qr(w.mT)  # Wᵀ = Q R, so W = Rᵀ Qᵀ
+            return upper.mT[..., : self.r], q.mT[..., : self.r, :]
+        iterations = str(self.init_lora_weights).partition("_niter_")[2]
+        u, s, v = np.linalg.svd(w, full_matrices=False) if not iterations else self._svd(w, int(iterations), rng)
+        root = np.sqrt(s[..., : self.r] / self.scaling)
+        return u[..., : self.r] * root[..., None, :], root[..., :, None] * v[..., : self.r, :]
+
+    def _svd(self, w: Array, iterations: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+        """Returns about the r largest singular values and their vectors: those of W where it sends random vectors."""
+        q, _ = np.linalg.qr(w @ rng.normal(size=(*w.shape[:-2], w.shape[-1], self.r)))
+        for _ in range(iterations):
+            q, _ = np.linalg.qr(w @ np.linalg.qr(w.mT @ q)[0])
+        u, s, v = np.linalg.svd(q.mT @ w, full_matrices=False)
+        return q @ u, s, v
+
+    def change(self, p: Any) -> Tensor:
+        """Returns W' - W."""
+        product = ops.matmul(p.lora_A, p.lora_B)
+        if self._starts_elsewhere:
+            product = product - ops.matmul(p.start_A, p.start_B)
+        return p.gate * self.scaling * product
+
+    def low_rank(self, x: Tensor, site: Site, p: Any) -> Tensor:
+        """Returns x (W' - W) in two thin products."""
+        scale = p.gate * self.scaling
+        z = site.low_rank(x, p.lora_A, p.lora_B, scale)
+        if self._starts_elsewhere:
+            z = z - site.low_rank(x, p.start_A, p.start_B, scale)
+        return z
+
+    @staticmethod
+    def dropped(x: Tensor, site: Site, p: Any) -> Tensor:
+        """Returns what of x the factors see; indices are not dropped."""
+        return x if site.kind == "embedding" else p.dropout(x)
+
+    def effective(self, w: Tensor, p: Any) -> Tensor:
+        """Returns W + s A B."""
+        return w + self.change(p)
+
+    def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Returns x W + s (x A) B."""
+        return base(x) + self.low_rank(self.dropped(x, base.site, p), base.site, p)
+
+    def trains(self, name: str, targeted: bool) -> bool:
+        """Returns whether `bias` says so."""
+        return is_bias(name) and (self.bias == "all" or (self.bias == "lora_only" and targeted))
+
+
+@checked
+def lora_plus(ratio: Annotated[float, Range(1)]) -> list[tuple[str, float]]:
+    """Returns `multipliers` for a kopt optimizer with which B learns `ratio` times as fast as A (LoRA+).
+
+    Args:
+        ratio: ≥ 1; the authors take 16.
+
+    Raises:
+        ValueError: the ratio is less than 1.
+
+    Reference: Hayou et al., 2024, arXiv:2402.12354.
+    """
+    return [(r"lora_B$", ratio)]

@@ -1,0 +1,119 @@
+"""What the adapters did, in TensorBoard."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kopt.declare import Configurable, Convert, Count
+from kopt.declare.keras_bases import KerasCallback
+from kopt.peft.host.adapter_layer import Bank, as_float32
+from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, write_scalars
+
+
+class AdapterStats(Configurable, KerasCallback):
+    """Writes how large the active adapters are in `fit`, and how far they change the base, to TensorBoard.
+
+    The step axis counts updates (`optimizer.iterations`). There is a point at the start, after every `every`-th update
+    and at the end of each epoch. Of an adapter called "default":
+
+    - `adapter/default/norm`: ‖p‖ of all that it trains; `layer/<path>/default_norm` of each layer's part;
+    - `adapter/default/delta_to_base`: ‖ΔW‖ / ‖W‖ of all weights of the base that it changes, where ΔW is the effective
+      weight less that of the base; `layer/<path>/default_delta_to_base` of each layer. Trained copies, as of biases or
+      a head, count as weights that it changes. Methods without an effective weight, as prompts, have norms alone.
+
+    Args:
+        log_dir: folder of the run; another one than that of `OptimizerStats`, as TensorBoard follows one file a folder.
+        every: ≥ 1, updates from one point to the next.
+
+    Raises:
+        ImportError: tensorboard is missing, broken or too old.
+        ValueError: `every` is not a positive integer.
+    """
+
+    log_dir: Annotated[Any, Convert(as_folder)] = dataclasses.field(kw_only=False)
+    every: Count = dataclasses.field(default=100, kw_only=False)
+
+    def __post_init__(self) -> None:
+        check_tensorboard("AdapterStats")
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Opens the event file and writes how training starts."""
+        self._banks = [layer for layer in self.model._flatten_layers() if isinstance(layer, Bank)]
+        if not any(bank.active for bank in self._banks):
+            raise ValueError(f"AdapterStats needs a model with an active adapter. Received: {self.model!r}")
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is None:
+            raise ValueError(f"AdapterStats needs a model compiled with an optimizer. Received: {self.model!r}")
+        while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        self._optimizer, self._stride = optimizer, optimizer.gradient_accumulation_steps or 1
+        self._writer, self._step = open_writer(self.log_dir), -1
+        self._point()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Finds out where the count stands."""
+        self._offset = self._batches()
+
+    # As in OptimizerStats, on_train_batch_end is left alone: if a callback defines it, Keras waits for every batch.
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Looks at the batches before, if a point is due."""
+        if (self._offset + batch) // self._stride >= (self._step // self.every + 1) * self.every:
+            self._point()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Looks at the last batch."""
+        self._point()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Closes the file."""
+        self._point()
+        self._writer.close()
+
+    def _batches(self) -> int:
+        return int(ops.convert_to_numpy(self._optimizer._iterations))
+
+    def _point(self) -> None:
+        step = self._batches() // self._stride
+        if step == self._step:
+            return
+        self._step = step
+        values, sums = dict[str, float](), dict[str, np.ndarray[Any, Any]]()
+        for bank in self._banks:
+            for name in bank.active:
+                squares = _squares(bank, name)
+                sums[name] = sums.get(name, np.zeros(3)) + squares
+                values |= _norms(f"layer/{bank.host().path}/{name}_", squares)
+        for name, squares in sums.items():
+            values |= _norms(f"adapter/{name}/", squares)
+        write_scalars(self._writer, values, step)
+
+
+def _norms(prefix: str, squares: np.ndarray[Any, Any]) -> dict[str, float]:
+    size, change, base = np.sqrt(squares).tolist()
+    return {f"{prefix}norm": size} | ({f"{prefix}delta_to_base": change / base} if base else {})
+
+
+def _squares(bank: Bank, name: str) -> np.ndarray[Any, Any]:
+    """Returns ‖p‖², ‖ΔW‖² and ‖W‖² of an adapter at one host."""
+    adapter, weights, copies = bank.adapters[name], bank.weights_of[name], bank.copies[name]
+    learning = [*(v for v in weights.values() if v.trainable), *copies.values()]
+    pairs = [(as_float32(copy), as_float32(bank.owned[attr])) for attr, copy in copies.items()]
+    if weights and adapter.mergeable and bank.site is not None:
+        base = bank.site.matrix(as_float32(bank.site.variable))
+        effective = adapter.effective(ops.convert_to_tensor(base), bank.parameters(name, ops.ones(())))
+        pairs.append((ops.convert_to_numpy(effective), base))
+    return np.array(
+        [
+            sum(_square(as_float32(v)) for v in learning),
+            sum(_square(new - old) for new, old in pairs),
+            sum(_square(old) for _, old in pairs),
+        ]
+    )
+
+
+def _square(x: Any) -> float:
+    return float(np.sum(np.square(x, dtype=np.float64)))
