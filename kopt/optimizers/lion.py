@@ -1,13 +1,8 @@
 """Lion."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction
-from kopt.optimizers.engine.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
 
 
 class Lion(Optimizer):
@@ -33,6 +28,6 @@ class Lion(Optimizer):
     slots = {"m": Slot()}
     scale_free = True
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the sign, then remembers the gradient."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         return ops.sign(ema(s.m, g, self.beta_1)), {"m": ema(s.m, g, self.beta_2)}

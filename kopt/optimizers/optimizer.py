@@ -9,12 +9,14 @@ import dataclasses
 import operator
 import threading
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
+from typing_extensions import override
 
-from kopt.declare import Configurable, Convert, Count, Fraction, Positive, path_rules
+from kopt.declare import Configurable, Convert, Count, Fraction, NonNegative, OpenFraction, Positive, Share, path_rules
 from kopt.declare.keras_bases import KerasOptimizer
 from kopt.declare.registry import OPTIMIZERS
 from kopt.optimizers.engine import rule_checks
@@ -24,16 +26,39 @@ from kopt.optimizers.engine.parameter import Parameter
 from kopt.optimizers.engine.slots import Slot
 from kopt.optimizers.engine.start import Start, path_of, work_dtype
 from kopt.optimizers.engine.state_file import StateFile
-from kopt.optimizers.engine.step import Step
-from kopt.optimizers.engine.tensor_math import Tensor, with_decay
+from kopt.optimizers.engine.step import Step as Steps
+from kopt.optimizers.engine.tensor_math import (
+    Tensor,
+    beside,
+    debias,
+    ema,
+    rectification,
+    soft,
+    sum_of_squares,
+    with_decay,
+)
 
 if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
     from kopt.optimizers.engine.on_tensorflow import Engine
 else:
     from kopt.optimizers.engine.on_jax_and_torch import Engine
 
+# fmt: off
+__all__ = [
+    "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "ema", "override",
+    "rectification", "soft", "sum_of_squares", "with_decay",
+]
+# fmt: on
+"""What the file of a rule imports."""
 
-class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Step, Engine, KerasOptimizer):
+Slots = SimpleNamespace
+"""What a rule sees beside gradient and weight: its slots, the shared values, `learning_rate` and `weight_decay`."""
+Step = tuple[Tensor, dict[str, Tensor]]
+"""What a rule returns: the direction, or the new weight, and the new slots."""
+
+
+class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, KerasOptimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
