@@ -19,7 +19,7 @@ def test_each_weight_moves_by_its_own_route():
     ]
     np.testing.assert_array_equal(kernel, alone[0])
     np.testing.assert_array_equal(bias, alone[1])
-    assert [list(p.slots) for p in route._parameters] == [["m"], ["b"]]  # no slot that its rule does not use
+    assert [list(p.slots) for p in route.setup.parameters] == [["m"], ["b"]]  # no slot that its rule does not use
 
 
 def test_rules_that_learn_their_rate_do_so_within_their_route():
@@ -122,7 +122,7 @@ def test_layerwise_decay_falls_towards_the_input():
     assert [factor for _, factor in pairs] == [1.0, 0.5, 0.25]
     model.compile(kopt.SGD(1.0, multipliers=pairs), "mse")
     model.optimizer.build(model.trainable_variables)
-    assert [p.multiplier for p in model.optimizer._parameters] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert [p.multiplier for p in model.optimizer.setup.parameters] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
 
 
 def test_layerwise_decay_counts_a_shared_layer_once_and_leaves_frozen_ones_out():

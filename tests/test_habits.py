@@ -30,7 +30,7 @@ def test_a_schedule_takes_the_place_of_a_number():
     apply(optimizer, v, np.ones(2))
     optimizer.learning_rate = CosineDecay(0.5, 10)
     np.testing.assert_allclose(apply(optimizer, v, np.ones(2)), -1 - float(CosineDecay(0.5, 10)(1)), rtol=1e-6)
-    assert "learning_rate" not in optimizer._state()
+    assert "learning_rate" not in optimizer._held.variables(optimizer)
     restored = kopt.SGD.from_config(optimizer.get_config())
     assert restored.get_config()["learning_rate"]["class_name"] == "CosineDecay"
 

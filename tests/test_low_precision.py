@@ -17,7 +17,7 @@ def test_short_weights_move_as_float32_ones_do(name, dtype, rounding="kahan"):
     optimizer = RULES[name](rounding=rounding)
     short, full = descend(optimizer, weights, gradients, dtype)[0], descend(RULES[name](), weights, gradients)[0]
     assert np.isfinite(short).all()
-    if (residual := optimizer._parameters[0].residual) is not None:
+    if (residual := optimizer.setup.parameters[0].residual) is not None:
         assert np.abs(short - weights[0]).max() > 0
         short = short + residual.numpy().astype("float64")
     moved, expected = (short - weights[0]).mean(), (full - weights[0]).mean()
@@ -51,12 +51,12 @@ def test_short_state_keeps_its_bound(name, dtype):
     full, short = RULES[name](learning_rate=RATE), RULES[name](learning_rate=RATE, state_dtype=dtype)
     descend(full, weights, gradients[:1]), descend(short, weights, gradients[:1])
     own, row, moved = BOUNDS[dtype]
-    p, rule = short._parameters[0], short.owners()[short._parameters[0].owner]
-    expected = full._read_slots(full._parameters[0])
-    for slot, found in short._read_slots(p).items():
+    p = short.setup.parameters[0]
+    expected = full.setup.parameters[0].remembered()
+    for slot, found in p.remembered().items():
         exact = expected[slot].numpy()
         stored = {keras.backend.standardize_dtype(part.dtype) for part in p.slots[slot].values()}
-        if rule.slots[slot].exact or (dtype == "int8" and np.prod(exact.shape[1:]) < 16):
+        if p.rule.slots[slot].exact or (dtype == "int8" and np.prod(exact.shape[1:]) < 16):
             np.testing.assert_array_equal(exact, found.numpy())
             assert stored == {"float32"}
             continue

@@ -69,7 +69,7 @@ class Training:
         return gradients
 
     def state(self):
-        state = {k: v.numpy() for k, v in self.optimizer._state().items()}
+        state = {k: v.numpy() for k, v in self.optimizer._held.variables(self.optimizer).items()}
         return state | {f"weight {i}": ops.convert_to_numpy(w) for i, w in enumerate(self.weights)}
 
 

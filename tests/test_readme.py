@@ -25,7 +25,7 @@ from problems import rules
 import kopt
 from kopt import peft
 from kopt.declare.registry import OPTIMIZERS
-from kopt.optimizers.engine.slots import codec
+from kopt.optimizers.engine.state.codecs import codec
 from recipes import _cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def adapter_table():
 
 def slots_of(optimizer):
     """Returns the slots of a weight, those of the first owner."""
-    return next(iter(optimizer.owners().values())).slots
+    return next(iter(optimizer.rules_by_key().values())).slots
 
 
 def state_bytes(optimizer, shape=(1024, 1024)):
@@ -228,7 +228,7 @@ def test_state_takes_the_bytes_of_the_table():
     for cls in rules().values():
         optimizer = cls()
         optimizer.build([keras.Variable(np.zeros((8, 8)), dtype="float32")])
-        slots = optimizer._parameters[0].slots.values()
+        slots = optimizer.setup.parameters[0].slots.values()
         assert sum(part.numpy().nbytes for slot in slots for part in slot.values()) == 64 * state_bytes(
             optimizer, (8, 8)
         )

@@ -13,7 +13,7 @@ from problems import flat, network, regression, rules, tilted, variables, weight
 from registry import one_of_each
 
 import kopt
-from kopt.optimizers.engine.state_file import MANIFEST
+from kopt.optimizers.engine.state.state_file import MANIFEST
 from kopt.schedules import WarmupCosine
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from problems import flat, network, regression
 
 import kopt
-from kopt.optimizers.engine.state_file import MANIFEST
+from kopt.optimizers.engine.state.state_file import MANIFEST
 
 
 @pytest.fixture(autouse=True)

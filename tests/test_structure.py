@@ -23,16 +23,19 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.declare\.fields",
     r"kopt\.declare",
     r"kopt\.optimizers\.engine\.(tensor_math|rule_checks)",
-    r"kopt\.optimizers\.engine\.slots",
-    r"kopt\.optimizers\.engine\.parameter",
-    r"kopt\.optimizers\.engine\.(learning_rate|keras_loss_scale|state_file|accumulation|average)",
-    r"kopt\.optimizers\.engine\.step",
-    r"kopt\.optimizers\.engine\.start",
-    r"kopt\.optimizers\.engine\.(on_tensorflow|on_jax_and_torch)",
+    r"kopt\.optimizers\.engine\.(state\.slots|backends\.records)",
+    r"kopt\.optimizers\.engine\.(contract|state\.codecs|backends\.on_\w+)",
+    r"kopt\.optimizers\.engine\.backends\.backend",
+    r"kopt\.optimizers\.engine\.(parameter|learning_rate|keras_loss_scale)",
+    r"kopt\.optimizers\.engine\.setup",
+    r"kopt\.optimizers\.engine\.(clipping|finite|state\.state_file)",
+    r"kopt\.optimizers\.engine\.(step|held)",
+    r"kopt\.optimizers\.engine\.(accumulation|statistics|state\.start)",
+    r"kopt\.optimizers\.engine\.run",
     r"kopt\.optimizers\.optimizer",
     r"kopt\.optimizers\.wrappers\.wrapper",
     r"kopt\.optimizers(\.composites|\.wrappers|\.full_batch)?\.(?!engine|layerwise_decay|minimize)[a-z]\w*",  # rules
-    r"kopt\.optimizers\.engine",
+    r"kopt\.optimizers\.engine(\.\w+)?",
     r"kopt\.optimizers",
     r"kopt\.optimizers\.(full_batch\.minimize|layerwise_decay)",
     r"kopt\.schedules\.schedule",
@@ -68,7 +71,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt",
 ]
 RULES = next(i for i, pattern in enumerate(LAYERS) if "composites" in pattern)
-MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.on_tensorflow", "kopt.training.sam"}
+MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
 
 
 def module_name(path):

@@ -129,34 +129,33 @@ class Declared:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("_own", {}).items()}
-        own = _own_fields(cls, inherited)
-        cls._own = own
-        nearest, order = inherited | own, (*cls.leading, *own, *cls.fields, *inherited)
-        cls.fields = {name: nearest[name] for name in dict.fromkeys(order)}
-        for name, field in own.items():
-            if name in vars(cls) and any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
-                delattr(cls, name)  # a property of a base class keeps its place
-            elif field.default is not REQUIRED:
-                setattr(cls, name, field.default)
-        complete_doc(cls)
-
-    def _frozen(self) -> bool:
-        """Whether the arguments can no longer change."""
-        return False
+        _declare(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        field = self.fields.get(name)
-        if field is not None and not isinstance(inspect.getattr_static(type(self), name, None), property):
-            value = field.check(type(self).__name__, value)
-            if self._frozen():
-                if same(value, getattr(self, name)):
-                    return
-                raise AttributeError(
-                    f"{type(self).__name__}.{name} is a constant of the compiled step and cannot change after build. "
-                    "Create a new optimizer; only learning_rate can be set during training."
-                )
-        super().__setattr__(name, value)
+        super().__setattr__(name, _checked_value(self, name, value))
+
+
+def _declare(cls: Any) -> None:
+    """Makes the annotations of a class its arguments."""
+    inherited = {k: f for base in reversed(cls.__mro__[1:]) for k, f in vars(base).get("_own", {}).items()}
+    own = _own_fields(cls, inherited)
+    cls._own = own
+    nearest, order = inherited | own, (*cls.leading, *own, *cls.fields, *inherited)
+    cls.fields = {name: nearest[name] for name in dict.fromkeys(order)}
+    for name, field in own.items():
+        if name in vars(cls) and any(isinstance(vars(base).get(name), property) for base in cls.__mro__[1:]):
+            delattr(cls, name)  # a property of a base class keeps its place
+        elif field.default is not REQUIRED:
+            setattr(cls, name, field.default)
+    complete_doc(cls)
+
+
+def _checked_value(owner: Any, name: str, value: Any) -> Any:
+    """Returns what is assigned to an attribute, checked if it is an argument."""
+    field = owner.fields.get(name)
+    if field is None or isinstance(inspect.getattr_static(type(owner), name, None), property):
+        return value
+    return field.check(type(owner).__name__, value)
 
 
 def _own_fields(cls: type, inherited: Mapping[str, Field]) -> dict[str, Field]:
@@ -202,23 +201,22 @@ def _is_attribute_of_a_base(cls: type, name: str) -> bool:
         TypeError: it is that of a method, or of a property that cannot be set.
     """
     if name in inspect.get_annotations(Declared):
-        raise TypeError(f"{cls.__name__}: Declared has {name!r} already. Give the argument another name.")
+        raise TypeError(f"{cls.__name__}: every declared class has {name!r} already. Give the argument another name.")
     for base in cls.__mro__[1:]:
         if name in vars(base).get("fields", {}):
             return False
         found = vars(base).get(name)
-        fixed = isinstance(found, property) and found.fset is None and not issubclass(base, Declared)
-        # what an optimizer keeps under that name; `Declared` itself has no arguments yet
-        kept = (
-            not issubclass(base, Declared)
-            and name in inspect.get_annotations(base)
-            and bool(getattr(cls, "fields", None))
-        )
+        fixed = isinstance(found, property) and found.fset is None and not _is_declared(base)
+        kept = name in vars(base).get("kept", ())
         if isinstance(found, (types.FunctionType, classmethod, staticmethod)) or fixed or kept:
             raise TypeError(f"{cls.__name__}: {base.__name__} has {name!r} already. Give the argument another name.")
-        if found is not None and issubclass(base, Declared):
+        if found is not None and _is_declared(base):
             return True
     return False
+
+
+def _is_declared(cls: type) -> bool:
+    return issubclass(cls, (Declared, Configurable))
 
 
 def _evaluated(cls: type, name: str, annotation: Any) -> Any:
@@ -256,7 +254,7 @@ class _Signature:
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
-class Configurable(Declared):
+class Configurable:
     """A class whose declared arguments are those of its constructor.
 
     Raises:
@@ -264,7 +262,14 @@ class Configurable(Declared):
         TypeError: a second argument by position.
     """
 
+    fields: ClassVar[Mapping[str, Field]] = {}
+    """The arguments by name, as of `Declared`."""
+    _own: ClassVar[Mapping[str, Field]] = {}
+    leading: ClassVar[tuple[str, ...]] = ()
+    """The arguments that can be given by position."""
     __signature__: ClassVar[Any] = _Signature()
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Names of what an object keeps beside its arguments."""
     elsewhere: ClassVar[Mapping[str, str]] = {}
     """Arguments that such a class has in other libraries, with what has them here."""
 
@@ -273,6 +278,26 @@ class Configurable(Declared):
         for name, value in self._checked(args, options).items():
             setattr(self, name, value)
         self.__post_init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _declare(cls)
+
+    def _frozen(self) -> bool:
+        """Whether the arguments can no longer change."""
+        return False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        value = _checked_value(self, name, value)
+        is_property = isinstance(inspect.getattr_static(type(self), name, None), property)
+        if name in self.fields and not is_property and self._frozen():
+            if same(value, getattr(self, name)):
+                return
+            raise AttributeError(
+                f"{type(self).__name__}.{name} is a constant of the compiled step and cannot change after build. "
+                "Create a new optimizer; only learning_rate can be set during training."
+            )
+        super().__setattr__(name, value)
 
     def __post_init__(self) -> None:
         """Checks arguments against each other, and derives what follows from them."""

@@ -27,7 +27,7 @@ from kopt.optimizers.diffgrad import DiffGrad as DiffGrad
 from kopt.optimizers.dog import DoG as DoG
 from kopt.optimizers.dog import DoWG as DoWG
 from kopt.optimizers.dog import LDoG as LDoG
-from kopt.optimizers.engine.slots import Slot as Slot
+from kopt.optimizers.engine.state.slots import Slot as Slot
 from kopt.optimizers.ftrl import FTRL as FTRL
 from kopt.optimizers.full_batch.bgd import BGD as BGD
 from kopt.optimizers.full_batch.lbfgs import LBFGS as LBFGS

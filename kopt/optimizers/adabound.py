@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
 from kopt.optimizers.optimizer import Optimizer
 
@@ -82,7 +82,7 @@ class AdaBound(Optimizer):
         return {"lower_bound": lower * eta, "upper_bound": upper * eta} | shares
 
     def _implied(self) -> float:
-        return _peak(self._given_rate(), self.fields["learning_rate"].default)
+        return _peak(self._argument("learning_rate"), self.fields["learning_rate"].default)
 
     def _changed(self, *left_out: str) -> list[str]:
         implied = self.base_learning_rate == self._implied()

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Count, Fraction, NonNegative, Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
 from kopt.optimizers.optimizer import Optimizer
 

@@ -5,7 +5,7 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, ema
 from kopt.optimizers.optimizer import Optimizer
 

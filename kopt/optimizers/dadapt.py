@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Fraction, Positive, Range
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, debias, decays, ema, with_decay
 from kopt.optimizers.optimizer import Optimizer
 
@@ -30,7 +30,7 @@ class DAdaptation(Optimizer, abstract=True):
     learning_rate = 1.0
     d0: Positive = 1e-6
     growth_rate: Annotated[float, Range(above=1)] | None = None
-    row_wise: ClassVar[bool] = False
+    row_wise = False
     sums: ClassVar[Mapping[str, float]] = {}
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares, with_decay
 from kopt.optimizers.optimizer import Optimizer
 
@@ -26,7 +26,7 @@ class Distance(Optimizer, abstract=True):
     bounded = False
     learning_rate = 1.0
     slots = {"delta": Slot(exact=True)}
-    row_wise: ClassVar[bool] = False
+    row_wise = False
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Steps along the gradient and adds the step to Δ."""

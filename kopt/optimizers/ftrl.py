@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from keras import ops
 
 from kopt.declare import NonNegative, Positive, Range
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, soft
 from kopt.optimizers.optimizer import Optimizer
 
@@ -42,9 +42,10 @@ class FTRL(Optimizer):
     l2: NonNegative = 0.0
     beta: NonNegative = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.__dict__["bounded"] = self.learning_rate_power >= -1  # else n^p may overflow where n does not
+    @property
+    def bounded(self) -> bool:
+        """Whether nᵖ overflows no sooner than n."""
+        return self.learning_rate_power >= -1
 
     @property
     def slots(self) -> Mapping[str, Slot]:

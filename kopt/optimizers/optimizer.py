@@ -1,16 +1,9 @@
-"""Everything around a rule.
-
-A subclass declares its hyperparameters and slots and writes one pure function, `rule`, from gradient, weight and
-slots to a direction and new slots. `Optimizer` computes a whole step as a list of `Write`s, without side effects; the
-engine of the backend compiles that computation and carries the writes out.
-"""
+"""The class that a rule extends, and all that the file of a rule imports. The engine carries out its steps."""
 
 import dataclasses
-import operator
-import threading
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
@@ -19,46 +12,32 @@ from typing_extensions import override
 from kopt.declare import Configurable, Convert, Count, Fraction, NonNegative, OpenFraction, Positive, Share, path_rules
 from kopt.declare.keras_bases import KerasOptimizer
 from kopt.declare.registry import OPTIMIZERS
-from kopt.optimizers.engine import rule_checks
-from kopt.optimizers.engine.keras_loss_scale import Scaled
-from kopt.optimizers.engine.learning_rate import LearningRate, Rate, WeightDecay, deserialized, serialized
-from kopt.optimizers.engine.parameter import Parameter
-from kopt.optimizers.engine.slots import Slot
-from kopt.optimizers.engine.start import Start, path_of, work_dtype
-from kopt.optimizers.engine.state_file import StateFile
-from kopt.optimizers.engine.step import Step as Steps
-from kopt.optimizers.engine.tensor_math import (
-    Tensor,
-    beside,
-    debias,
-    ema,
-    rectification,
-    soft,
-    sum_of_squares,
-    with_decay,
-)
-
-if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
-    from kopt.optimizers.engine.on_tensorflow import Engine
-else:
-    from kopt.optimizers.engine.on_jax_and_torch import Engine
+from kopt.optimizers.engine import learning_rate, rule_checks
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.contract import Options, checked_options
+from kopt.optimizers.engine.held import Held
+from kopt.optimizers.engine.learning_rate import LearningRate, WeightDecay
+from kopt.optimizers.engine.run import run
+from kopt.optimizers.engine.setup import Setup, updates_done
+from kopt.optimizers.engine.state import start
+from kopt.optimizers.engine.state.slots import Slot
+from kopt.optimizers.engine.state.state_file import Expected, StateFile
+from kopt.optimizers.engine.statistics import leave_averages, pay_averages, statistics
+from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, sum_of_squares, with_decay
 
 # fmt: off
 __all__ = [
     "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
-    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "ema", "override",
-    "rectification", "soft", "sum_of_squares", "with_decay",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "debias", "ema", "override",
+    "sum_of_squares", "with_decay",
 ]
 # fmt: on
-"""What the file of a rule imports."""
 
-Slots = SimpleNamespace
-"""What a rule sees beside gradient and weight: its slots, the shared values, `learning_rate` and `weight_decay`."""
-Step = tuple[Tensor, dict[str, Tensor]]
-"""What a rule returns: the direction, or the new weight, and the new slots."""
+Slots = SimpleNamespace  # what a rule sees beside gradient and weight: slots, shared values, learning_rate ...
+Step = tuple[Tensor, dict[str, Tensor]]  # what a rule returns: the direction, or the new weight, and the new slots
 
 
-class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, KerasOptimizer):
+class Optimizer(Configurable, KerasOptimizer):
     r"""Base of all rules: w ← w - η k (u + λ w), where `rule` gives the direction u. Rules of another form say so.
 
     Args:
@@ -120,43 +99,53 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     name: str | None = None
 
-    row_wise: ClassVar[bool] = True
-    """Whether the rule on some rows of a weight gives some rows of the rule."""
+    kept = ("built", "nonfinite_steps", "clipped_steps", "gradient_norm")
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
     random: ClassVar[bool] = False
     """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
-    precise: ClassVar[bool] = False
-    """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
 
-    bounded: ClassVar[bool] = True
-    """Whether gradients that are not huge give finite weights and slots at usual rates: the step does not grow with the
-    weight, nor with what was won before. If not, "skip" and "raise" look at all that is new, which takes longer. A rule
-    outside of kopt is not bounded unless it says so."""
+    # Facts of a rule: properties where they follow from the arguments, usually class attributes.
 
-    if not TYPE_CHECKING:  # class attributes or properties: `OptimizerParts` says so to type checkers
+    @property
+    def row_wise(self) -> bool:
+        """Whether the rule on some rows of a weight gives some rows of the rule."""
+        return True
 
-        @property
-        def slots(self) -> Mapping[str, Slot]:
-            """What the rule remembers of each weight, by name. Usually a class attribute."""
-            return {}
+    @property
+    def precise(self) -> bool:
+        """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
+        return False
 
-        @property
-        def shared(self) -> Mapping[str, Any]:
-            """What all weights share, by name: initial numbers or arrays. Usually a class attribute."""
-            return {}
+    @property
+    def bounded(self) -> bool:
+        """Whether the step grows neither with the weight nor with what was won before.
 
-        @property
-        def needs_loss(self) -> bool:
-            """Whether the rule looks at the loss: the shared value `loss`. Usually a class attribute."""
-            return False
+        If not, "skip" and "raise" look at all that is new. A rule outside of kopt is not bounded unless it says so.
+        """
+        return True
 
-    def owners(self) -> Mapping[str, "Optimizer"]:
-        """The optimizers whose rules move the weights, by a key that begins the names of what they share."""
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """What the rule remembers of each weight, by name."""
+        return {}
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What all weights share, by name: initial numbers or arrays."""
+        return {}
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the rule looks at the loss: the shared value `loss`."""
+        return False
+
+    def rules_by_key(self) -> Mapping[str, "Optimizer"]:
+        """Returns what moves the weights: itself, or one optimizer a route. The key prefixes their shared values."""
         return {"": self}
 
-    def owner(self, path: str) -> str:
-        """Returns the key of the one that moves the weight of this path."""
+    def key_of(self, path: str) -> str:
+        """Returns the key of the rule that moves the weight of this path."""
         return ""
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -178,28 +167,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         A rule that is no step along a direction, or that has its own place for the decay, defines this one instead of
         `rule`. Arguments as there.
         """
-        u, new = self.direction(g, w, s, t)
+        u, new = rule_checks.direction(self, g, w, s, t)
         return w - s.learning_rate * with_decay(u, w, s), dict(new)
-
-    def direction(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Returns what `rule` returns, or raises `TypeError` saying what it should."""
-        name = type(self).__name__
-        u, new = rule_checks.check_step(name, "rule", self.rule(g, w, s, t))
-        rule_checks.check_slots(name, self.slots, {k: getattr(s, k) for k in self.slots}, new, w, w)
-        return u, new
-
-    def stepped(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns what `advance` returns, or raises an error saying what it should."""
-        name = type(self).__name__
-        moved, new = rule_checks.check_step(name, "advance", self.advance(g, w, s, t))
-        rule_checks.check_slots(name, self.slots, {k: getattr(s, k) for k in self.slots}, new, w, moved)
-        return moved, dict(new)
-
-    def settled(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns what `settle` returns, or raises an error saying what it should."""
-        new = self.settle(sums, s, t)
-        rule_checks.check_shared(type(self).__name__, self.shared, new)
-        return new
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
         """Returns what is summed over all weights before any rule runs. Rules that define it are not row-wise."""
@@ -217,18 +186,22 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         """Returns further scalars worth plotting, from the slots of one weight after the update."""
         return {}
 
+    def rate_after(self, updates: Tensor) -> Any:
+        """Returns η of the update that follows so many."""
+        return learning_rate.following(self._learning_rate, updates)
+
     def decay(self, updates: Tensor) -> Any:
         """Returns λ of w ← w - η (u + λ w) at the update that follows so many: a Python number, or a tensor."""
-        return self._decay_after(updates)
+        return learning_rate.following(self.weight_decay or 0.0, updates)
 
     def share(self, batch: Tensor) -> Tensor:
-        """Returns the weight in the mean of accumulated batch number 0, 1, ..., as a multiple of an equal share."""
+        """Returns how much accumulated batch number 0, 1, ... counts in the mean gradient; 1 is an equal share."""
         return 1.0
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "bounded" not in vars(cls) and not cls.__module__.startswith("kopt."):
-            cls.bounded = False
+            type.__setattr__(cls, "bounded", False)
         if isinstance(cls.slots, Mapping) and isinstance(cls.shared, Mapping):
             rule_checks.check_names(cls.__name__, cls.slots, cls.shared)
         if not abstract:
@@ -238,19 +211,11 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         values = self._checked(args, options)
         rate, name = values.pop("learning_rate"), values.pop("name")
         keras.optimizers.Optimizer.__init__(self, learning_rate=rate, name=name or None)
-        clips = {k: values[k] for k in ("clipnorm", "clipvalue", "global_clipnorm") if values[k] is not None}
-        if len(clips) > 1:
-            raise ValueError(f"{type(self).__name__}: only one kind of clipping can be set. Received: {clips}")
-        if values["ema_overwrite_frequency"] and not values["use_ema"]:
-            raise ValueError(f"{type(self).__name__}: ema_overwrite_frequency needs use_ema=True.")
-        if values["gradient_accumulation_steps"] == 1:
-            values["gradient_accumulation_steps"] = None
+        values |= checked_options(type(self).__name__, values)
         for key, value in values.items():
             setattr(self, key, value)
-        self.__dict__.update(_excluded=[], _starts=[])  # past the tracking of attributes: they are no state
+        self._held = Held(type(self).__name__, StateFile(type(self).__name__))
         self.__post_init__()
-
-    # ------------------------------------------------------------------------------------------------------ build
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Keeps weights from decaying; only before build.
@@ -259,13 +224,9 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
             var_list: variables, which are these and no others of the same name. Those not trained are left out.
             var_names: regular expressions, put in front of `decay_mask` with factor 0.
         """
-        rules = [(pattern, 0.0) for pattern in var_names or ()]
-        self.decay_mask = [rule for rule in rules if rule not in self.decay_mask] + list(self.decay_mask)
-        known = {id(v) for v in self._excluded}
-        new = [v for v in var_list or () if id(v) not in known]
-        if new and self._frozen():
-            raise AttributeError(f"{type(self).__name__}: weights cannot be excluded from decay after build.")
-        self._excluded.extend(new)
+        rules = [(pattern, 0.0) for pattern in var_names or () if (pattern, 0.0) not in self.decay_mask]
+        self.decay_mask = [*rules, *self.decay_mask]
+        self._held.exclude(var_list or ())
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the state for `variables`.
@@ -273,50 +234,49 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         Raises:
             ValueError: a variable is not of a floating-point type or has no value yet, or a pattern matches no path.
         """
-        self._look_around()
+        if self._held.look_around() and not self.built and self.on_nonfinite == "ignore":
+            self.on_nonfinite = "skip"  # at a loss scale of 0 every gradient is NaN, and XLA cannot stop
         if self.built:
             return
-        name, paths = type(self).__name__, [path_of(v) for v in variables]
-        for v, path in zip(variables, paths, strict=True):
-            if not keras.backend.is_float_dtype(v.dtype):
-                raise ValueError(
-                    f"{name}: {path!r} has dtype {keras.backend.standardize_dtype(v.dtype)}; only floating-point "
-                    "variables can be trained. Create it with trainable=False."
-                )
-        multipliers = path_rules.resolve(f"{name}.multipliers", self.multipliers, paths)
-        decays = path_rules.resolve(f"{name}.decay_mask", self.decay_mask, paths)
-        excluded = {id(v) for v in self._excluded}
-        places = {i for i, v in enumerate(variables) if id(v) in excluded}
-        places |= {*path_rules.find_places(f"{name}.undecayed", self.undecayed, paths)}
-        decays = [0.0 if i in places else decay for i, decay in enumerate(decays)]
-        self.__dict__["_places"] = sorted(places)
-        labels = path_rules.unique(paths)
-        for rule in self.owners().values():
-            rule_checks.check_names(type(rule).__name__, rule.slots, rule.shared)
+        parameters = start.parameters(self, variables, self._held)
         super().build(variables)
-        self.nonfinite_steps = self._add_scalar("nonfinite_steps", 0, "int")
-        self.clipped_steps = self._add_scalar("clipped_steps", 0, "int")
-        self.gradient_norm = self._add_scalar("gradient_norm", 0.0, "float32")
-        self._watched = self._add_scalar("watched", False, "bool")
-        wide = any(rule.precise for rule in self.owners().values()) or "float64" in map(work_dtype, variables)
-        self._scalar_dtype = dtype = "float64" if wide else "float32"
-        shared = {owner + k: initial for owner, rule in self.owners().items() for k, initial in rule.shared.items()}
-        shared |= {"loss": 0.0} if self.needs_loss else {}
-        self._shared = {k: self._add_scalar(k, initial, dtype) for k, initial in shared.items()}
-        with self._where_slots_begin(variables):
-            self._parameters = tuple(
-                self._add_state(
-                    v, Parameter(v, path, labels[i], work_dtype(v), i, self.owner(path), multipliers[i], decays[i])
-                )
-                for i, (v, path) in enumerate(zip(variables, paths, strict=True))
-            )
-        with self._outside_graph():
-            self._restore_pending()
+        self._held.built = setup = start.setup(self, parameters, self._held)
+        self.nonfinite_steps, self.clipped_steps = setup.nonfinite_steps, setup.clipped_steps
+        self.gradient_norm, self._watched, self._shared = setup.gradient_norm, setup.watched, setup.shared
+        with backend.outside_graph():
+            self._held.file.restore_waiting(self._held.variables(self), [p.path for p in parameters], self.reset)
+
+    def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:
+        """Adds a variable like another one, in the precision of the arithmetic."""
+        shape, dtype = tuple(reference_variable.shape), start.work_dtype(reference_variable)
+        return backend.add_beside(self, reference_variable, name or "var", shape, dtype, initializer)
+
+    @property
+    def setup(self) -> Setup:
+        """What the steps work on: the weights and all that is kept for them. Only after `build`."""
+        return self._held.setup
+
+    def reset(self) -> None:
+        """Puts slots, counters and averages back to their start, from the weights as they are now.
+
+        Needed where weights are set from outside and the rule remembers where it came from (`Lookahead`, `DoG`,
+        `LBFGS`, Schedule-Free), and before a second training. The learning rate stays as it is.
+        """
+        self._held.file.waiting = None
+        start.reset(self.variables, (self._learning_rate, getattr(self, "_watched", None)), self._held.starts)
+
+    def anchor(self) -> None:
+        """Takes the weights as they are now for the point that slots refer to; moments and counters stay.
+
+        For weights that were set from outside while training goes on, as when an average is left in the model: the slow
+        weights of `Lookahead`, z of Schedule-Free, the first weights of `MADGRAD` follow, and what was summed from
+        there begins anew. Nothing changes in rules that only step from where they are.
+        """
+        if self.built:
+            start.anchor(self.setup.parameters, self._held.starts)
 
     def _frozen(self) -> bool:
         return getattr(self, "built", False)
-
-    # ------------------------------------------------------------------------------------------------------- step
 
     def scale_loss(self, loss: Any) -> Any:
         """Returns the loss to differentiate; `fit` calls it before the gradients are taken.
@@ -324,20 +284,8 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         A rule that needs the loss takes note of it here: a training loop of your own must call this method, too.
         """
         if self.needs_loss:
-            # Past the tracking of attributes: it is no state. Each replica has its own thread.
-            self.__dict__.setdefault("_noted_losses", {})[threading.get_ident()] = loss
+            self._held.note_loss(loss)
         return super().scale_loss(loss)
-
-    def _take_loss(self) -> Tensor | None:
-        if not self.needs_loss:
-            return None
-        loss = self.__dict__.get("_noted_losses", {}).pop(threading.get_ident(), None)
-        if loss is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the loss of every step. Call optimizer.scale_loss(loss) before the "
-                "gradients are taken, as fit does."
-            )
-        return ops.cast(loss, self._scalar_dtype)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Makes one update, or accumulates towards one.
@@ -355,27 +303,22 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
         grads = list(grads)
         if not grads:
             return
-        if trainable_variables is None and not self.built:
-            raise ValueError(f"{type(self).__name__} is not built. Pass the variables, or call build(variables) first.")
-        variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
+        if trainable_variables is None:
+            trainable_variables = [p.variable for p in self.setup.parameters]
+        variables = list(trainable_variables)
         if len(grads) != len(variables):
             raise ValueError(f"{type(self).__name__}: {len(grads)} gradients for {len(variables)} variables.")
         self.build(variables)
-        self._check_scaler()
-        if not self._in_order(variables):
+        self._held.check_scale(self)
+        if not self.setup.in_order(variables):
             self._check_variables_are_known(variables)
         grads, variables = self._filter_empty_gradients(grads, variables)
         grads, variables = self._overwrite_variables_directly_with_gradients(grads, variables)
-        if not self._in_order(variables):
+        if not self.setup.in_order(variables):
             by_index = {self._get_variable_index(v): g for g, v in zip(grads, variables, strict=True)}
-            grads = [by_index.get(i) for i in range(len(self._parameters))]
-        self._execute(grads, ops.cast(self.learning_rate, self._scalar_dtype), self._take_loss())
-
-    def _in_order(self, variables: Sequence[Any]) -> bool:
-        """Whether these are the variables of `build`, one by one; saves the look-ups that an eager step would feel."""
-        return len(variables) == len(self._parameters) and all(map(operator.is_, variables, self._trainable_variables))
-
-    # -------------------------------------------------------------------------------------- statistics and config
+            grads = [by_index.get(i) for i in range(len(self.setup.parameters))]
+        self._held.traced |= backend.is_traced()
+        run(self.setup, grads, self.learning_rate, self._held.take_loss() if self.needs_loss else None)
 
     def watch(self, on: bool = True) -> None:
         """Keeps `gradient_norm`, the global norm before clipping, up to date; with `global_clipnorm` it always is."""
@@ -383,33 +326,74 @@ class Optimizer(Configurable, Rate, Start, StateFile, Scaled, Steps, Engine, Ker
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
         """Returns, by path of the weight, `effective_learning_rate` (each element's) and what `measure` adds."""
-        return self._in_graph(self._statistics)(ops.cast(self.learning_rate, self._scalar_dtype))
+        return statistics(self.setup, self.learning_rate)
 
-    def _statistics(self, learning_rate: Tensor) -> dict[str, dict[str, Tensor]]:
-        result = {}
-        for p in self._parameters:
-            rule, update = self.owners()[p.owner], ops.maximum(self._updates(), 1)
-            s = self._seen(p, self._read_slots(p), self._read_shared(), learning_rate, update)
-            t = ops.cast(update, p.dtype)
-            result[p.label] = {"effective_learning_rate": s.learning_rate * rule.rate(s, t), **rule.measure(s, t)}
-        return result
+    @property
+    def _model_variables_moving_average(self) -> list[Any]:
+        """The averages. Keras and its callbacks know them by this name, and read their values next."""
+        if not self.use_ema:
+            raise AttributeError("There are averages with use_ema=True only.")  # callbacks of Keras look for them
+        if self._held.built is not None:
+            pay_averages(self._held.built)
+        return self._held.averages
+
+    @_model_variables_moving_average.setter
+    def _model_variables_moving_average(self, averages: list[Any]) -> None:
+        self._held.averages = averages
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Leaves the average in the weights, and what slots remember of the weights with it; `fit` ends with it.
+
+        Raises:
+            FloatingPointError: the loss scale of Keras around this optimizer has fallen to nothing.
+        """
+        if self.use_ema and self.built:
+            leave_averages(self.setup)
+            self.anchor()
+        self._held.check_scale_at_end()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "learning_rate":
+            owner, old = type(self).__name__, self._learning_rate
+            value = value if ops.is_tensor(value) else self.fields[name].check(owner, value)
+            learning_rate.check_new(owner, old, value, self._held.traced)
+        super().__setattr__(name, value)
+
+    def _get_current_learning_rate(self) -> Any:
+        rate = self._learning_rate
+        if isinstance(rate, keras.Variable):
+            return rate
+        return self.rate_after(updates_done(self._iterations, self.gradient_accumulation_steps or 1))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes state and manifest into a Keras store."""
+        self._held.file.write(store, self._held.variables(self), self._held.paths())
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the state; what was saved before the first step puts everything back to the start.
+
+        Raises:
+            ValueError: the state is damaged, or does not fit; nothing of the optimizer is changed.
+        """
+        expected = Expected.of(self.rules_by_key(), Options.of(self), self.needs_loss)
+        self._held.file.read(store, self._held.variables(self), self._held.paths(), expected, self.reset)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""
         config = super().get_config() | {"name": self.name}
-        config |= {k: serialized(type(self).__name__, k, config[k]) for k in ("learning_rate", "weight_decay")}
+        config |= learning_rate.serialized(type(self).__name__, config)
         if self.built:
-            config["undecayed"] = [[i, self._parameters[i].path] for i in self._places]
-        elif self._excluded:  # there is no order yet
-            config["undecayed"] += [path_of(v) for v in self._excluded if v.trainable]
+            config["undecayed"] = [[i, self.setup.parameters[i].path] for i in self._held.undecayed]
+        elif self._held.excluded:  # there is no order yet
+            config["undecayed"] += [start.path_of(v) for v in self._held.excluded if v.trainable]
         return config
 
     def _argument(self, name: str) -> Any:
-        given = {"learning_rate": self._given_rate, "name": lambda: None}
-        return given[name]() if name in given else super()._argument(name)
+        if name == "name":
+            return None
+        return learning_rate.given(self._learning_rate) if name == "learning_rate" else super()._argument(name)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         """Makes the optimizer of a configuration."""
-        rates = {k: deserialized(config[k], custom_objects) for k in ("learning_rate", "weight_decay") if k in config}
-        return cls(**config | rates)
+        return cls(**learning_rate.deserialized(config, custom_objects))

@@ -8,7 +8,7 @@ from keras import ops
 
 from kopt.declare import Fraction, Positive
 from kopt.optimizers.dadapt import Adaptive, quotient
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, ema, with_decay
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kopt.declare import Fraction
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.optimizer import Optimizer
 

@@ -5,7 +5,7 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Fraction
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, ema
 from kopt.optimizers.optimizer import Optimizer
 
@@ -37,10 +37,15 @@ class Tiger(Optimizer):
     slots = {"m": Slot()}
     scale_free = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.__dict__["bounded"] = not self.relative
-        self.__dict__["row_wise"] = not self.relative  # of this object: the mean goes over the whole matrix
+    @property
+    def bounded(self) -> bool:
+        """Unless the step grows with the weight."""
+        return not self.relative
+
+    @property
+    def row_wise(self) -> bool:
+        """Unless a mean goes over the whole matrix."""
+        return not self.relative
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Steps along the sign of the momentum."""

@@ -174,7 +174,7 @@ def test_two_optimizers(files):
     model = _recommenders.Rater("dcn", {"size": 5, "dim": 2}, {"size": 4, "dim": 2}, hidden=3)
     model.build()
     optimizer.build(model.trainable_variables)
-    owners = {v.path: type(optimizer.owners()[optimizer.owner(v.path)]) for v in model.trainable_variables}
+    owners = {v.path: type(optimizer.rules_by_key()[optimizer.key_of(v.path)]) for v in model.trainable_variables}
     assert {path for path, cls in owners.items() if cls is kopt.AdaGrad} == {p for p in owners if "embeddings" in p}
     assert kopt.AdamW in owners.values()
 

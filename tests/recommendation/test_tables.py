@@ -40,7 +40,7 @@ def trained(optimizer, sparse, **options):
     made = model(optimizer, sparse, **options)
     made.fit(data(), shuffle=False, verbose=0)
     return made.trainable_variables[0].numpy(), [
-        part.numpy() for parts in made.optimizer._parameters[0].slots.values() for part in parts.values()
+        part.numpy() for parts in made.optimizer.setup.parameters[0].slots.values() for part in parts.values()
     ]
 
 
@@ -120,7 +120,7 @@ def test_accumulation_moves_the_rows_that_were_read(how):
     for ids in ([1, 2], [2, 3], [4, 5], [4, 4]):
         made.train_on_batch(np.array(ids), 0 * ones)
     table = made.trainable_variables[0].numpy()[:, 0]
-    ((slot,),) = (parts.values() for parts in made.optimizer._parameters[0].slots.values())
+    ((slot,),) = (parts.values() for parts in made.optimizer.setup.parameters[0].slots.values())
     moved = [i for i in range(ROWS) if table[i] != 1]
     assert moved == [1, 2, 3, 4, 5] == [i for i in range(ROWS) if slot.numpy()[i, 0] != 0]
     before = table
@@ -194,7 +194,7 @@ def test_short_slots_by_rows(how, dtype, request):
     np.testing.assert_array_equal(found[12:], 1)
     difference, moved = (np.abs(x)[:12].mean() for x in (found - exact, exact - 1))
     assert 0 < difference < {"bfloat16": 0.02, "int8": 0.1}[dtype] * moved
-    for parts in made.optimizer._parameters[0].slots.values():
+    for parts in made.optimizer.setup.parameters[0].slots.values():
         assert all(not part.numpy()[12:].any() and part.numpy()[:12].any() for part in parts.values())
 
 

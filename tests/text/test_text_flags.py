@@ -65,7 +65,7 @@ def test_rates_of_head_and_b(made):
     _adapters.add(model, flags, 0.1, _language.find(str(made / "bert")))
     optimizer = recipe.make_optimizer(optim, 1, _adapters.multipliers(flags, optim))
     optimizer.build(model.trainable_variables)
-    of = {p.variable.path: p.multiplier for p in optimizer._parameters}
+    of = {p.variable.path: p.multiplier for p in optimizer.setup.parameters}
     assert {of[path] for path in of if "classifier" in path} == {10}
     assert {of[path] for path in of if path.endswith("lora_B")} == {16}
     assert {of[path] for path in of if path.endswith("lora_A")} == {1}

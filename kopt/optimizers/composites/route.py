@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import keras
 
 from kopt.declare import Convert, path_rules
-from kopt.optimizers.engine.start import path_of
+from kopt.optimizers.engine.state.start import path_of
 from kopt.optimizers.optimizer import Optimizer
 from kopt.optimizers.wrappers.wrapper import Composite, inner
 
@@ -54,11 +54,11 @@ class Route(Composite):
         """The optimizers by their place among the routes."""
         return {f"{i}.": optimizer for i, (_, optimizer) in enumerate(self.routes)}
 
-    def owners(self) -> Mapping[str, Optimizer]:
+    def rules_by_key(self) -> Mapping[str, Optimizer]:
         """Each weight has one of the rules."""
         return self.rules()
 
-    def owner(self, path: str) -> str:
+    def key_of(self, path: str) -> str:
         """Returns the key of the first route that is found in the path."""
         return next(f"{i}." for i, (pattern, _) in enumerate(self.routes) if re.search(pattern, path))
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from keras import ops
 
 from kopt.declare import Convert, Count
-from kopt.optimizers.engine.step import part
+from kopt.optimizers.engine.rule_checks import settled, stepped
+from kopt.optimizers.engine.setup import with_prefix
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.optimizer import Optimizer
 from kopt.optimizers.wrappers.wrapper import Composite, inner
@@ -34,11 +35,17 @@ class Switch(Composite):
     second: Annotated[Any, Convert(inner)] = "sgd"
     after: Count = 100
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        both = self.rules().values()
-        wise, precise = all(r.row_wise for r in both), any(r.precise for r in both)
-        self.__dict__.update(row_wise=wise, precise=precise, bounded=False)  # the rates of both are within
+    bounded = False  # the rates of both are within
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether both are."""
+        return self.first.row_wise and self.second.row_wise
+
+    @property
+    def precise(self) -> bool:
+        """Whether one of them is."""
+        return self.first.precise or self.second.precise
 
     def rules(self) -> Mapping[str, Optimizer]:
         """Both."""
@@ -58,14 +65,14 @@ class Switch(Composite):
         return {
             k + name: ops.where(turns[k], x, getattr(s, k + name))
             for k, rule in self.rules().items()
-            for name, x in rule.settled(part(sums, k), *self._seen_by(k, s, t)).items()
+            for name, x in settled(rule, with_prefix(sums, k), *self._seen_by(k, s, t)).items()
         }
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The step of the one whose turn it is."""
 
         def step(key: str) -> tuple[Tensor, dict[str, Tensor]]:
-            moved, new = self.rules()[key].stepped(g, w, *self._seen_by(key, s, t, w))
+            moved, new = stepped(self.rules()[key], g, w, *self._seen_by(key, s, t, w))
             return moved, {name: new.get(name.removeprefix(key), getattr(s, name)) for name in self.slots}
 
         return ops.cond(t <= self.after, lambda: step("first_"), lambda: step("second_"))
@@ -75,7 +82,7 @@ class Switch(Composite):
         rates = []
         for key, rule in self.rules().items():
             seen, its = self._seen_by(key, s, t)
-            rates.append(rule.rate(seen, its) * ops.cast(rule._rate_after(its - 1), t.dtype))
+            rates.append(rule.rate(seen, its) * ops.cast(rule.rate_after(its - 1), t.dtype))
         return ops.where(t <= self.after, *rates)
 
     def _seen_by(self, key: str, s: Any, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
@@ -89,8 +96,8 @@ class Switch(Composite):
 
 def _seen(rule: Optimizer, key: str, after: int, s: Any, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
     """Returns the namespace and the t of one of the rules, whose turn comes after so many updates."""
-    its, seen = ops.maximum(t - after, 1.0), {**vars(s), **part(vars(s), key)}
-    seen["learning_rate"] = s.learning_rate * ops.cast(rule._rate_after(its - 1), t.dtype)
+    its, seen = ops.maximum(t - after, 1.0), {**vars(s), **with_prefix(vars(s), key)}
+    seen["learning_rate"] = s.learning_rate * ops.cast(rule.rate_after(its - 1), t.dtype)
     factor = getattr(s, "weight_decay", 0.0)
     seen["weight_decay"] = rule.decay(its - 1) * factor if factor else 0.0
     if w is not None:  # what begins as the weight does so when the turn comes

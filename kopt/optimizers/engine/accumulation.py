@@ -8,71 +8,73 @@ from typing import Any
 
 from keras import ops
 
-from kopt.optimizers.engine.parameter import Gradient, OptimizerParts, Parameter, Write
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.backends.records import Gradient, Write
+from kopt.optimizers.engine.parameter import Parameter, read, write
+from kopt.optimizers.engine.setup import Setup
+from kopt.optimizers.engine.step import step
 from kopt.optimizers.engine.tensor_math import Tensor
 
 
-class Accumulation(OptimizerParts):
-    """Adds up the gradients of `gradient_accumulation_steps` batches."""
+def accumulate(
+    setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None = None, careful: Any = True
+) -> Tensor | None:
+    """Adds a batch and, if it is the last one, makes the step; returns what `step` does.
 
-    def _accumulate(
-        self, grads: Sequence[Any], rate: Tensor, loss: Tensor | None = None, careful: Any = True
-    ) -> Tensor | None:
-        """Adds a batch and, if it is the last one, makes the step; returns which gradients were finite, if asked for.
+    For places where a step cannot stand inside of a condition: its writes choose between new and old values.
+    """
+    due, loss = add(setup, gradients, loss)
+    flags = step(setup, means(setup, gradients), rate, loss, due, careful=careful)
+    emptied = begin_anew(setup, gradients)
+    backend.commit_if(due, lambda: (emptied, None))
+    return flags
 
-        For places where a step cannot stand inside a condition: its writes choose between new and old values.
-        """
-        due, loss = self._add(grads, loss)
-        flags = self._step(self._means(grads), rate, loss, due, False, careful)
-        emptied = self._begin_anew(grads)
-        self._commit_if(due, lambda: (emptied, None))
-        return flags
 
-    def _add(self, grads: Sequence[Any], loss: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Adds a batch to the sums; returns whether an update is due, and the mean loss so far."""
-        count, steps = self._value(self._iterations), self.gradient_accumulation_steps or 1
-        share = self.share(count % steps)
-        self._commit([write for p, g in self._present(grads) for write in self._added(p, g, share)])
-        if loss is not None:
-            total = self._value(self._shared["loss"]) + ops.cast(share, loss.dtype) * loss
-            self._commit([Write(self._shared["loss"], total)])
-            loss = total / steps
-        return ops.equal((count + 1) % steps, 0), loss
+def add(setup: Setup, gradients: Sequence[Any], loss: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Adds a batch to the sums; returns whether an update is due, and the mean loss so far."""
+    count, steps = backend.value(setup.iterations), setup.options.batches
+    share = setup.optimizer.share(count % steps)
+    backend.commit([w for p, g in setup.given(gradients) for w in _added(setup, p, g, share)])
+    if loss is not None:
+        total = backend.value(setup.shared["loss"]) + ops.cast(share, loss.dtype) * loss
+        backend.commit([Write(setup.shared["loss"], total)])
+        loss = total / steps
+    return ops.equal((count + 1) % steps, 0), loss
 
-    def _added(self, p: Parameter, g: Any, share: Tensor) -> list[Write]:
-        self._check_shape(p, g)
-        gradient = self._read_gradient(g, p)
-        marked = gradient.rows is not None
-        if p.marked not in (None, marked):
-            raise ValueError(
-                f"{type(self).__name__}: {p.path!r} gets gradients of rows from some batches and of the whole from "
-                "others, which cannot be accumulated together. Use sparse='exact'."
-            )
-        p.marked = marked
-        total = self._read(p.accumulator, gradient.rows) + ops.cast(share, p.dtype) * gradient.value
-        marks = [self._write(p.read, ops.ones(ops.shape(gradient.rows), "bool"), gradient)] if marked else []
-        return [self._write(p.accumulator, total, gradient), *marks]
 
-    def _means(self, grads: Sequence[Any]) -> list[Any]:
-        means: list[Any] = [None] * len(grads)
-        for p, _ in self._present(grads):
-            rows = self._marked_rows(p) if p.marked else None
-            mean = self._read(p.accumulator, rows) / self.gradient_accumulation_steps
-            if rows is not None:
-                mean = self._sparse(mean, rows)
-            elif p.marked:
-                mean = Gradient(mean, touched=self._value(p.read))
-            means[p.index] = mean
-        return means
+def _added(setup: Setup, p: Parameter, g: Any, share: Tensor) -> list[Write]:
+    gradient = p.gradient(g, setup.owner)
+    marked = gradient.rows is not None
+    if p.marked not in (None, marked):
+        raise ValueError(
+            f"{setup.owner}: {p.path!r} gets gradients of rows from some batches and of the whole from others, which "
+            "cannot be accumulated together. Use sparse='exact'."
+        )
+    p.marked = marked
+    total = read(p.accumulator, gradient.rows) + ops.cast(share, p.dtype) * gradient.value
+    marks = [write(p.read, ops.ones(ops.shape(gradient.rows), "bool"), gradient)] if marked else []
+    return [write(p.accumulator, total, gradient), *marks]
 
-    def _begin_anew(self, grads: Sequence[Any]) -> list[Write]:
-        """Returns the writes that empty the sums."""
-        writes = [Write(v, ops.zeros_like(self._value(v))) for k, v in self._shared.items() if k == "loss"]
-        for p, _ in self._present(grads):
-            rows = self._marked_rows(p) if p.marked else None
-            for variable in (p.accumulator, p.read) if p.marked else (p.accumulator,):
-                writes.append(Write(variable, ops.zeros_like(self._read(variable, rows)), rows))
-        return writes
 
-    def _present(self, grads: Sequence[Any]) -> list[tuple[Parameter, Any]]:
-        return [(p, g) for p, g in zip(self._parameters, grads, strict=True) if g is not None]
+def means(setup: Setup, gradients: Sequence[Any]) -> list[Any]:
+    """Returns the mean gradients of the batches so far; None where this batch has none."""
+    found: list[Any] = [None] * len(gradients)
+    for p, _ in setup.given(gradients):
+        rows = backend.marked_rows(p.read) if p.marked else None
+        mean = read(p.accumulator, rows) / setup.options.batches
+        if rows is not None:
+            mean = backend.sparse(mean, rows)
+        elif p.marked:
+            mean = Gradient(mean, touched=backend.value(p.read))
+        found[p.index] = mean
+    return found
+
+
+def begin_anew(setup: Setup, gradients: Sequence[Any]) -> list[Write]:
+    """Returns the writes that empty the sums."""
+    writes = [Write(v, ops.zeros_like(backend.value(v))) for k, v in setup.shared.items() if k == "loss"]
+    for p, _ in setup.given(gradients):
+        rows = backend.marked_rows(p.read) if p.marked else None
+        for variable in (p.accumulator, p.read) if p.marked else (p.accumulator,):
+            writes.append(Write(variable, ops.zeros_like(read(variable, rows)), rows))
+    return writes

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import Convert, NonNegative, accept
-from kopt.optimizers.engine.parameter import OptimizerParts
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.tensor_math import Tensor
 
 if TYPE_CHECKING:
@@ -37,83 +37,61 @@ LearningRate = Annotated[float | Schedule | Callable[..., Any], Convert(check_ra
 WeightDecay = Annotated[float | Schedule | Callable[..., Any] | None, Convert(check_decay)]
 
 
-class Rate(OptimizerParts):
-    """Reads and sets the learning rate of an optimizer."""
-
-    @property
-    def learning_rate(self) -> Any:
-        """The rate of the next update."""
-        return self._get_current_learning_rate()
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        number = isinstance(self._learning_rate, keras.Variable)
-        if not ops.is_tensor(value):
-            value = self.fields["learning_rate"].check(type(self).__name__, value)
-        if not callable(value) and not number:
-            raise TypeError(
-                f"{type(self).__name__}.learning_rate can be set to a number if it was created with one. Received: "
-                f"{value!r} for {self._learning_rate!r}. Create a new optimizer to change the schedule."
-            )
-        if not callable(value):
-            self._learning_rate.assign(value)
-            return
-        if self._traced:
-            warnings.warn(
-                f"{type(self).__name__} has a new schedule, but a train step was compiled with the old rate and keeps "
-                "it. Call model.compile(optimizer=model.optimizer, ...) before the next fit.",
-                stacklevel=2,
-            )
-        if number:
-            self._untrack_variable(self._learning_rate)
-        self._learning_rate = value
-
-    def _get_current_learning_rate(self) -> Any:
-        rate = self._learning_rate
-        return rate if isinstance(rate, keras.Variable) else self._rate_after(self._updates())
-
-    def _rate_after(self, updates: Tensor) -> Tensor:
-        """Returns the rate of the update that follows so many."""
-        return self._following(self._learning_rate, updates)
-
-    def _decay_after(self, updates: Tensor) -> Any:
-        """Returns λ of the update that follows so many: a Python number, or a tensor where it follows a schedule."""
-        return self._following(self.weight_decay or 0.0, updates)
-
-    def _following(self, rate: Any, updates: Tensor) -> Any:
-        if isinstance(rate, keras.Variable):
-            return self._value(rate)
-        if isinstance(rate, float):
-            return rate
-        if isinstance(rate, Schedule):
-            return rate(updates)
-        needed = [p for p in inspect.signature(rate).parameters.values() if p.default is p.empty]
-        return rate(updates) if needed else rate()
-
-    def _updates(self) -> Tensor:
-        """Number of updates done, where Keras' schedules see the number of batches."""
-        return self._value(self._iterations) // (self.gradient_accumulation_steps or 1)
-
-    def _given_rate(self) -> Any:
-        """The schedule or callable, or the number in its shortest form: 0.001, not 0.0010000000474974513."""
-        rate = self._learning_rate
-        return float(str(np.asarray(rate.numpy())[()])) if isinstance(rate, keras.Variable) else rate
-
-
-def serialized(owner: str, name: str, rate: Any) -> Any:
-    """Returns a rate fit for JSON; warns of a lambda, which cannot be loaded again without further ado."""
-    if rate is None or isinstance(rate, float):
+def following(rate: Any, updates: Tensor) -> Any:
+    """Returns a rate after so many updates: of a number a Python number or the variable's value, else a tensor."""
+    if isinstance(rate, keras.Variable):
+        return backend.value(rate)
+    if isinstance(rate, float):
         return rate
-    if getattr(rate, "__name__", "") == "<lambda>":
+    if isinstance(rate, Schedule):
+        return rate(updates)
+    needed = [p for p in inspect.signature(rate).parameters.values() if p.default is p.empty]
+    return rate(updates) if needed else rate()
+
+
+def check_new(owner: str, old: Any, new: Any, traced: bool) -> None:
+    """Warns if a new schedule comes too late, for a train step was compiled (`traced`) with the old rate.
+
+    Raises:
+        TypeError: a number in place of a schedule.
+    """
+    if not callable(new) and not isinstance(old, keras.Variable):
+        raise TypeError(
+            f"{owner}.learning_rate can be set to a number if it was created with one. Received: {new!r} for {old!r}. "
+            "Create a new optimizer to change the schedule."
+        )
+    if callable(new) and traced:
         warnings.warn(
-            f"{owner}: {name} is a lambda, which Keras loads with safe_mode=False alone, and without the variables "
-            "that it reads. Use a LearningRateSchedule, or a named function that is registered with "
-            "keras.saving.register_keras_serializable.",
+            f"{owner} has a new schedule, but a train step was compiled with the old rate and keeps it. Call "
+            "model.compile(optimizer=model.optimizer, ...) before the next fit.",
             stacklevel=3,
         )
-    return keras.saving.serialize_keras_object(rate)
 
 
-def deserialized(value: Any, custom_objects: Any = None) -> Any:
-    """Returns what `serialized` was made from."""
-    return keras.saving.deserialize_keras_object(value, custom_objects) if isinstance(value, dict) else value
+def given(rate: Any) -> Any:
+    """Returns a schedule or callable as it is, a number in its shortest form: 0.001, not 0.0010000000474974513."""
+    return float(str(np.asarray(rate.numpy())[()])) if isinstance(rate, keras.Variable) else rate
+
+
+def serialized(owner: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns η and λ fit for JSON; warns of a lambda, which cannot be loaded again without further ado."""
+    result = {}
+    for name in ("learning_rate", "weight_decay"):
+        rate = config[name]
+        if getattr(rate, "__name__", "") == "<lambda>":
+            warnings.warn(
+                f"{owner}: {name} is a lambda, which Keras loads with safe_mode=False alone, and without the variables "
+                "that it reads. Use a LearningRateSchedule, or a named function that is registered with "
+                "keras.saving.register_keras_serializable.",
+                stacklevel=3,
+            )
+        plain = rate is None or isinstance(rate, float)
+        result[name] = rate if plain else keras.saving.serialize_keras_object(rate)
+    return result
+
+
+def deserialized(config: Mapping[str, Any], custom_objects: Any = None) -> dict[str, Any]:
+    """Returns a configuration with the schedules and callables that `serialized` has made fit for JSON."""
+    rates = {k: config[k] for k in ("learning_rate", "weight_decay") if isinstance(config.get(k), dict)}
+    made = {k: keras.saving.deserialize_keras_object(x, custom_objects) for k, x in rates.items()}
+    return {**config, **made}

@@ -1,21 +1,60 @@
-"""What passes between an optimizer and the engine of its backend."""
+"""A weight, and what an optimizer keeps for it: only here are they read, and their new values made ready to write.
+
+The cost of an average of the weights follows the rows that an update moves:
+
+    a ← w + μ (a - w)        at every update; the first one makes a the weight
+
+Rows that have stayed for n updates are owed a ← w + μⁿ (a - w). They are paid when they move again, or when somebody
+looks: beside the average stands, for each row, the number of the update up to which it is right.
+"""
 
 import dataclasses
-from typing import Any, ClassVar
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from kopt.optimizers.engine.tensor_math import Tensor
+import keras
+from keras import ops
+
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.backends.records import Gradient, Write
+from kopt.optimizers.engine.contract import Options, Rule
+from kopt.optimizers.engine.state.codecs import Codec, codec
+from kopt.optimizers.engine.tensor_math import Tensor, beside, round_stochastically
 
 
 @dataclasses.dataclass
 class Parameter:
-    """A weight and what the optimizer keeps for it."""
+    """A weight and what the optimizer keeps for it.
+
+    Attributes:
+        variable: the weight.
+        path: of the weight.
+        label: the path, told apart from that of another weight.
+        dtype: of the arithmetic: float32, or float64 beside float64 weights.
+        index: place in the order of `build`.
+        key: of the rule among those of the optimizer; it begins the names of the shared values.
+        rule: what moves it.
+        options: what surrounds the rule.
+        multiplier: factor of η.
+        decay: factor of λ.
+        slots: the stored parts of each slot.
+        residual: what rounding took from the weight, with "kahan".
+        average: with `use_ema`.
+        averaged_at: the update up to which each row of the average is right.
+        accumulator: sum of the gradients of the batches so far.
+        read: which rows the batches so far have read.
+        marked: whether `read` says so; None before a gradient was seen.
+    """
 
     variable: Any
     path: str
-    label: str  # the path, told apart from that of another weight
-    dtype: str  # of the arithmetic: float32, or float64 beside float64 weights
-    index: int = 0
-    owner: str = ""  # key of the optimizer whose rule moves it, in `Optimizer.owners`
+    label: str
+    dtype: str
+    index: int
+    key: str
+    rule: Rule
+    options: Options
     multiplier: float = 1.0
     decay: float = 1.0
     slots: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -24,106 +63,147 @@ class Parameter:
     averaged_at: Any = None
     accumulator: Any = None
     read: Any = None
-    marked: bool | None = None  # whether `read` says which rows were accumulated, once a gradient was seen
+    marked: bool | None = None
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def lazy(self) -> bool:
+        """Whether a sparse gradient moves only the rows it names."""
+        return self.options.sparse == "lazy" and self.rule.row_wise
+
+    def gradient(self, g: Any, owner: str) -> Gradient:
+        """Returns a gradient in the precision of the arithmetic.
+
+        Raises:
+            ValueError: it is of another shape than the weight.
+        """
+        self._check_shape(g, owner)
+        if backend.is_of_rows(g) and self.options.sparse == "lazy" and not self.rule.row_wise:
+            warnings.warn(
+                f"{type(self.rule).__name__} is not row-wise: the sparse gradient of {self.path!r} is made dense and "
+                "every row is updated. Say so with sparse='exact', or give the table a row-wise optimizer.",
+                stacklevel=2,
+            )
+        return backend.read_gradient(g, self.variable, self.dtype, self.lazy)
+
+    def _check_shape(self, g: Any, owner: str) -> None:
+        shape, expected = backend.static_shape(g), tuple(self.variable.shape)
+        if shape is not None and (
+            len(shape) != len(expected) or any(a not in (None, b) for a, b in zip(shape, expected, strict=True))
+        ):
+            raise ValueError(
+                f"{owner}: gradient of shape {shape} for {self.path!r} of shape {expected}. "
+                "Give gradients and variables in the same order."
+            )
+
+    def weight(self, rows: Tensor = None) -> Tensor:
+        """Returns the weight, or rows of it, with what rounding took from it."""
+        w = ops.cast(read(self.variable, rows), self.dtype)
+        return w if self.residual is None else w + ops.cast(read(self.residual, rows), self.dtype)
+
+    def remembered(self, rows: Tensor = None) -> dict[str, Tensor]:
+        """Returns the slots, or rows of them, as a rule sees them."""
+        return {
+            name: self.storage(name).decode({k: read(v, rows) for k, v in parts.items()}, self.dtype)
+            for name, parts in self.slots.items()
+        }
+
+    def storage(self, slot: str) -> Codec:
+        """Returns how a slot is stored."""
+        return codec(self.rule.slots[slot], self.options.state_dtype, tuple(self.variable.shape))
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    def moved(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor, salt: int) -> list[Write]:
+        """Returns the writes of a weight that an update moves from `old` to `new`: constrained, averaged, rounded."""
+        constraint = getattr(self.variable, "constraint", None)
+        if constraint:  # it sees the whole weight
+            if g.rows is not None:
+                old = self.weight()
+                new = ops.scatter_update(old, g.rows[:, None], ops.take(new, g.keep, axis=0))
+            elif g.touched is not None:
+                new = ops.where(beside(g.touched, new), new, old)
+            g, new = Gradient(g.value), constraint(new)
+        averages = [] if self.average is None else self._averaged(g, old, new, update)
+        return [*averages, *(write(v, x, g) for v, x in self.rounded(new, update, salt))]
+
+    def rounded(self, w: Tensor, update: Tensor, salt: int) -> list[tuple[Any, Tensor]]:
+        """Returns what keeps a weight: the variable and perhaps the residual, with their values."""
+        dtype = keras.backend.standardize_dtype(self.variable.dtype)
+        if self.options.rounding == "stochastic" and is_short(self.variable):
+            stored = round_stochastically(w, dtype, _noise(update, salt)(w))
+        else:
+            stored = ops.cast(w, dtype)
+        residual = [] if self.residual is None else [(self.residual, ops.cast(w - ops.cast(stored, self.dtype), dtype))]
+        return [*residual, (self.variable, stored)]
+
+    def encoded(self, g: Gradient, new: Mapping[str, Tensor], update: Tensor, salt: int) -> list[Write]:
+        """Returns the writes of new slots."""
+        noise = _noise(update, salt)
+        return [
+            write(self.slots[name][k], x, g)
+            for name, value in new.items()
+            for k, x in self.storage(name).encode(value, noise).items()
+        ]
+
+    # ------------------------------------------------------------------------------------------------- average
+
+    def paid(self, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the whole average at update `now`, and that number for each row."""
+        average = self._caught_up(self.weight(), None, now)
+        return average, _filled(backend.value(self.averaged_at), now)
+
+    def overwritten(self, update: Tensor) -> list[Write]:
+        """Returns the writes that make the weight its average, at the end of an update."""
+        a, at = self.paid(update)
+        kept = [(self.average, a), (self.averaged_at, at), *self.rounded(a, update, salt=2 * self.index)]
+        return [Write(variable, value) for variable, value in kept]
+
+    def _averaged(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor) -> list[Write]:
+        caught_up = self._caught_up(old, g.rows, update - 1)
+        a = _decayed(caught_up, new, update - 1, update, self.options.ema_momentum)
+        at = read(self.averaged_at, g.rows)
+        return [write(self.average, a, g), write(self.averaged_at, _filled(at, update), g)]
+
+    def _caught_up(self, w: Tensor, rows: Tensor, now: Tensor) -> Tensor:
+        """Returns the average at update `now` of rows, or of all, that stayed at w since they were averaged."""
+        since = read(self.averaged_at, rows)
+        return _decayed(read(self.average, rows), w, since, now, self.options.ema_momentum)
 
 
-@dataclasses.dataclass
-class Gradient:
-    """The gradient of one parameter, in the precision of the arithmetic.
-
-    Of a table that was read sparsely, `value` holds one row for every entry of `rows`: the sum over its repeated ids.
-    Entries past the number of distinct ids have zero gradient and repeat the first row; `keep` maps them onto it, so
-    that a scatter writes equal values. `touched`, [rows], marks those of a whole table that an update may move.
-    """
-
-    value: Tensor
-    rows: Tensor = None
-    keep: Tensor = None
-    touched: Tensor = None
+def read(variable: Any, rows: Tensor = None) -> Tensor:
+    """Returns the value of a variable, or rows of it."""
+    return backend.value(variable) if rows is None else backend.take(variable, rows)
 
 
-@dataclasses.dataclass
-class Write:
-    """An assignment that ends a step: to the whole variable, or to some rows of it."""
+def write(variable: Any, value: Tensor, g: Gradient) -> Write:
+    """Returns the assignment of what a gradient moves."""
+    if g.rows is not None:
+        return Write(variable, ops.take(value, g.keep, axis=0), g.rows)
+    if g.touched is not None:
+        old = backend.value(variable)
+        value = ops.where(beside(g.touched, old), ops.cast(value, old.dtype), old)
+    return Write(variable, value)
 
-    variable: Any
-    value: Tensor
-    rows: Tensor = None
+
+def is_short(variable: Any) -> bool:
+    """Whether a weight is stored in 16 bits."""
+    return keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16")
 
 
-class OptimizerParts:
-    """What the parts that make up an optimizer (rate, state, step, engine) see of each other; types only."""
+def _noise(update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: backend.uniform(x, update, salt)
 
-    built: bool
-    fields: Any
-    variables: Any
-    weight_decay: Any
-    undecayed: Any
-    use_ema: bool
-    ema_momentum: float
-    ema_overwrite_frequency: int | None
-    gradient_accumulation_steps: int | None
-    loss_scale_factor: float | None
-    clipnorm: float | None
-    clipvalue: float | None
-    global_clipnorm: float | None
-    on_nonfinite: str
-    rounding: str
-    sparse: str
-    state_dtype: str
-    slots: Any
-    shared: Any
-    nonfinite_steps: Any
-    clipped_steps: Any
-    gradient_norm: Any
-    _iterations: Any
-    _learning_rate: Any
-    _distribution_strategy: Any
-    _parameters: tuple[Parameter, ...]
-    _scalar_dtype: str
-    _shared: dict[str, Any]
-    _watched: Any
-    _starts: list[Any]
-    _pending: Any
-    _traced: bool = False
-    _untrack_variable: Any
-    _accumulated_gradients: Any
-    _overwrite_variable_with_gradient: Any
-    _trainable_variables: Any
 
-    row_wise: ClassVar[bool]
-    owners: Any
-    share: Any
-    needs_loss: Any
-    reset: Any
-    add_variable: Any
-    _step: Any
-    _lazy: Any
-    _read: Any
-    _read_weight: Any
-    _stored: Any
-    _write: Any
-    _accumulate: Any
-    _add: Any
-    _means: Any
-    _begin_anew: Any
-    _check_shape: Any
-    _marked_rows: Any
-    _updates: Any
-    _replicas: Any
-    _stop_unless: Any
-    _static_shape: Any
-    _value: Any
-    _rows: Any
-    _sparse: Any
-    _uniform: Any
-    _read_gradient: Any
-    _commit: Any
-    _in_graph: Any
-    _outside_graph: Any
-    anchor: Any
-    _add_beside: Any
-    _counters: Any
-    _rate_of: Any
-    _commit_if: Any
-    _where_slots_begin: Any
+def _decayed(a: Tensor, w: Tensor, since: Tensor, now: Tensor, momentum: float) -> Tensor:
+    """Returns the average at update `now` of rows, or of all, that stayed at w since update `since`."""
+    updates = ops.cast(now, "int32") - ops.cast(since, "int32")
+    kept = ops.power(ops.convert_to_tensor(momentum, w.dtype), ops.cast(updates, w.dtype))
+    kept = ops.where(ops.equal(since, 0), ops.zeros_like(kept), kept)
+    return ops.where(beside(ops.equal(updates, 0), a), a, w + beside(kept, a) * (a - w))
+
+
+def _filled(like: Tensor, number: Tensor) -> Tensor:
+    """Returns a tensor of this shape and type, full of a number."""
+    return ops.zeros_like(like) + ops.cast(number, like.dtype)

@@ -7,6 +7,29 @@ RESERVED = ("learning_rate", "multiplier", "weight_decay", "index", "loss")
 """What a rule finds in its namespace beside slots and shared values."""
 
 
+def stepped(rule: Any, g: Any, w: Any, s: Any, t: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns what `advance` of a rule returns, or raises an error saying what it should."""
+    name = type(rule).__name__
+    moved, new = check_step(name, "advance", rule.advance(g, w, s, t))
+    check_slots(name, rule.slots, {k: getattr(s, k) for k in rule.slots}, new, w, moved)
+    return moved, dict(new)
+
+
+def direction(rule: Any, g: Any, w: Any, s: Any, t: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns what `rule` of a rule returns, or raises an error saying what it should."""
+    name = type(rule).__name__
+    u, new = check_step(name, "rule", rule.rule(g, w, s, t))
+    check_slots(name, rule.slots, {k: getattr(s, k) for k in rule.slots}, new, w, w)
+    return u, dict(new)
+
+
+def settled(rule: Any, sums: dict[str, Any], s: Any, t: Any) -> dict[str, Any]:
+    """Returns what `settle` of a rule returns, or raises an error saying what it should."""
+    new = rule.settle(sums, s, t)
+    check_shared(type(rule).__name__, rule.shared, new)
+    return dict(new)
+
+
 def check_names(owner: str, slots: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Raises `ValueError` if slots and shared values cannot stand side by side in the namespace of a rule."""
     if not isinstance(slots, Mapping) or not all(hasattr(slot, "shape_for") for slot in slots.values()):

@@ -4,13 +4,14 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from kopt.declare import Count
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 from kopt.optimizers.full_batch.line_search import BACKTRACKING, backtrack
 from kopt.optimizers.optimizer import Optimizer
@@ -37,8 +38,8 @@ class FullBatch(Optimizer, abstract=True):
     examples: Count | None = None
     batch_size: Count | None = None
     steps_per_update: Count | None = None
-    precise: ClassVar[bool] = True
-    row_wise: ClassVar[bool] = False
+    precise = True
+    row_wise = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,21 +88,21 @@ class FullBatch(Optimizer, abstract=True):
     @property
     def stalls(self) -> int:
         """Number of line searches in a row that found no lower point."""
-        return int(self._value(self._shared["stalls"])) if self.built and "stalls" in self._shared else 0
+        return int(backend.value(self.setup.shared["stalls"])) if self.built and "stalls" in self.setup.shared else 0
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts back the last accepted point if the weights are at a trial; `fit` calls it at its end."""
-        if self.built and "searching" in self._shared and bool(self._value(self._shared["searching"]) > 0):
-            for p in self._parameters:
+        if self.built and "searching" in self.setup.shared and bool(backend.value(self.setup.shared["searching"]) > 0):
+            for p in self.setup.parameters:
                 if "x" in p.slots:
-                    for variable, value in self._stored(p, self._read_slots(p)["x"], self._updates(), 0):
+                    for variable, value in p.rounded(p.remembered()["x"], self.setup.updates(), 0):
                         variable.assign(value)
-            self._shared["searching"].assign(0.0)
+            self.setup.shared["searching"].assign(0.0)
         super().finalize_variable_values(var_list)
 
     def _rounding_error(self, value: Tensor, moved: Tensor) -> Tensor:
         """Bounds the error of a loss: that of the number and that of the weights, `moved` = Σ (g w)²."""
-        unit = 2.0**-23 if any(p.dtype == "float32" for p in self._parameters) else 2.0**-52
+        unit = 2.0**-23 if any(p.dtype == "float32" for p in self.setup.parameters) else 2.0**-52
         return 2 * unit * (ops.abs(value) + ops.sqrt(moved))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from keras import ops
 
 from kopt.declare import Count
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.full_batch import inverse_hessian, line_search
 from kopt.optimizers.full_batch.bgd import FullBatch

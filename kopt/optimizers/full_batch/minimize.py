@@ -11,6 +11,7 @@ from keras import ops
 
 from kopt.declare import Count, NonNegative, checked
 from kopt.declare.registry import get
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.optimizer import Optimizer
 
 
@@ -96,7 +97,7 @@ def minimize(
     else:
         raise TypeError(f"minimize needs a Keras model or a function. Received: {target!r}")
     optimizer.build(list(variables))
-    differentiate = optimizer.differentiated(function, list(variables), compiled)
+    differentiate = backend.differentiated(function, list(variables), compiled)
 
     def evaluate() -> tuple[Any, list[Any]]:
         loss, gradients = 0.0, [0.0] * len(variables)

@@ -1,10 +1,11 @@
 """Cautious."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from keras import ops
 
 from kopt.declare import Positive
+from kopt.optimizers.engine.rule_checks import direction
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.optimizer import Optimizer
 from kopt.optimizers.wrappers.wrapper import Wrapper
@@ -28,7 +29,7 @@ class Cautious(Wrapper):
     Reference: Liang et al., 2024, arXiv:2411.16085.
     """
 
-    row_wise: ClassVar[bool] = False
+    row_wise = False
     floor: Positive = 1e-3
 
     def __post_init__(self) -> None:
@@ -42,6 +43,6 @@ class Cautious(Wrapper):
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Masks the direction of the optimizer within."""
-        u, new = self.optimizer.direction(g, w, s, t)
+        u, new = direction(self.optimizer, g, w, s, t)
         agree = ops.cast(u * g > 0, u.dtype)
         return u * agree / ops.maximum(ops.mean(agree), self.floor), dict(new)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from keras import ops
 
 from kopt.declare import NonNegative, Positive, Range
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
@@ -26,7 +27,7 @@ class GradientCentralization(Wrapper):
     Reference: Yong et al., 2020, arXiv:2004.01461.
     """
 
-    row_wise: ClassVar[bool] = False
+    row_wise = False
 
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Subtracts the mean."""
@@ -50,7 +51,7 @@ class AdaptiveClip(Wrapper):
     """
 
     bounded = False
-    row_wise: ClassVar[bool] = False
+    row_wise = False
     clipping: Positive = 0.01
     epsilon: Positive = 1e-3
 
@@ -79,7 +80,7 @@ class GradientNoise(Wrapper):
     Reference: Neelakantan et al., 2015, arXiv:1511.06807.
     """
 
-    row_wise: ClassVar[bool] = False
+    row_wise = False
     random: ClassVar[bool] = True
     scale: NonNegative = 0.01
     fading: NonNegative = 0.55
@@ -88,6 +89,6 @@ class GradientNoise(Wrapper):
     def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
         """Adds the noise, by Box's and Muller's transform of two uniform numbers."""
         salt = -1 - 2 * (s.index + 2**16 * self.seed)
-        radius, angle = (self._uniform(g, t, salt - k) for k in (0, 1))
+        radius, angle = (backend.uniform(g, t, salt - k) for k in (0, 1))
         z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)
         return g + ops.sqrt(self.scale * ops.power(t, -self.fading)) * z

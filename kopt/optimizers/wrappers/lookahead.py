@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from keras import ops
 
 from kopt.declare import Count, OpenFraction
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.wrappers.wrapper import Wrapper
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.backends.records import Write
 from kopt.optimizers.engine.keras_loss_scale import MINIMUM_SCALE
-from kopt.optimizers.engine.parameter import Write
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.optimizer import Optimizer
 
@@ -84,7 +85,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if self.built:
             return
         super().build(variables)
-        with self.inner_optimizer._outside_graph():
+        with backend.outside_graph():
             self._restore_pending()
 
     def scale_loss(self, loss: Any) -> Any:
@@ -108,7 +109,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             raise ValueError("LossScaleOptimizer is not built. Pass the variables, or call build(variables) first.")
         variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
         self.build(variables)
-        scale, updates, skipped = (ops.copy(inner._value(self.dynamic_scale)), *self._counts())
+        scale, updates, skipped = (ops.copy(backend.value(self.dynamic_scale)), *self._counts())
         inner.apply([self._unscaled(g, v, scale) for g, v in zip(grads, variables, strict=True)], variables)
         updates, skipped = (after - before for after, before in zip(self._counts(), (updates, skipped), strict=True))
         self._rescale(scale, updates, skipped > 0)
@@ -134,21 +135,21 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def _counts(self) -> tuple[Tensor, Tensor]:
         """Returns the number of updates done and of those skipped."""
         inner = self.inner_optimizer  # copied, because torch changes its tensors in place
-        return inner._updates(), ops.copy(inner._value(inner.nonfinite_steps))
+        return inner.setup.updates(), ops.copy(backend.value(inner.nonfinite_steps))
 
     def _unscaled(self, g: Any, variable: Any, scale: Tensor) -> Any:
         return g if g is None or self._overwrite_variable_with_gradient(variable) else ops.divide(g, scale)
 
     def _rescale(self, scale: Tensor, updates: Tensor, overflow: Tensor) -> None:
         """Ends an update: halves the scale, doubles it or counts."""
-        count = self.inner_optimizer._value(self.step_counter) + ops.cast(updates, self.step_counter.dtype)
+        count = backend.value(self.step_counter) + ops.cast(updates, self.step_counter.dtype)
         full = count >= self.dynamic_growth_steps
         doubled = ops.where(ops.logical_and(full, ops.isfinite(2 * scale)), 2 * scale, scale)
         halved = ops.where(scale >= self.minimum_scale, scale / 2, scale)
         new = ops.where(overflow, halved, doubled)
         count = ops.where(ops.logical_or(overflow, full), ops.zeros_like(count), count)
-        self.inner_optimizer._commit([Write(self.step_counter, count), Write(self.dynamic_scale, new)])
-        self.inner_optimizer._stop_unless(new >= self.minimum_scale, self._fallen())
+        backend.commit([Write(self.step_counter, count), Write(self.dynamic_scale, new)])
+        backend.stop_unless(new >= self.minimum_scale, self._fallen())
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Ends `fit`.

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from kopt.declare import NonNegative, Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
@@ -35,7 +35,7 @@ class Mechanic(Wrapper):
     """
 
     bounded = False
-    row_wise: ClassVar[bool] = False
+    row_wise = False
     start: Positive = 1e-8
     pull: NonNegative = 0.01
     epsilon: Positive = 1e-8

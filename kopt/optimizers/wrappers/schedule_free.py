@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from keras import ops
 
 from kopt.declare import Fraction, NonNegative, OpenFraction, Positive
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.rule_checks import direction, settled
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, rectification, with_decay
 from kopt.optimizers.optimizer import Optimizer
 from kopt.optimizers.wrappers.wrapper import Wrapper
@@ -47,14 +48,14 @@ class Averaging(Optimizer, abstract=True):
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Moves z along the direction of the rule, and y after it."""
-        u, new = self.direction(g, w, s, t)
+        u, new = direction(self, g, w, s, t)
         step = s.learning_rate * self.warmth(t) * with_decay(u, w, s)
         y = w + s.share * (s.z - w) - (1 - self.beta_1 * (1 - s.share)) * step
         return y, {**new, "z": s.z - step}
 
     def averages(self) -> list[Tensor]:
         """Returns x of each weight, in the order of `build`."""
-        pairs = [(self._read_weight(p, None), self._read_slots(p)["z"]) for p in self._parameters]
+        pairs = [(p.weight(), p.remembered()["z"]) for p in self.setup.parameters]
         return [z + (y - z) / self.beta_1 for y, z in pairs]
 
 
@@ -80,11 +81,11 @@ class ScheduleFree(Averaging, Wrapper):
 
     def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
         """Settles the average and what the optimizer within shares."""
-        return super().settle(sums, s, t) | self.optimizer.settled(sums, s, t)
+        return super().settle(sums, s, t) | settled(self.optimizer, sums, s, t)
 
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The direction of the optimizer within."""
-        u, new = self.optimizer.direction(g, w, s, t)
+        u, new = direction(self.optimizer, g, w, s, t)
         return u, dict(new)
 
 

@@ -12,7 +12,8 @@ from kopt.declare import Convert
 from kopt.declare.fields import as_code, plain
 from kopt.declare.registry import get
 from kopt.optimizers.engine.learning_rate import LearningRate
-from kopt.optimizers.engine.slots import Slot
+from kopt.optimizers.engine.rule_checks import settled, stepped
+from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.optimizer import Optimizer
 
@@ -25,7 +26,7 @@ def inner(value: Any) -> Optimizer:
         value = keras.optimizers.deserialize(copy.deepcopy(value))  # Keras changes it
     if not isinstance(value, Optimizer) or value.built:
         raise ValueError("a kopt optimizer that has made no step yet, or the name of one")
-    if value.needs_loss or list(value.owners()) != [""]:
+    if value.needs_loss or list(value.rules_by_key()) != [""]:
         raise ValueError("an optimizer that can stand inside of another one; this one moves all weights together")
     return value
 
@@ -50,14 +51,18 @@ class Composite(Optimizer, abstract=True):
         super().__post_init__()
         owner, own = type(self).__name__, {"name", "learning_rate", "weight_decay"}
         for rule in self.rules().values():
-            if rule._excluded:
+            if rule._held.excluded:
                 raise ValueError(f"{owner}: call exclude_from_weight_decay of {owner} itself. Received: {rule!r}")
             for name, field in Optimizer.fields.items():
                 if name not in own and getattr(rule, name) != field.default:
                     raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
             if self.weight_decay is not None:
                 rule.weight_decay = self.weight_decay
-        self.__dict__["bounded"] = all(rule.bounded for rule in self.rules().values())
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all are."""
+        return all(rule.bounded for rule in self.rules().values())
 
     @abc.abstractmethod
     def rules(self) -> Mapping[str, Optimizer]:
@@ -107,7 +112,7 @@ class Wrapper(Optimizer, abstract=True):
         rule = self.fields["optimizer"].check(type(self).__name__, options.pop("optimizer", "adamw"))
         around = {k: rule._argument(k) for k in Optimizer.fields if k != "name"}
         super().__init__(**{**around, **options, "optimizer": rule})
-        self._excluded.extend(rule._excluded)
+        self._held.excluded.extend(rule._held.excluded)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +121,21 @@ class Wrapper(Optimizer, abstract=True):
         for kind, own in (("slot", self.own_slots), ("shared value", self.own_shared)):
             for name in {*own} & {*rule.slots, *rule.shared}:
                 raise ValueError(f"{type(self).__name__} and {rule!r} both have a {kind} {name!r}. Use one of them.")
-        row_wise, bounded = self.row_wise and rule.row_wise, type(self).bounded and rule.bounded
-        self.__dict__.update(row_wise=row_wise, bounded=bounded, precise=rule.precise)
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether the optimizer within is."""
+        return self.optimizer.row_wise
+
+    @property
+    def precise(self) -> bool:
+        """Whether the optimizer within is."""
+        return self.optimizer.precise
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the optimizer within is."""
+        return self.optimizer.bounded
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -143,11 +161,11 @@ class Wrapper(Optimizer, abstract=True):
 
     def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
         """What it makes of the sums."""
-        return self.optimizer.settled(sums, s, t)
+        return settled(self.optimizer, sums, s, t)
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Its step."""
-        return self.optimizer.stepped(self.gradient(g, w, s, t), w, s, t)
+        return stepped(self.optimizer, self.gradient(g, w, s, t), w, s, t)
 
     def rate(self, s: Any, t: Tensor) -> Tensor:
         """Its rate."""

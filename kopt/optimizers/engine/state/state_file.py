@@ -1,14 +1,18 @@
 """State in files: named variables and a manifest, where Keras keeps "0", "1", ... and skips what does not fit."""
 
+import dataclasses
 import json
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 
-from kopt.optimizers.engine.parameter import OptimizerParts
+from kopt.optimizers.engine.contract import Options, Rule
+from kopt.optimizers.engine.setup import Setup
+from kopt.optimizers.engine.state.slots import Slot
 
 FORMAT = 1
 MANIFEST = "manifest"
@@ -16,10 +20,34 @@ BESIDE = ("residual", "average", "averaged_at", "accumulator", "read")
 """What a parameter may have beside its slots."""
 ALWAYS = ("iteration", "learning_rate")
 """What an optimizer has before its first step."""
+STORED: dict[str, set[str]] = {"float32": set(), "bfloat16": {"bfloat16"}, "int8": {"int8", "scale"}}
+"""Parts of a slot beside those in full precision, by `state_dtype`."""
 MAY_BE_NAN = ("gradient_norm", "shared.loss")
 """What may be NaN: it is a measurement of the last batch."""
 
 State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What an optimizer will have when it is built.
+
+    Attributes:
+        slots: those of its rules, each with its name.
+        shared: names of the shared values.
+        options: what surrounds the rules.
+    """
+
+    slots: Sequence[tuple[str, Slot]]
+    shared: Collection[str]
+    options: Options
+
+    @classmethod
+    def of(cls, rules: Mapping[str, Rule], options: Options, needs_loss: bool) -> Self:
+        """Returns it for rules by key."""
+        slots = [(name, slot) for rule in rules.values() for name, slot in rule.slots.items()]
+        shared = {key + k for key, rule in rules.items() for k in rule.shared}
+        return cls(slots, shared | ({"loss"} if needs_loss else set()), options)
 
 
 class _Call:
@@ -48,51 +76,55 @@ class _Call:
         }.get(self.name, f"Create the {owner} with the options and the weights it was saved with.")
 
 
-class StateFile(OptimizerParts):
-    """Saves and restores the variables of an optimizer by name.
+class StateFile:
+    """Writes and reads the state of one optimizer, a dictionary of variables by name.
 
     Weights are told apart by their order: their paths change when a model is loaded again. The manifest keeps name,
     shape and dtype of every entry and the path of its weight, for the message when something differs.
 
     What is restored before the first step waits for `build`, because there are no slots yet; counter and rate are set
     at once. It is compared as far as it can be when it is loaded, and with the weights in `build`.
+
+    Attributes:
+        owner: name of the optimizer's class.
+        waiting: manifest and arrays that were loaded before there were slots.
     """
 
-    _pending: tuple[State, State] | None = None
-    _waits_for = _Call("", False)
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.waiting: tuple[State, State] | None = None
+        self._waits_for = _Call("", False)
 
-    def _state(self) -> State:
-        """Returns every variable worth saving, by name."""
-        state = {"iteration": self._iterations}
-        if isinstance(self._learning_rate, keras.Variable):
-            state["learning_rate"] = self._learning_rate
-        if not self.built:
-            return state
-        for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
-            state[name] = getattr(self, name)
-        state |= {f"shared.{k}": v for k, v in self._shared.items()}
-        for i, p in enumerate(self._parameters):
-            parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
-            parts |= {name: getattr(p, name) for name in BESIDE}
-            state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
-        return state
+    def write(self, store: Any, state: State, paths: Sequence[str] | None) -> None:
+        """Writes state and manifest into a Keras store; state that still waits for `build`, as it was loaded.
 
-    def _manifest(self) -> State:
-        entries = {name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in self._state().items()}
-        paths = [p.path for p in self._parameters] if self.built else []
-        owner = type(self).__name__
-        return {"format": FORMAT, "optimizer": owner, "built": self.built, "paths": paths, "entries": entries}
-
-    def save_own_variables(self, store: Any) -> None:
-        """Writes state and manifest into a Keras store; state that still waits for `build`, as it was loaded."""
-        manifest, arrays = self._pending or (self._manifest(), {})
+        Args:
+            store: of Keras.
+            state: every variable, by name.
+            paths: those of the weights; None before `build`.
+        """
+        manifest, arrays = self.waiting or (self._manifest(state, paths), {})
         for name in manifest["entries"]:
-            waiting = name in arrays and name not in ALWAYS
-            store[name] = arrays[name] if waiting else self._state()[name].numpy()
+            waits = name in arrays and name not in ALWAYS
+            store[name] = arrays[name] if waits else state[name].numpy()
         store[MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
 
-    def load_own_variables(self, store: Any) -> None:
+    def read(
+        self,
+        store: Any,
+        state: State,
+        paths: Sequence[str] | None,
+        expected: Expected,
+        reset: Callable[[], None],
+    ) -> None:
         """Restores the state; what was saved before the first step puts everything back to the start.
+
+        Args:
+            store: of Keras.
+            state: every variable, by name.
+            paths: those of the weights; None before `build`.
+            expected: what the optimizer will have when it is built.
+            reset: puts everything back to the start.
 
         Raises:
             ValueError: the state is of another optimizer, of other weights, or of other options, it is damaged, or has
@@ -100,44 +132,48 @@ class StateFile(OptimizerParts):
         """
         call = _Call.now()
         try:
-            manifest, arrays = self._read_store(store)
-            if self.built:
-                self._compare(manifest, self._manifest()["entries"])
+            manifest, arrays = self._checked(store, paths)
+            if paths is not None:
+                self._compare(manifest, state, paths)
             elif manifest["built"]:
-                self._compare_options(manifest["entries"])
+                self._compare_options(manifest["entries"], state, expected)
         except ValueError as error:
             if call.skips_mismatch:
-                self.reset()
-            raise ValueError(f"{error} {call.advice(type(self).__name__)}") from None
+                reset()
+            raise ValueError(f"{error} {call.advice(self.owner)}") from None
         if not manifest["built"]:
-            self.reset()
-        state = self._state()
-        for name in state if self.built and manifest["built"] else ALWAYS:
+            reset()
+        for name in state if paths is not None and manifest["built"] else ALWAYS:
             if name in state and name in arrays:
                 state[name].assign(arrays[name])
-        self._pending = None if self.built or not manifest["built"] else (manifest, arrays)
+        self.waiting = None if paths is not None or not manifest["built"] else (manifest, arrays)
         self._waits_for = call
 
-    def _restore_pending(self) -> None:
-        """Puts in place, at the end of `build`, what was loaded before there were slots."""
-        if self._pending is None:
+    def restore_waiting(self, state: State, paths: Sequence[str], reset: Callable[[], None]) -> None:
+        """Puts in place, at the end of `build`, what was loaded before there were slots; arguments as of `read`."""
+        if self.waiting is None:
             return
-        (manifest, arrays), self._pending = self._pending, None
+        (manifest, arrays), self.waiting = self.waiting, None
         try:
-            self._compare(manifest, self._manifest()["entries"])
+            self._compare(manifest, state, paths)
         except ValueError as error:
-            self.reset()
+            reset()
             if not self._waits_for.skips_mismatch:
                 raise ValueError(f"{error} It is dropped: the next step begins with fresh slots.") from None
             warnings.warn(f"{error} The slots begin anew.", stacklevel=2)
             return
-        for name, variable in self._state().items():
+        for name, variable in state.items():
             if name not in ALWAYS:  # these were restored at once, and may have been set since
                 variable.assign(arrays[name])
 
-    def _read_store(self, store: Any) -> tuple[State, State]:
+    def _manifest(self, state: State, paths: Sequence[str] | None) -> State:
+        built = paths is not None
+        head = {"format": FORMAT, "optimizer": self.owner, "built": built, "paths": list(paths or ())}
+        return head | {"entries": _entries(state)}
+
+    def _checked(self, store: Any, paths: Sequence[str] | None) -> tuple[State, State]:
         """Returns manifest and arrays, or raises `ValueError` saying what is wrong with them."""
-        name = type(self).__name__
+        name = self.owner
         if MANIFEST not in store.keys():  # noqa: SIM118 (the store of Keras has no __contains__ in every format)
             raise ValueError(f"The saved optimizer state has no manifest, so kopt.{name} did not write it.")
         try:
@@ -160,69 +196,84 @@ class StateFile(OptimizerParts):
         for k, array in arrays.items():
             if [list(array.shape), str(array.dtype)] != entries[k]:
                 found = f"{array.shape} of {array.dtype}" if list(array.shape) == entries[k][0] else f"{array.shape}"
-                raise ValueError(f"The saved {self._describe(k, manifest)} is {found}, not as its manifest says.")
+                raise ValueError(f"The saved {_describe(k, manifest, paths)} is {found}, not as its manifest says.")
             if fault := _fault(k, array):
-                raise ValueError(f"The saved {self._describe(k, manifest)} {fault}.")
+                raise ValueError(f"The saved {_describe(k, manifest, paths)} {fault}.")
         return manifest, arrays
 
-    def _compare(self, manifest: State, expected: State) -> None:
-        """Raises `ValueError` naming the entries that differ from those expected."""
+    def _compare(self, manifest: State, state: State, paths: Sequence[str]) -> None:
+        """Raises `ValueError` naming the entries that differ from those of the state."""
+        saved, expected = manifest["entries"], _entries(state)
         if not manifest["built"]:
             expected = {k: v for k, v in expected.items() if k in ALWAYS}
-        saved, name = manifest["entries"], type(self).__name__
-        faults = [f"{self._describe(k, manifest)} is missing" for k in expected if k not in saved]
-        faults += [f"{self._describe(k, manifest)} is unknown here" for k in saved if k not in expected]
+        faults = [f"{_describe(k, manifest, paths)} is missing" for k in expected if k not in saved]
+        faults += [f"{_describe(k, manifest, paths)} is unknown here" for k in saved if k not in expected]
         faults += [
-            f"{self._describe(k, manifest)} is {saved[k][1]}{saved[k][0]}, not {v[1]}{v[0]}"
+            f"{_describe(k, manifest, paths)} is {saved[k][1]}{saved[k][0]}, not {v[1]}{v[0]}"
             for k, v in expected.items()
             if k in saved and saved[k] != v
         ]
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise ValueError(f"The saved optimizer state does not fit this {name}: {'; '.join(faults[:5])}{more}.")
+            raise ValueError(
+                f"The saved optimizer state does not fit this {self.owner}: {'; '.join(faults[:5])}{more}."
+            )
 
-    def _compare_options(self, entries: State) -> None:
+    def _compare_options(self, entries: State, state: State, expected: Expected) -> None:
         """Raises `ValueError` if other slots or shared values were saved than this optimizer will have."""
-        rules = self.owners()
         parts = [k.split(".") for k in entries if k[0].isdigit()]
         kept = {part[1] for part in parts if len(part) == 2}  # what stands beside the slots
         saved = {f"slot {part[1]!r}" for part in parts if len(part) == 3}
         saved |= {f"shared value {k[7:]!r}" for k in entries if k[0] == "s"}
-        here = {f"slot {k!r}" for rule in rules.values() for k in rule.slots}
-        here |= {f"shared value {owner + k!r}" for owner, rule in rules.items() for k in rule.shared}
-        here |= {"shared value 'loss'"} if self.needs_loss else set()
+        here = {f"slot {k!r}" for k, _ in expected.slots} | {f"shared value {k!r}" for k in expected.shared}
         saved |= {"'learning_rate'"} if "learning_rate" in entries else set()
-        here |= {"'learning_rate'"} if "learning_rate" in self._state() else set()
-        stored = {part[2] for part in parts if len(part) == 3} - {"value"}
-        exact = all(slot.exact for rule in rules.values() for slot in rule.slots.values())
-        if (stored and not self._stores(stored)) or (self.state_dtype == "bfloat16" and not stored and not exact):
+        here |= {"'learning_rate'"} if "learning_rate" in state else set()
+        stored, dtype = {part[2] for part in parts if len(part) == 3} - {"value"}, expected.options.state_dtype
+        exact = all(slot.exact for _, slot in expected.slots)
+        if (stored and stored != STORED[dtype]) or (dtype == "bfloat16" and not stored and not exact):
             saved |= {f"state_dtype with {', '.join(sorted(stored)) or 'float32'}"}
-            here |= {f"state_dtype={self.state_dtype!r}"}
-        options = {"average": ("use_ema", self.use_ema), "accumulator": ("gradient accumulation", self._accumulates)}
+            here |= {f"state_dtype={dtype!r}"}
+        around = expected.options
+        options = {
+            "average": ("use_ema", around.use_ema),
+            "accumulator": ("gradient accumulation", around.gradient_accumulation_steps),
+        }
         for key, (option, given) in options.items():
             saved |= {option} if key in kept else set()
             here |= {option} if given else set()
         if saved != here:
-            faults = [f"{k} is missing" for k in sorted(here - saved)] + [
-                f"{k} is unknown" for k in sorted(saved - here)
-            ]
-            raise ValueError(f"The saved optimizer state does not fit this {type(self).__name__}: {'; '.join(faults)}.")
+            faults = [f"{k} is missing" for k in sorted(here - saved)]
+            faults += [f"{k} is unknown" for k in sorted(saved - here)]
+            raise ValueError(f"The saved optimizer state does not fit this {self.owner}: {'; '.join(faults)}.")
 
-    def _stores(self, parts: set[str]) -> bool:
-        """Whether slots are stored in such parts."""
-        return parts == {"float32": set(), "bfloat16": {"bfloat16"}, "int8": {"int8", "scale"}}[self.state_dtype]
 
-    @property
-    def _accumulates(self) -> bool:
-        return bool(self.gradient_accumulation_steps)
+def name_variables(iterations: Any, learning_rate: Any, setup: Setup | None) -> State:
+    """Returns every variable worth saving, by name; without a `Setup` those that there are before `build`."""
+    state = {"iteration": iterations}
+    if isinstance(learning_rate, keras.Variable):
+        state["learning_rate"] = learning_rate
+    if setup is None:
+        return state
+    for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
+        state[name] = getattr(setup, name)
+    state |= {f"shared.{k}": v for k, v in setup.shared.items()}
+    for i, p in enumerate(setup.parameters):
+        parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
+        parts |= {name: getattr(p, name) for name in BESIDE}
+        state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
+    return state
 
-    def _describe(self, key: str, manifest: State) -> str:
-        index, _, slot = key.partition(".")
-        if not index.isdigit():
-            return repr(key)
-        here = [p.path for p in self._parameters] if self.built else []
-        paths = here if int(index) < len(here) else manifest["paths"]
-        return f"slot {slot!r} of weight {index} ({paths[int(index)]})"
+
+def _entries(state: State) -> State:
+    return {name: [list(v.shape), keras.backend.standardize_dtype(v.dtype)] for name, v in state.items()}
+
+
+def _describe(key: str, manifest: State, paths: Sequence[str] | None) -> str:
+    index, _, slot = key.partition(".")
+    if not index.isdigit():
+        return repr(key)
+    known = paths if paths is not None and int(index) < len(paths) else manifest["paths"]
+    return f"slot {slot!r} of weight {index} ({known[int(index)]})"
 
 
 def _fault(key: str, array: Any) -> str:

@@ -1,43 +1,19 @@
-"""Slots: what an optimizer remembers of each weight, and how it is stored.
+"""How slots are stored.
 
 A rule sees every slot as a float32 tensor. A codec decodes the stored parts before the rule and encodes its result
 afterwards, so that the storage format is no business of the rule.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from keras import ops
+from typing_extensions import override
 
+from kopt.optimizers.engine.state.slots import Shape, Slot
 from kopt.optimizers.engine.tensor_math import Tensor, round_stochastically
-
-Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """One tensor that a rule keeps for each weight.
-
-    Attributes:
-        init: initial value, or "weight" for a copy of the weight.
-        shape: maps the shape of the weight to that of the slot; `None` for the same shape. The slots of a row-wise
-            rule keep the first axis of the weight.
-        exact: stored in the precision of the arithmetic whatever `state_dtype` says: for what is subtracted from a
-            weight, as the point where training began.
-        anchored: summed from the point that a slot of init "weight" remembers, and so begun anew with it.
-    """
-
-    init: float | str = 0.0
-    shape: Callable[[Shape], Shape] | None = None
-    exact: bool = False
-    anchored: bool = False
-
-    def shape_for(self, weight: Shape) -> Shape:
-        """Returns the shape of this slot beside a weight of the given shape."""
-        return weight if self.shape is None else self.shape(weight)
 
 
 class Codec(Protocol):
@@ -56,25 +32,25 @@ class Codec(Protocol):
         """Returns the parts to store; `uniform(x)` draws noise in [0, 1) of the shape of x."""
 
 
-class Float32:
+class Float32(Codec):
     """Stored as the rule sees it: float32, or float64 beside a float64 weight."""
 
     smallest_row = 1
 
+    @override
     def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
-        """See `Codec`."""
         return {"value": (shape, dtype)}
 
+    @override
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
-        """See `Codec`."""
         return parts["value"]
 
+    @override
     def encode(self, x: Tensor, uniform: Any) -> dict[str, Tensor]:
-        """See `Codec`."""
         return {"value": x}
 
 
-class BFloat16:
+class BFloat16(Codec):
     """Stored in 2 bytes with 8 significant bits, rounded stochastically.
 
     Rounding to nearest would freeze an average: β v + (1-β) g² with β = 0.999 changes v by less than half a unit in
@@ -85,20 +61,20 @@ class BFloat16:
 
     smallest_row = 1
 
+    @override
     def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
-        """See `Codec`."""
         return {"bfloat16": (shape, "uint16")}
 
+    @override
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
-        """See `Codec`."""
         return ops.cast(ops.view(parts["bfloat16"], "bfloat16"), dtype)
 
+    @override
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """See `Codec`."""
         return {"bfloat16": ops.view(round_stochastically(x, "bfloat16", uniform(x)), "uint16")}
 
 
-class Int8:
+class Int8(Codec):
     """Stored in 1 byte, and 4 for each block of at most 256 elements of a row: the largest |x| in it, s.
 
         x = sign(k) (|k| / 127)⁴ s,        k = -127 ... 127
@@ -111,17 +87,17 @@ class Int8:
     smallest_row = 16
     block = 256
 
+    @override
     def parts(self, shape: Shape, dtype: str) -> dict[str, tuple[Shape, str]]:
-        """See `Codec`."""
         return {"int8": (shape, "int8"), "scale": ((shape[0], self._blocks(shape)), "float32")}
 
+    @override
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
-        """See `Codec`."""
         code = ops.cast(parts["int8"], dtype)
         return ops.sign(code) * ops.square(ops.square(code / 127)) * self._spread(parts["scale"], code)
 
+    @override
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """See `Codec`."""
         blocks = self._blocks(x.shape)
         size = -(-math.prod(x.shape[1:]) // blocks)
         rows = ops.reshape(ops.abs(x), (-1, math.prod(x.shape[1:])))

@@ -1,0 +1,114 @@
+"""The backend of Keras as an optimizer needs it: one module with these functions, chosen once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
+
+import keras
+
+from kopt.optimizers.engine.backends.records import Gradient, Write
+from kopt.optimizers.engine.tensor_math import Tensor
+
+Place = Literal["open", "compiled", "replica"]
+"""Where a step is asked for: in eager code or a plain graph, inside of what compiles the whole train step, or on one of
+several replicas."""
+Update = tuple[list[Write], Tensor | None]
+"""The writes of an update, and for each gradient whether all is finite."""
+
+
+class Backend(Protocol):
+    """What `on_tensorflow` and `on_jax_and_torch` offer."""
+
+    # ---------------------------------------------------------------------------------------------- running
+
+    def unconverted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function as it is: no tool rewrites its Python code while it is traced."""
+
+    def place(self) -> Place:
+        """Returns where the caller is."""
+
+    def is_traced(self) -> bool:
+        """Whether the caller is being traced, so that what is not a tensor stays as it is now."""
+
+    def compiled(self, graphs: dict[str, Any], name: str, function: Callable[..., Any], xla: bool = False) -> Any:
+        """Returns the function compiled, as `graphs` keeps it under a name; by XLA if asked for."""
+
+    def cond(self, condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """Returns what one of two functions returns; only that one runs."""
+
+    def replicas(self) -> int:
+        """Returns how many replicas train."""
+
+    def sum_over_replicas(self, gradients: Sequence[Any]) -> list[Any]:
+        """Returns the sums of gradients over all replicas; None stays None."""
+
+    def stop_unless(self, fine: Tensor, message: str) -> None:
+        """Raises an error unless all is `fine`, where the train step can stop at all."""
+
+    def raise_on(self, flags: Tensor, labels: Sequence[str], owner: str) -> None:
+        """Raises an error that names the weights whose flag is False."""
+
+    def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
+        """Returns a function that returns the value of `function` and its dense gradients."""
+
+    # ---------------------------------------------------------------------------------------------- variables
+
+    def value(self, variable: Any) -> Tensor:
+        """Reads a variable into a tensor that later assignments leave alone."""
+
+    def take(self, variable: Any, rows: Tensor) -> Tensor:
+        """Reads rows of a variable."""
+
+    def commit(self, writes: Sequence[Write]) -> None:
+        """Carries out assignments."""
+
+    def commit_if(self, condition: Tensor | None, compute: Callable[[], Update]) -> Tensor | None:
+        """Carries out what `compute` returns where the condition holds; None is always. Returns its flags."""
+
+    def add_beside(self, optimizer: Any, like: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> Any:
+        """Adds a variable to an optimizer, on the devices of another one."""
+
+    def outside_graph(self) -> AbstractContextManager[Any]:
+        """Lets assignments happen now, even if `build` is called while a train step is traced."""
+
+    def where_slots_begin(self, owner: str, variables: Sequence[Any], copying: bool) -> AbstractContextManager[Any]:
+        """Scope in which slots are created, some as copies of weights if `copying`."""
+
+    # ---------------------------------------------------------------------------------------------- gradients
+
+    def as_given(self, gradient: Any) -> Any:
+        """Returns a gradient whose parts are tensors."""
+
+    def is_of_rows(self, gradient: Any) -> bool:
+        """Whether a gradient names the rows that it belongs to."""
+
+    def static_shape(self, gradient: Any) -> tuple[int | None, ...] | None:
+        """Returns the shape of a gradient as far as it is known; None if nothing is."""
+
+    def read_gradient(self, gradient: Any, variable: Any, dtype: str, lazy: bool) -> Gradient:
+        """Returns a gradient in the precision of the arithmetic; that of rows with repeated ones summed if `lazy`."""
+
+    def bounds_of_squares(self, gradients: Sequence[Any], dtypes: Sequence[str], dtype: str) -> Tensor:
+        """Returns for each gradient, as it comes, a number that twice its squared norm does not exceed."""
+
+    def marked_rows(self, marks: Any) -> Tensor:
+        """Returns the places where a variable of booleans is true; None where their number cannot be told."""
+
+    def sparse(self, values: Tensor, rows: Tensor) -> Any:
+        """Returns a gradient of rows."""
+
+    def uniform(self, x: Tensor, update: Tensor, salt: int) -> Tensor:
+        """Returns noise in [0, 1) like x: the same for the same update and salt, anywhere and at any time."""
+
+
+def _choose() -> Backend:
+    if keras.backend.backend() == "tensorflow":
+        from kopt.optimizers.engine.backends import on_tensorflow
+
+        return on_tensorflow
+    from kopt.optimizers.engine.backends import on_jax_and_torch
+
+    return on_jax_and_torch
+
+
+backend = _choose()

@@ -1,0 +1,99 @@
+"""Where a step runs: as one compiled function, inside of a compiled train step, or on one of several replicas."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from kopt.optimizers.engine.accumulation import accumulate, add, begin_anew, means
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.backends.records import Write
+from kopt.optimizers.engine.finite import moderate_as_given, needs_care
+from kopt.optimizers.engine.setup import Setup
+from kopt.optimizers.engine.step import counted, step
+from kopt.optimizers.engine.tensor_math import Tensor
+
+
+@backend.unconverted
+def run(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> None:
+    """Makes one step, or accumulates towards one.
+
+    Args:
+        setup: the optimizer.
+        gradients: one a parameter, or None.
+        rate: η.
+        loss: the loss, for rules that look at it.
+    """
+    gradients = [g if g is None else backend.as_given(g) for g in gradients]
+    rate, loss = (x if x is None else ops.cast(x, setup.scalar_dtype) for x in (rate, loss))
+    accumulates, place = setup.options.gradient_accumulation_steps, backend.place()
+    looks = setup.options.on_nonfinite != "ignore"
+    make = accumulate if accumulates else step
+    if place == "replica":
+        (loss,) = backend.sum_over_replicas([loss])  # Keras divides the loss of each replica by their number
+        flags = make(setup, backend.sum_over_replicas(gradients), rate, loss)
+    elif place == "compiled":
+        flags = make(setup, gradients, rate, loss, careful=needs_care(setup, rate) if looks else False)
+    elif accumulates:
+        flags = _compiled(setup, _accumulated)(gradients, rate, loss)
+    else:
+        flags = _compiled_step(setup, gradients, rate, loss)
+    if setup.options.on_nonfinite == "raise" and flags is not None:
+        backend.raise_on(flags, [p.label for p, _ in setup.given(gradients)], setup.owner)
+
+
+def _compiled_step(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    if setup.options.on_nonfinite == "ignore" or all(g is None for g in gradients):
+        return _compiled(setup, _fast, xla=True)(gradients, rate, loss)
+    return _compiled(setup, _judged)(gradients, rate, loss)
+
+
+def _fast(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    return step(setup, gradients, rate, loss, judged=True, careful=False)
+
+
+def _careful(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    return step(setup, gradients, rate, loss, judged=True)
+
+
+def _judged(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor:
+    """Looks at the gradients outside of XLA, where a condition copies no weights, then makes the step or not."""
+    flags = moderate_as_given(setup, gradients)
+
+    def careful() -> Tensor:
+        return _compiled(setup, _careful, xla=True)(gradients, rate, loss)
+
+    def fast() -> Tensor:
+        return _compiled(setup, _fast, xla=True)(gradients, rate, loss)
+
+    def make() -> Tensor:
+        care = needs_care(setup, rate)
+        return careful() if care is True else backend.cond(care, careful, fast)
+
+    def skip() -> Tensor:
+        backend.commit(counted(setup, ops.convert_to_tensor(False)))
+        return flags
+
+    return backend.cond(ops.all(flags), make, skip)
+
+
+def _accumulated(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor:
+    """Adds a batch outside of XLA, which would copy whole tables inside of a condition; the last one makes the step."""
+    due, loss = add(setup, gradients, loss)
+    fine = ops.ones([len(setup.given(gradients))], "bool")
+
+    def make() -> Tensor:
+        flags = _compiled_step(setup, means(setup, gradients), rate, loss)
+        backend.commit(begin_anew(setup, gradients))
+        return fine if flags is None else flags
+
+    def wait() -> Tensor:
+        backend.commit([Write(setup.iterations, backend.value(setup.iterations) + 1)])
+        return fine
+
+    return backend.cond(due, make, wait)
+
+
+def _compiled(setup: Setup, function: Callable[..., Any], xla: bool = False) -> Callable[..., Any]:
+    return backend.compiled(setup.graphs, function.__name__, functools.partial(function, setup), xla)

@@ -1,0 +1,101 @@
+"""A built optimizer, as its steps see it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from keras import ops
+
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.contract import Options, Rule
+from kopt.optimizers.engine.parameter import Parameter
+from kopt.optimizers.engine.tensor_math import Tensor
+
+
+@dataclasses.dataclass
+class Setup:
+    """What a step works on.
+
+    Attributes:
+        owner: name of the optimizer's class, for messages.
+        optimizer: the optimizer itself, as a rule.
+        rules: what moves the weights, by a key that begins the names of their shared values; {"": optimizer}, or one
+            rule a route.
+        options: what surrounds the rules.
+        needs_loss: whether a rule looks at the loss.
+        scalar_dtype: of the shared values and of sums over all weights: float32 or float64.
+        iterations: number of batches seen.
+        nonfinite_steps: number of skipped updates.
+        clipped_steps: number of updates whose gradient was clipped.
+        gradient_norm: of the last update, before clipping.
+        watched: whether `gradient_norm` is kept up to date.
+        shared: the shared values.
+        parameters: the weights.
+        graphs: compiled functions, by name.
+    """
+
+    owner: str
+    optimizer: Rule
+    rules: Mapping[str, Rule]
+    options: Options
+    needs_loss: bool
+    scalar_dtype: str
+    iterations: Any
+    nonfinite_steps: Any
+    clipped_steps: Any
+    gradient_norm: Any
+    watched: Any
+    shared: dict[str, Any]
+    parameters: tuple[Parameter, ...]
+    graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def updates(self) -> Tensor:
+        """Returns the number of updates done."""
+        return updates_done(self.iterations, self.options.batches)
+
+    def in_order(self, variables: Sequence[Any]) -> bool:
+        """Whether these are the weights, one by one; saves the look-ups that an eager step would feel."""
+        return len(variables) == len(self.parameters) and all(
+            v is p.variable for v, p in zip(variables, self.parameters, strict=True)
+        )
+
+    def given(self, gradients: Sequence[Any]) -> list[tuple[Parameter, Any]]:
+        """Returns the weights that have a gradient, with it."""
+        return [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
+
+    def shared_values(self) -> dict[str, Tensor]:
+        """Returns the shared values as they are."""
+        return {k: backend.value(v) for k, v in self.shared.items()}
+
+    def rate_of(self, key: str, rate: Tensor, update: Tensor) -> Tensor:
+        """Returns η of a rule at an update: that of the optimizer, or a multiple of it."""
+        return rate if key == "" else rate * ops.cast(self.rules[key].rate_after(update - 1), self.scalar_dtype)
+
+    def view(
+        self, p: Parameter, slots: Mapping[str, Tensor], shared: Mapping[str, Tensor], rate: Tensor, update: Tensor
+    ) -> SimpleNamespace:
+        """Returns the namespace that a rule sees beside gradient and weight."""
+        common = {k: ops.cast(x, p.dtype) for k, x in with_prefix(shared, p.key).items()}
+        return SimpleNamespace(
+            **slots,
+            **common,
+            learning_rate=ops.cast(self.rate_of(p.key, rate, update), p.dtype) * p.multiplier,
+            multiplier=p.multiplier,
+            weight_decay=p.rule.decay(update - 1) * p.decay if p.decay else 0.0,
+            index=p.index,
+        )
+
+    def shared_view(self, key: str, shared: Mapping[str, Tensor], rate: Tensor, update: Tensor) -> SimpleNamespace:
+        """Returns the namespace that a rule sees when it settles its shared values."""
+        return SimpleNamespace(**with_prefix(shared, key), learning_rate=self.rate_of(key, rate, update))
+
+
+def updates_done(iterations: Any, batches: int) -> Tensor:
+    """Returns the number of updates done after so many batches: what Keras' schedules see, too."""
+    return backend.value(iterations) // batches
+
+
+def with_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the values whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): x for k, x in values.items() if k.startswith(prefix)}

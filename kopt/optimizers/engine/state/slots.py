@@ -1,0 +1,29 @@
+"""Slots: what an optimizer remembers of each weight."""
+
+import dataclasses
+from collections.abc import Callable
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One tensor that a rule keeps for each weight.
+
+    Attributes:
+        init: initial value, or "weight" for a copy of the weight.
+        shape: maps the shape of the weight to that of the slot; `None` for the same shape. The slots of a row-wise
+            rule keep the first axis of the weight.
+        exact: stored in the precision of the arithmetic whatever `state_dtype` says: for what is subtracted from a
+            weight, as the point where training began.
+        anchored: summed from the point that a slot of init "weight" remembers, and so begun anew with it.
+    """
+
+    init: float | str = 0.0
+    shape: Callable[[Shape], Shape] | None = None
+    exact: bool = False
+    anchored: bool = False
+
+    def shape_for(self, weight: Shape) -> Shape:
+        """Returns the shape of this slot beside a weight of the given shape."""
+        return weight if self.shape is None else self.shape(weight)
