@@ -339,7 +339,7 @@ def test_rows_with_repeated_ids(sparse, way, steps):
         step = WAYS[way](lambda values, ids: optimizer.apply([tf.IndexedSlices(values, ids, shape)], [table]))
         for values in np.repeat(updates, steps or 1, axis=0):
             step(tf.constant(np.outer(values, np.ones(3)), "float32"), tf.constant([4, 1, 4]))
-        state = {k: v.numpy() for k, v in optimizer._state().items()} | {"w": table.numpy()}
+        state = {k: v.numpy() for k, v in optimizer._held.variables(optimizer).items()} | {"w": table.numpy()}
         return state, int(optimizer.nonfinite_steps)
 
     spoilt, count = trained(fine, *bad, fine)
