@@ -1,9 +1,9 @@
 """docs/parity.md: every rule against its float64 reference, and against published implementations.
 
-    python tests/test_parity.py --write
+    python tests/project/test_parity.py --write
 
 The differences from the references are computed here, those from the peers by `python -m benchmarks.parity`, which
-needs them installed and writes tests/parity.json.
+needs them installed and writes tests/project/parity.json.
 """
 
 import json
@@ -17,12 +17,12 @@ import references
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 from test_readme import reference
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "parity.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "parity.md"
 PEERS = json.loads((pathlib.Path(__file__).parent / "parity.json").read_text(encoding="utf-8"))
 WITHOUT_PEER = {
     "AdaBoundW": "its peer is that of AdaBound, without the decoupled decay",
     "BGD": "fixed steps are torch's SGD; the line searches are checked against the reference alone",
-    "LBFGS": "against SciPy, by evaluations, in tests/test_fullbatch.py",
+    "LBFGS": "against SciPy, by evaluations, in tests/optimizers/test_fullbatch.py",
     "LazyAdam": "the rule is Adam's; lazy rows are checked against the rule on those rows",
     "ConditionalGradient": "that of TensorFlow Addons does not run with Keras 3",
     "GradientNoise": "random",
@@ -32,7 +32,7 @@ WITHOUT_PEER = {
 }
 HEAD = """# Parity
 
-Every rule of kopt is written a second time in float64 NumPy, from the paper, under tests/references. The columns
+Every rule of kopt is written a second time in float64 NumPy, from the paper (tests/support/references). The columns
 "float32" are the largest difference of kopt's float32 weights from those of the reference after 20 steps, for a matrix,
 a vector and a tensor of four axes together, relative to the largest weight, without decay and with λ = 0.1. The columns
 "peer" are the largest difference of float64 weights from those of a published implementation over 20 steps.
@@ -42,7 +42,7 @@ The learning rates here are powers of two, 2⁻⁵ or 1: kopt's rate is a float3
 with that of a peer to 2e-08 and no better.
 
     python -m benchmarks.parity            # the peers; says what to install
-    python tests/test_parity.py --write    # the references, and this page
+    python tests/project/test_parity.py --write    # the references, and this page
 
 | rule | reference | float32 | float32, decay | peer | peer, plain | peer, decay | remark |
 |---|---|---:|---:|---|---:|---:|---|
@@ -80,7 +80,7 @@ def test_equals_the_reference_in_float32(name, decay):
 
 def test_every_rule_has_its_row():
     page = PAGE.read_text(encoding="utf-8")
-    assert page.startswith(HEAD), "Run `python tests/test_parity.py --write`."
+    assert page.startswith(HEAD), "Run `python tests/project/test_parity.py --write`."
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.M)
     assert [name for name, _ in rows] == list(rules())
     for name, cells in rows:

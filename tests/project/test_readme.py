@@ -1,6 +1,6 @@
 """README.md keeps its word: its code runs, its table is that of the registry, its commands work.
 
-python tests/test_readme.py --write
+python tests/project/test_readme.py --write
 
 brings the generated parts up to date: the table of optimizers, and the results of the runs under saved_models/.
 """
@@ -28,7 +28,7 @@ from kopt.declare.registry import OPTIMIZERS
 from kopt.optimizers.engine.slots import codec
 from recipes import _cli
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
 
 
@@ -221,7 +221,9 @@ def test_a_loaded_model_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "table"), [("optimizers", optimizer_table), ("adapters", adapter_table)])
 def test_tables_are_those_of_the_registries(name, table):
-    assert section(README.read_text(encoding="utf-8"), name) == table(), "Run `python tests/test_readme.py --write`."
+    assert section(README.read_text(encoding="utf-8"), name) == table(), (
+        "Run `python tests/project/test_readme.py --write`."
+    )
 
 
 def test_state_takes_the_bytes_of_the_table():
