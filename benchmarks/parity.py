@@ -3,7 +3,7 @@
     pip install torch==2.13.0 pytorch-optimizer==4.1.0 optax schedulefree prodigyopt torch-optimi \
         adam-atan2-pytorch dadaptation dog-optimizer
     python -m benchmarks.parity                 # writes tests/project/parity.json
-    python tests/project/test_parity.py --write         # writes docs/parity.md
+    python docs/generate.py --measure           # writes docs/parity.md
 
 Both take the same 20 gradients in float64, with decay off and on, for a matrix, a vector and a tensor of four axes. The
 rates are powers of two, which float32 holds exactly; another one, such as 0.01, bounds the agreement by 2e-08.
