@@ -155,7 +155,8 @@ def adapter_table() -> str:
 def about(cls: type) -> str:
     """Returns the first line of the docstring, without the name."""
     first = str(cls.__doc__).splitlines()[0]
-    return (first.partition(": ")[2] or first).rstrip(".")
+    text = (first.partition(": ")[2] or first).rstrip(".")
+    return text[0].upper() + text[1:]
 
 
 def slots_of(optimizer: Any) -> Mapping[str, Any]:

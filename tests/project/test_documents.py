@@ -52,6 +52,12 @@ def headings(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
+def test_every_decision_is_in_the_list():
+    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("*.md"))
+    listed = re.findall(r"\]\(decisions/(.*?)\)", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert pages and listed == pages
+
+
 def test_state_takes_the_bytes_of_the_table():
     for cls in rules().values():
         optimizer = cls()
