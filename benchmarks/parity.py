@@ -2,8 +2,8 @@
 
     pip install torch==2.13.0 pytorch-optimizer==4.1.0 optax schedulefree prodigyopt torch-optimi \
         adam-atan2-pytorch dadaptation dog-optimizer
-    python -m benchmarks.parity                 # writes tests/parity.json
-    python tests/test_parity.py --write         # writes docs/parity.md
+    python -m benchmarks.parity                 # writes tests/project/parity.json
+    python docs/generate.py --measure           # writes docs/parity.md
 
 Both take the same 20 gradients in float64, with decay off and on, for a matrix, a vector and a tensor of four axes. The
 rates are powers of two, which float32 holds exactly; another one, such as 0.01, bounds the agreement by 2e-08.
@@ -345,7 +345,7 @@ def main() -> None:
         found[name] = {"peer": label, "plain": differences[0], "decayed": differences[1], "why": why}
         print(name, label, *(f"{d:.1e}" for d in differences), why, flush=True)
     if not only:
-        (HERE / "tests" / "parity.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        (HERE / "tests" / "project" / "parity.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from made import LINE, read_rows
+from problems import rules
 
 import kopt
 from recipes import _cli, _optimizer, _run, mnist
@@ -209,7 +210,7 @@ def test_options():
     assert optimizer.final_lr == 0.01 and optimizer.ams_bound is True
 
 
-@pytest.mark.parametrize("name", sorted(kopt.registry()))
+@pytest.mark.parametrize("name", sorted(map(str.lower, rules())))
 def test_every_optimizer_can_be_named(name):
     assert isinstance(_optimizer.make_optimizer(_optimizer.OptimizerFlags(optimizer=name.upper()), 1), kopt.Optimizer)
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-TYPED = ROOT / "tests" / "typed"
+ROOT = pathlib.Path(__file__).parents[2]
+TYPED = pathlib.Path(__file__).parent / "typed"
 FILES = [TYPED / "good.py", TYPED / "bad.py"]
 
 

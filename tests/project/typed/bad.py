@@ -1,4 +1,4 @@
-"""Mistakes of users, one a line; the type checkers find each and nothing else (tests/test_typed.py). Nobody runs it."""
+"""Mistakes of users, one a line; the type checkers find each and nothing else (test_typed.py). Nobody runs it."""
 
 from typing import Any
 

@@ -32,7 +32,7 @@ from registry import (
 import kopt
 from kopt.optimizers.engine import run, step
 
-# The contract gives every rule mini-batches; that full-batch rules warn of them is tests/test_habits.py.
+# The contract gives every rule mini-batches; that full-batch rules warn of them is test_habits.py.
 pytestmark = pytest.mark.filterwarnings("ignore:.*compares whole losses")
 
 PEERS = json.loads((pathlib.Path(__file__).parent / "peers.json").read_text())

@@ -1,4 +1,4 @@
-"""What users write; the type checkers find no fault in it (tests/test_typed.py). Nobody runs it."""
+"""What users write; the type checkers find no fault in it (test_typed.py). Nobody runs it."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal

@@ -1,6 +1,6 @@
 """Random sequences of what is done to a model, each of them against a twin that is only trained.
 
-    python tests/sequences.py --count 300 --seed 0
+    python tests/support/sequences.py --count 300 --seed 0
 
 After every verb weights, state of the optimizer, counters and random generators are those of the twin, bit for bit. A
 difference is printed with its seed: `--seed S --count 1` plays it again.
@@ -386,7 +386,7 @@ def main():
                 counts += play(seed, directory)
             except Exception as error:
                 print(f"{type(error).__name__}: {error}", *error.__notes__, sep="\n")
-                print(f"Again: python tests/sequences.py --seed {seed} --count 1")
+                print(f"Again: python tests/support/sequences.py --seed {seed} --count 1")
                 if not isinstance(error, DifferenceError):
                     raise
                 return 1

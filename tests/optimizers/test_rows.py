@@ -7,7 +7,7 @@ import tensorflow as tf
 from problems import RATE, flat, variables
 from registry import RULES, every_row_wise_rule, one_of_each, sampled
 
-# The contract gives every rule mini-batches; that full-batch rules warn of them is tests/test_habits.py.
+# The contract gives every rule mini-batches; that full-batch rules warn of them is test_habits.py.
 pytestmark = pytest.mark.filterwarnings("ignore:.*compares whole losses")
 
 

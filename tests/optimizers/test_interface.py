@@ -137,12 +137,12 @@ def test_a_new_process_resumes_bit_for_bit(tmp_path):
     model.save(tmp_path / "m.keras")
     model.fit(data, shuffle=False, epochs=5, verbose=0)
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import conftest, keras, kopt, numpy as np;"
+        "import sys; sys.path[:0] = sys.argv[1], sys.argv[1] + '/support'; import conftest, keras, kopt, numpy as np;"
         "from problems import *;"
         "m = keras.saving.load_model(sys.argv[2] + '/m.keras');"
         "m.fit(regression(), shuffle=False, epochs=5, verbose=0); np.save(sys.argv[2] + '/w.npy', flat(m))"
     )
-    here = str(__import__("pathlib").Path(__file__).parent)
+    here = str(__import__("pathlib").Path(__file__).parents[1])
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, here, str(tmp_path)], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), flat(model))
 

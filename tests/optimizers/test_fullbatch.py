@@ -10,7 +10,7 @@ from references.fullbatch import lbfgs as lbfgs_reference
 import kopt
 from kopt.optimizers.engine.backends.backend import backend
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*compares whole losses")  # tests/test_habits.py looks for it
+pytestmark = pytest.mark.filterwarnings("ignore:.*compares whole losses")  # test_habits.py looks for it
 
 LINE_SEARCHES = ("strong_wolfe", "armijo", "fixed")
 

@@ -1,0 +1,278 @@
+"""Writes the generated parts of the documents: tables of the registries, of parity, and of the results of runs.
+
+    python docs/generate.py              # brings all of them up to date
+    python docs/generate.py --check      # writes nothing; fails and names the pages that are out of date
+    python docs/generate.py --measure    # also measures every rule against its reference anew, for parity.md
+
+What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand. Figures that were
+measured stay until they are measured again: the results of runs that are not under saved_models/, and without
+`--measure` the rules that parity.md already has.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
+
+import numpy as np
+import references
+import yaml
+from problems import RATE, descend, own_fields, rules, weights_and_gradients
+
+from kopt import peft
+from kopt.optimizers.engine.state.codecs import codec
+from recipes import _cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
+OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
+COMMAND = "python docs/generate.py"
+
+ROOMS = {"wrappers": "Wrappers", "composites": "Several rules in one", "full_batch": "Full batch"}
+"""Headings of the optimizers that have a folder of their own; the others are rules."""
+
+PEERS = json.loads((ROOT / "tests" / "project" / "parity.json").read_text(encoding="utf-8"))
+WITHOUT_PEER = {
+    "AdaBoundW": "its peer is that of AdaBound, without the decoupled decay",
+    "BGD": "fixed steps are torch's SGD; the line searches are checked against the reference alone",
+    "LBFGS": "against SciPy, by evaluations, in tests/optimizers/test_fullbatch.py",
+    "LazyAdam": "the rule is Adam's; lazy rows are checked against the rule on those rows",
+    "ConditionalGradient": "that of TensorFlow Addons does not run with Keras 3",
+    "GradientNoise": "random",
+    "Route": "each weight by the rule of its route",
+    "Switch": "each step by the rule whose turn it is",
+    "ScheduleFree": "its peers are those of ScheduleFreeSGD and ScheduleFreeAdamW",
+}
+
+MEASURE = {True: "rmse", False: "ndcg_at_10"}  # of recommendation: is the task "rating"?
+COLUMNS: dict[str, dict[str, Callable[[Mapping[str, Any]], Any]]] = {  # of a recipe: heading, cell from the metrics
+    "mnist": {
+        "images": lambda m: f"{m['train_examples']:,}",
+        "epochs": lambda m: m["epochs"],
+        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
+        "test loss": lambda m: f"{m['test_loss']:.4f}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+    },
+    "text_classification": {
+        "texts": lambda m: f"{m['train_examples']:,}",
+        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
+        "macro-F1": lambda m: f"{m['test_macro_f1']:.4f}",
+        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+        "peak memory, MB": lambda m: f"{m['peak_memory_mb']:,.0f}",
+    },
+    "recommendation": {
+        "measured by": lambda m: "RMSE" if m["task"] == "rating" else "NDCG@10",
+        "test": lambda m: f"{m['test_' + MEASURE[m['task'] == 'rating']]:.4f}",
+        "baseline": lambda m: f"{m['baseline_' + MEASURE[m['task'] == 'rating']]:.4f}",
+        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
+        "seconds": lambda m: f"{m['train_seconds']:.0f}",
+    },
+}
+RESULTS = {"mnist": "results", "text_classification": "text-results", "recommendation": "recommendation-results"}
+
+
+# ------------------------------------------------------------------------------------------------- pages
+
+
+def section(text: str, name: str) -> str:
+    """Returns what stands between the markers `<!-- name -->` and `<!-- /name -->`."""
+    return text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """Returns the text with another content between the markers."""
+    head, tail = text.split(f"<!-- {name} -->\n")[0], text.split(f"<!-- /{name} -->")[1]
+    return f"{head}<!-- {name} -->\n{content}<!-- /{name} -->{tail}"
+
+
+def pages(found: Mapping[str, Mapping[str, Any]], measure: bool) -> dict[pathlib.Path, str]:
+    """Returns what each page should hold.
+
+    Args:
+        found: the metrics of runs by their commands, see `runs`.
+        measure: whether every rule is measured against its reference, or only those that parity.md lacks.
+    """
+    text = {path: path.read_text(encoding="utf-8") for path in (README, OPTIMIZERS, PARITY, RECIPES)}
+    text[README] = replaced(text[README], "adapters", adapter_table())
+    if (command := "python -m recipes.mnist") in found:
+        text[README] = replaced(text[README], "mnist", headline(command, found[command]))
+    text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
+    text[PARITY] = replaced(text[PARITY], "parity", parity_table("" if measure else section(text[PARITY], "parity")))
+    for recipe, name in RESULTS.items():
+        own = {c: m for c, m in found.items() if m["recipe"] == recipe}
+        text[RECIPES] = replaced(text[RECIPES], name, result_table(recipe, own, section(text[RECIPES], name)))
+    return text
+
+
+def out_of_date() -> list[str]:
+    """Returns the pages whose generated parts are not what they should be, as paths from the root."""
+    expected = pages({}, measure=False)
+    return [str(p.relative_to(ROOT)) for p, text in expected.items() if p.read_text(encoding="utf-8") != text]
+
+
+# ------------------------------------------------------------------------------------------------- registries
+
+
+def optimizer_tables() -> str:
+    """Returns the optimizers of the registry as Markdown, the rules first."""
+    rooms: dict[str, list[str]] = {heading: [] for heading in ("Rules", *ROOMS.values())}
+    for name, cls in rules().items():
+        optimizer = cls()
+        cells = (
+            f"`{name}`",
+            about(cls),
+            ", ".join(slots_of(optimizer)) or "none",
+            f"{round(state_bytes(optimizer), 2):g}",
+            "yes" if cls.row_wise else "no",
+            reference(cls),
+        )
+        room = next((heading for folder, heading in ROOMS.items() if f".{folder}." in cls.__module__), "Rules")
+        rooms[room].append("| " + " | ".join(cells) + " |\n")
+    head = "| optimizer | what it is | slots | bytes/parameter | row-wise | reference |\n|---|---|---|---:|---|---|\n"
+    return "\n".join(f"## {heading}\n\n{head}{''.join(lines)}" for heading, lines in rooms.items())
+
+
+def adapter_table() -> str:
+    """Returns the methods of the registry of adapters as Markdown."""
+    lines = ["| method | what it is | merges | file of `peft` | reference |", "|---|---|---|---|---|"]
+    for cls in peft.adapters().values():
+        if cls.__module__.startswith("kopt."):
+            known = cls.peft_type if cls.peft_type not in ("BITFIT", "BOTTLENECK") else "-"
+            merges = "yes" if cls.mergeable else "no"
+            lines.append(f"| `{cls.__name__}` | {about(cls)} | {merges} | {known} | {reference(cls)} |")
+    return "\n".join([*lines, ""])
+
+
+def about(cls: type) -> str:
+    """Returns the first line of the docstring, without the name."""
+    first = str(cls.__doc__).splitlines()[0]
+    text = (first.partition(": ")[2] or first).rstrip(".")
+    return text[0].upper() + text[1:]
+
+
+def slots_of(optimizer: Any) -> Mapping[str, Any]:
+    """Returns the slots of a weight, those of the first owner."""
+    return next(iter(optimizer.rules_by_key().values())).slots
+
+
+def state_bytes(optimizer: Any, shape: tuple[int, ...] = (1024, 1024)) -> float:
+    """Returns the bytes of the slots for each element of a float32 weight."""
+    parts = [
+        part
+        for slot in slots_of(optimizer).values()
+        for part in codec(slot, optimizer.state_dtype, shape).parts(slot.shape_for(shape), "float32").values()
+    ]
+    return sum(math.prod(stored) * np.dtype(dtype).itemsize for stored, dtype in parts) / math.prod(shape)
+
+
+def reference(cls: type) -> str:
+    """Returns the reference in the docstring, with links."""
+    text = " ".join(str(cls.__doc__).split("Reference: ")[1].split()).removesuffix(".")
+    text = re.sub(r"arXiv:(\d{4}\.\d{5}|\d{4}\.\d{4})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"doi:([^\s;,]+)", r"[doi:\1](https://doi.org/\1)", text)
+
+
+# ------------------------------------------------------------------------------------------------- parity
+
+
+def difference(name: str, decay: float) -> float:
+    """Returns the largest difference of a rule from its float64 reference after 20 steps in float32."""
+    weights, gradients = weights_and_gradients(20, ((4, 3), (3,), (2, 2, 3, 4)))
+    optimizer = rules()[name](learning_rate=RATE, weight_decay=decay)
+    config = optimizer.get_config()
+    hyper = {k: config[k] for k in own_fields(type(optimizer))} | {"learning_rate": RATE, "weight_decay": decay}
+    expected = references.descend(name, weights, gradients, **hyper)
+    done = descend(optimizer, weights, gradients)
+    scale = max(np.abs(y).max() for y in expected)
+    return max(np.abs(x - y).max() for x, y in zip(done, expected, strict=True)) / scale
+
+
+def parity_table(before: str) -> str:
+    """Returns every rule beside its reference and its peer; differences from references stay as in the table before."""
+    known = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (\S+ \| \S+) \|", before, re.MULTILINE))
+    lines = [
+        "| rule | reference | float32 | float32, decay | peer | peer, plain | peer, decay | remark |",
+        "|---|---|---:|---:|---|---:|---:|---|",
+    ]
+    for name, cls in rules().items():
+        peer = PEERS.get(name, {"peer": "", "why": WITHOUT_PEER.get(name, "")})
+        own = known.get(name) or " | ".join(f"{difference(name, decay):.1e}" for decay in (0.0, 0.1))
+        peers = [f"{peer[k]:.1e}" if k in peer else "" for k in ("plain", "decayed")]
+        lines.append("| " + " | ".join([f"`{name}`", reference(cls), own, peer["peer"], *peers, peer["why"]]) + " |")
+    return "\n".join([*lines, ""])
+
+
+# ------------------------------------------------------------------------------------------------- results of runs
+
+
+def runs() -> dict[str, dict[str, Any]]:
+    """Returns the command and the metrics of the latest complete run of each command."""
+    found = {}
+    for path in sorted((ROOT / "saved_models").glob("*/*/metrics.json"), key=lambda p: p.stat().st_mtime):
+        found[command_of(path.parent)] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def command_of(folder: pathlib.Path) -> str:
+    """Returns the command that repeats a run, from its settings; where data lay and results went is left out."""
+    recipe = folder.parent.name
+    defaults = _cli.flatten(importlib.import_module(f"recipes.{recipe}").Train())
+    words = ["python", "-m", f"recipes.{recipe}"]
+    if json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"] == "scikit-learn digits":
+        words += ["--data", "digits"]  # which "auto" may have come to
+    for key, value in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).items():
+        if value == defaults[key] or key in ("data", "progress"):
+            continue
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag[2:])
+        else:
+            words += [word for v in (value if isinstance(value, list) else [value]) for word in (flag, str(v))]
+    return shlex.join(words)
+
+
+def result_table(recipe: str, found: Mapping[str, Mapping[str, Any]], before: str) -> str:
+    """Returns the runs of one recipe as Markdown: those of the table before, replaced where they ran again."""
+    columns = COLUMNS[recipe]
+    rows = dict(re.findall(r"^\| `(.*?)` \|(.*)$", before, re.MULTILINE))
+    for line, m in found.items():
+        rows[line] = "".join(f" {cell(m)} |" for cell in columns.values())
+    default_first = sorted(rows.items(), key=lambda item: (len(item[0].split()) > 3, item[0]))
+    lines = ["| command | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| `{line}` |{cells}" for line, cells in default_first]
+    return "\n".join([*lines, ""])
+
+
+def headline(command: str, m: Mapping[str, Any]) -> str:
+    """Returns a command and its result in two lines."""
+    return (
+        f"```text\n$ {command}\ntest accuracy {m['test_accuracy']:.4f}, test loss {m['test_loss']:.4f} on "
+        f"{m['test_examples']:,} images after {m['epochs']} epochs\n```\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> str | None:
+    """Writes the pages, or checks them; returns what is wrong with them."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
+    parser.add_argument("--measure", action="store_true", help="measure every rule against its reference anew")
+    flags = parser.parse_args(arguments)
+    if flags.check:
+        stale = out_of_date()
+        return f"Out of date: {', '.join(stale)}. Run `{COMMAND}`." if stale else None
+    for path, text in pages(runs(), flags.measure).items():
+        path.write_text(text, encoding="utf-8")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

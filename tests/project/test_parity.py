@@ -1,0 +1,24 @@
+"""docs/parity.md: every rule against its float64 reference, and against published implementations."""
+
+import re
+
+import pytest
+from generate import PARITY, PEERS, WITHOUT_PEER, difference
+from problems import rules
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", rules())
+@pytest.mark.slow
+def test_equals_the_reference_in_float32(name, decay):
+    assert difference(name, decay) <= 1e-6
+
+
+def test_every_rule_has_its_row():
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PARITY.read_text(encoding="utf-8"), re.M)
+    assert [name for name, _ in rows] == list(rules())
+    for name, cells in rows:
+        _, plain, decayed, peer, with_peer, _, why = map(str.strip, cells.split("|"))
+        assert float(plain) <= 1e-6 and float(decayed) <= 1e-6
+        assert peer == PEERS[name]["peer"] if name in PEERS else why == WITHOUT_PEER[name]
+        assert name not in PEERS or float(with_peer) <= 1e-6 or why, f"{name} differs from its peer: say why"
