@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
@@ -105,40 +105,40 @@ class Optimizer(Configurable, KerasOptimizer):
     random: ClassVar[bool] = False
     """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
 
-    # Facts of a rule: properties where they follow from the arguments, usually class attributes.
+    if not TYPE_CHECKING:  # class attributes, or properties where they follow from the arguments
 
-    @property
-    def row_wise(self) -> bool:
-        """Whether the rule on some rows of a weight gives some rows of the rule."""
-        return True
+        @property
+        def row_wise(self) -> bool:
+            """Whether the rule on some rows of a weight gives some rows of the rule."""
+            return True
 
-    @property
-    def precise(self) -> bool:
-        """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
-        return False
+        @property
+        def precise(self) -> bool:
+            """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
+            return False
 
-    @property
-    def bounded(self) -> bool:
-        """Whether the step grows neither with the weight nor with what was won before.
+        @property
+        def bounded(self) -> bool:
+            """Whether the step grows neither with the weight nor with what was won before.
 
-        If not, "skip" and "raise" look at all that is new. A rule outside of kopt is not bounded unless it says so.
-        """
-        return True
+            If not, "skip" and "raise" look at all that is new. A rule outside of kopt is not bounded unless it says so.
+            """
+            return True
 
-    @property
-    def slots(self) -> Mapping[str, Slot]:
-        """What the rule remembers of each weight, by name."""
-        return {}
+        @property
+        def slots(self) -> Mapping[str, Slot]:
+            """What the rule remembers of each weight, by name."""
+            return {}
 
-    @property
-    def shared(self) -> Mapping[str, Any]:
-        """What all weights share, by name: initial numbers or arrays."""
-        return {}
+        @property
+        def shared(self) -> Mapping[str, Any]:
+            """What all weights share, by name: initial numbers or arrays."""
+            return {}
 
-    @property
-    def needs_loss(self) -> bool:
-        """Whether the rule looks at the loss: the shared value `loss`."""
-        return False
+        @property
+        def needs_loss(self) -> bool:
+            """Whether the rule looks at the loss: the shared value `loss`."""
+            return False
 
     def rules_by_key(self) -> Mapping[str, "Optimizer"]:
         """Returns what moves the weights: itself, or one optimizer a route. The key prefixes their shared values."""
@@ -202,8 +202,9 @@ class Optimizer(Configurable, KerasOptimizer):
         super().__init_subclass__(**kwargs)
         if "bounded" not in vars(cls) and not cls.__module__.startswith("kopt."):
             type.__setattr__(cls, "bounded", False)
-        if isinstance(cls.slots, Mapping) and isinstance(cls.shared, Mapping):
-            rule_checks.check_names(cls.__name__, cls.slots, cls.shared)
+        slots, shared = (getattr(cls, name) for name in ("slots", "shared"))
+        if isinstance(slots, Mapping) and isinstance(shared, Mapping):
+            rule_checks.check_names(cls.__name__, slots, shared)
         if not abstract:
             OPTIMIZERS.register(cls)
 
@@ -300,8 +301,7 @@ class Optimizer(Configurable, KerasOptimizer):
             FloatingPointError: a gradient is not finite and `on_nonfinite` is "raise" (eager; inside a graph
                 `tf.errors.InvalidArgumentError`).
         """
-        grads = list(grads)
-        if not grads:
+        if not (grads := list(grads)):
             return
         if trainable_variables is None:
             trainable_variables = [p.variable for p in self.setup.parameters]

@@ -26,7 +26,9 @@ def mypy():
 
 def basedpyright():
     """Returns file name and line of every error that basedpyright finds, with its message."""
-    report = json.loads(run("basedpyright", "--project", str(TYPED), "--outputjson").stdout)
+    report = json.loads(
+        run("basedpyright", "--project", str(TYPED), "--pythonpath", sys.executable, "--outputjson").stdout
+    )
     assert report["summary"]["filesAnalyzed"] == len(FILES)
     return [
         (pathlib.Path(found["file"]).name, found["range"]["start"]["line"] + 1, found["message"])
