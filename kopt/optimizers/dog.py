@@ -1,15 +1,22 @@
 """DoG, LDoG and DoWG: the distance from the start over the gradients so far."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt.declare import Positive
-from kopt.optimizers.engine.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares, with_decay
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import (
+    Any,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    override,
+    sum_of_squares,
+    with_decay,
+)
 
 
 class Distance(Optimizer, abstract=True):
@@ -26,10 +33,10 @@ class Distance(Optimizer, abstract=True):
     bounded = False
     learning_rate = 1.0
     slots = {"delta": Slot(exact=True)}
-    row_wise: ClassVar[bool] = False
+    row_wise = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the gradient and adds the step to Δ."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         step = s.learning_rate * self.rate(s, t) * with_decay(g, w, s)
         return w - step, {"delta": s.delta - step}
 
@@ -53,24 +60,24 @@ class DoG(Distance):
     """
 
     reps_rel: Positive = 1e-6
-    shared: Mapping[str, Any] = {"distance": 0.0, "total": 0.0}
+    shared: dict[str, Any] = {"distance": 0.0, "total": 0.0}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The squared norms."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         return {
             "gradient": sum_of_squares(with_decay(g, w, s)),
             "moved": sum_of_squares(s.delta),
             "weight": sum_of_squares(w),
         }
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns r and G."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         first = self.reps_rel * (1 + ops.sqrt(sums["weight"]))
         distance = ops.maximum(ops.where(ops.equal(t, 1), first, s.distance), ops.sqrt(sums["moved"]))
         return {"distance": distance, "total": s.total + sums["gradient"]}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """The quotient r / √(G + 10⁻⁸)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.distance / ops.sqrt(s.total + 1e-8)
 
 
@@ -89,8 +96,8 @@ class LDoG(DoG):
     slots = {"distance": scalar, "total": scalar, **Distance.slots}
     shared = {}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Settles r and G of this weight, then steps."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         own = self.settle(self.contribute(g, w, s, t), s, t)
         vars(s).update(own)
         moved, new = super().advance(g, w, s, t)
@@ -121,20 +128,20 @@ class DoWG(Distance):
     epsilon: Positive = 1e-4
 
     @property
-    def shared(self) -> Mapping[str, Any]:
-        """r² and v."""
+    @override
+    def shared(self) -> dict[str, Any]:
         square = np.float64(self.initial_distance**2)  # a Python number would be rounded to float32
         return {"square": square, "total": 0.0}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The squared norms."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         return {"gradient": sum_of_squares(with_decay(g, w, s)), "moved": sum_of_squares(s.delta)}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns r² and v."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         square = ops.maximum(s.square, sums["moved"])
         return {"square": square, "total": s.total + square * sums["gradient"]}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """r² / (√v + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.square / (ops.sqrt(s.total) + self.epsilon)

@@ -1,13 +1,10 @@
 """Tiger."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from keras import ops
 
-from kopt.declare import Fraction
-from kopt.optimizers.engine.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
 
 
 class Tiger(Optimizer):
@@ -37,13 +34,17 @@ class Tiger(Optimizer):
     slots = {"m": Slot()}
     scale_free = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.__dict__["bounded"] = not self.relative
-        self.__dict__["row_wise"] = not self.relative  # of this object: the mean goes over the whole matrix
+    if not TYPE_CHECKING:
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the sign of the momentum."""
+        @property
+        def row_wise(self) -> bool:
+            """Whether it is not `relative`, for that has a mean over the whole weight and steps that grow with it."""
+            return not self.relative
+
+        bounded = row_wise
+
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         m = ema(s.m, g, self.beta)
         return w - s.learning_rate * self._scale(w) * (ops.sign(m) + s.weight_decay * w), {"m": m}
 
