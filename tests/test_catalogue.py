@@ -29,6 +29,16 @@ LONGER = {
 }
 """Files of one rule of more than 45 lines, and what takes the room."""
 
+EXTENDING = {
+    "AdaBoundW": "another default, and the unit of its decay",
+    "AdamW": "another default",
+    "Grams": "the direction of Adam, with other signs",
+    "LazyAdam": "fewer values of an argument",
+    "NadamW": "another default",
+    "StableAdamW": "the direction of AdamW, at another rate",
+}
+"""Rules that extend one that can be used itself, and what they change; others share an abstract base."""
+
 
 def rule_files():
     """Returns the rules by the file of `kopt/optimizers` that they stand in; wrappers and the like are apart."""
@@ -66,3 +76,8 @@ def test_files_of_rules_are_short():
     assert len(texts["lion"].splitlines()) <= 38
     alone = {path.stem for path, names in rule_files().items() if len(names) == 1}
     assert {name for name in alone if len(texts[name].splitlines()) > 45} == {*LONGER}
+
+
+def test_rules_share_abstract_bases():
+    found = {name for name, cls in RULES.items() if {*cls.__mro__[1:]} & {*RULES.values()}}
+    assert found == {*EXTENDING}

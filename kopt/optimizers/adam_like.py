@@ -8,9 +8,9 @@ from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots
 class AdamLike(Optimizer, abstract=True):
     r"""Base of the rules that are Adam but for one thing; a subclass overrides the method in which it differs.
 
-        m ← β₁ m + (1-β₁) g                              by `moments`
+        m ← β₁ m + (1-β₁) g                              `moments`
         v ← β₂ v + (1-β₂) g²
-        u = m / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε)           `rate` is what multiplies m, `root` what is in the last bracket
+        u = m / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε)           `mean` / `root` = `rate` m
 
     Args:
         beta_1: β₁ in [0, 1), memory of the gradient.

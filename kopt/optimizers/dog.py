@@ -41,26 +41,14 @@ class Distance(Optimizer, abstract=True):
         return w - step, {"delta": s.delta - step}
 
 
-class DoG(Distance):
-    r"""DoG, distance over gradients: SGD that learns its step size from how far it has come.
-
-        r ← max(r, ‖Δ‖)                  of all weights together; at first ρ (1 + ‖w₁‖)
-        G ← G + ‖g‖²
-        w ← w - η r / √(G + 10⁻⁸) g
-
-    Meant for averaged weights (the authors have a polynomial average): give `use_ema=True`.
-
-    Slots: Δ, like w (4 bytes/parameter), and the scalars r and G.  Not row-wise.
+class OverGradients(Distance, abstract=True):
+    r"""What `DoG` and `LDoG` share: r, G and the rate, of the weights that are summed.
 
     Args:
         reps_rel: ρ > 0, first distance, relative to 1 + ‖w₁‖: 1e-6, with batch normalisation 1e-4.
-
-    Agrees with the authors' code and, with `init_step=("heuristic", ρ)`, with `optax.contrib.dog`.
-    Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
     """
 
     reps_rel: Positive = 1e-6
-    shared: dict[str, Any] = {"distance": 0.0, "total": 0.0}
 
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -81,7 +69,25 @@ class DoG(Distance):
         return s.distance / ops.sqrt(s.total + 1e-8)
 
 
-class LDoG(DoG):
+class DoG(OverGradients):
+    r"""DoG, distance over gradients: SGD that learns its step size from how far it has come.
+
+        r ← max(r, ‖Δ‖)                  of all weights together; at first ρ (1 + ‖w₁‖)
+        G ← G + ‖g‖²
+        w ← w - η r / √(G + 10⁻⁸) g
+
+    Meant for averaged weights (the authors have a polynomial average): give `use_ema=True`.
+
+    Slots: Δ, like w (4 bytes/parameter), and the scalars r and G.  Not row-wise.
+
+    Agrees with the authors' code and, with `init_step=("heuristic", ρ)`, with `optax.contrib.dog`.
+    Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
+    """
+
+    shared = {"distance": 0.0, "total": 0.0}
+
+
+class LDoG(OverGradients):
     r"""LDoG: `DoG` with a distance r and a sum G of its own for every weight tensor.
 
     Meant for averaged weights, as `DoG` is: give `use_ema=True`.
@@ -94,7 +100,6 @@ class LDoG(DoG):
 
     scalar: ClassVar[Slot] = Slot(shape=lambda shape: (), exact=True)
     slots = {"distance": scalar, "total": scalar, **Distance.slots}
-    shared = {}
 
     @override
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:

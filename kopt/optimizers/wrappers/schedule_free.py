@@ -118,21 +118,12 @@ class ScheduleFreeSGD(Averaging):
         return g, {}
 
 
-class ScheduleFreeAdamW(Averaging):
-    r"""Schedule-Free AdamW: `Averaging` with Adam's scaling and without its momentum.
-
-        v ← β₂ v + (1-β₂) g²
-        u = g / (√(v / (1-β₂ᵗ)) + ε)
-
-    Slots: v, z (8 bytes/parameter).  Row-wise, but rows that a batch does not read keep their y.
+class ScaledAveraging(Averaging, abstract=True):
+    r"""What the rules share that scale the gradient as Adam does.
 
     Args:
         beta_2: β₂ in [0, 1), memory of the square.
         epsilon: ε > 0.
-
-    Differs from `keras.optimizers.ScheduleFreeAdamW`, in which β₁ has no effect on TensorFlow and the average ignores
-    the learning rate; agrees with the authors' code, but for its warm-up: give a schedule that warms up.
-    Reference: Defazio et al., 2024, arXiv:2405.15682.
     """
 
     learning_rate = 2.5e-3
@@ -151,7 +142,21 @@ class ScheduleFreeAdamW(Averaging):
         return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
 
 
-class ScheduleFreeRAdam(ScheduleFreeAdamW):
+class ScheduleFreeAdamW(ScaledAveraging):
+    r"""Schedule-Free AdamW: `Averaging` with Adam's scaling and without its momentum.
+
+        v ← β₂ v + (1-β₂) g²
+        u = g / (√(v / (1-β₂ᵗ)) + ε)
+
+    Slots: v, z (8 bytes/parameter).  Row-wise, but rows that a batch does not read keep their y.
+
+    Differs from `keras.optimizers.ScheduleFreeAdamW`, in which β₁ has no effect on TensorFlow and the average ignores
+    the learning rate; agrees with the authors' code, but for its warm-up: give a schedule that warms up.
+    Reference: Defazio et al., 2024, arXiv:2405.15682.
+    """
+
+
+class ScheduleFreeRAdam(ScaledAveraging):
     r"""Schedule-Free RAdam: `ScheduleFreeAdamW` that needs no warm-up, because it rectifies the rate.
 
         ρ = ρ∞ - 2 t β₂ᵗ / (1-β₂ᵗ),  ρ∞ = 2/(1-β₂) - 1
