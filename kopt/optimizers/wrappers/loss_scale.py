@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -10,8 +9,7 @@ from keras import ops
 
 from kopt.optimizers.engine.keras_loss_scale import MINIMUM_SCALE
 from kopt.optimizers.engine.parameter import Write
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Any, Optimizer, Tensor
 
 STATE = ("step_counter", "dynamic_scale")
 
