@@ -76,8 +76,8 @@ from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
-from kopt.optimizers.full_batch.minimize import Result as Result
-from kopt.optimizers.full_batch.minimize import minimize as minimize
+from kopt.optimizers.full_batch import Result as Result
+from kopt.optimizers.full_batch import minimize as minimize
 from kopt.optimizers.layerwise_decay import layerwise_decay as layerwise_decay
 from kopt.training import EMA as EMA
 from kopt.training import SWA as SWA

@@ -1,17 +1,12 @@
 """AdaBelief."""
 
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, rectification
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Tensor, debias, ema, override, rectification
 
 
-class AdaBelief(Optimizer):
+class AdaBelief(AdamLike):
     r"""AdaBelief: long steps where the gradient is as expected, short ones where it is not.
 
         m ← β₁ m + (1-β₁) g
@@ -21,7 +16,6 @@ class AdaBelief(Optimizer):
     Slots: m, v, each like w (4 bytes/parameter).  Row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
         beta_2: β₂ in [0, 1), memory of its deviation.
         epsilon: ε > 0, also added to v at each step: its root bounds the rate. Larger ones, 1e-8, are nearer to SGD.
         rectify: warm up as `RAdam` does, with u = m / (1-β₁ᵗ) as long as the average is too short.
@@ -31,22 +25,19 @@ class AdaBelief(Optimizer):
     Reference: Zhuang et al., 2020, arXiv:2010.07468.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-16
     rectify: bool = True
-    slots = {"m": Slot(), "v": Slot()}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divides by the root mean square of what was not expected."""
+    @override
+    def moments(self, g: Tensor, s: Slots) -> Slots:
         m = ema(s.m, g, self.beta_1)
-        new = State(m=m, v=ema(s.v, ops.square(g - m), self.beta_2) + self.epsilon)
-        return self.rate(new, t) * m, vars(new)
+        return Slots(m=m, v=ema(s.v, ops.square(g - m), self.beta_2) + self.epsilon)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε), rectified."""
-        rate = 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        rate = 1.0 / self.root(s, t)
         if self.rectify:
             r = rectification(self.beta_2, t, 5.0)
             rate = ops.where(r > 0, r * rate, 1.0)

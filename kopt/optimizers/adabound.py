@@ -1,20 +1,15 @@
 """AdaBound and AdaBoundW."""
 
 import math
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any
 
 import keras
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Any, Fraction, Positive, Slot, Slots, Tensor, debias, override
 
 
-class AdaBound(Optimizer):
+class AdaBound(AdamLike):
     r"""AdaBound: Adam whose step sizes are clipped to bounds that close in on that of SGD.
 
         m ← β₁ m + (1-β₁) g
@@ -25,8 +20,6 @@ class AdaBound(Optimizer):
     Slots: m, v and n with ams_bound, each like w (4 bytes/parameter).  Row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
         final_lr: f > 0, the step size of the SGD at the end, at the base learning rate.
         gamma: γ > 0, how fast the bounds close: they are within a factor of 2 after 1/γ updates.
         epsilon: ε > 0, beside the uncorrected root.
@@ -39,7 +32,6 @@ class AdaBound(Optimizer):
     Reference: Luo, Xiong, Liu and Sun, 2019, arXiv:1902.09843.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     final_lr: Positive = 0.1
@@ -53,19 +45,19 @@ class AdaBound(Optimizer):
         self.base_learning_rate = self.base_learning_rate or self._implied()  # saved: the rate may change
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The moments m and v, the maximum n with ams_bound."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"m": Slot(), "v": Slot()} | ({"n": Slot()} if self.ams_bound else {})
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Updates the moments and multiplies the first by the bounded rate."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def moments(self, g: Tensor, s: Slots) -> Slots:
+        new = super().moments(g, s)
         if self.ams_bound:
             new.n = ops.maximum(s.n, new.v)
-        return self.rate(new, t) * new.m, vars(new)
+        return new
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """Adam's rate, clipped to the bounds."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return ops.clip(self._unbounded(s, t), *self.bounds(t))
 
     def bounds(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +65,8 @@ class AdaBound(Optimizer):
         final = self.final_lr / (self.base_learning_rate or self._implied())
         return final * (1 - 1 / (self.gamma * t + 1)), final * (1 + 1 / (self.gamma * t))
 
-    def measure(self, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The bounds as step sizes, and the share of the elements that sit at each."""
+    @override
+    def measure(self, s: Slots, t: Tensor) -> dict[str, Tensor]:
         (lower, upper), free = self.bounds(t), self._unbounded(s, t)
         eta = ops.cast(self.learning_rate, lower.dtype)
         at = {"lower": free <= lower, "upper": free >= upper}
@@ -88,7 +80,7 @@ class AdaBound(Optimizer):
         implied = self.base_learning_rate == self._implied()
         return super()._changed(*left_out, *(["base_learning_rate"] if implied else []))
 
-    def _unbounded(self, s: Any, t: Tensor) -> Tensor:
+    def _unbounded(self, s: Slots, t: Tensor) -> Tensor:
         correction = ops.sqrt(debias(self.beta_2, t)) / debias(self.beta_1, t)
         return correction / (ops.sqrt(s.n if self.ams_bound else s.v) + self.epsilon)
 
@@ -110,8 +102,8 @@ class AdaBoundW(AdaBound):
 
     weight_decay = 5e-4
 
+    @override
     def decay(self, updates: Tensor) -> Any:
-        """λ/η₀."""
         return super().decay(updates) / self.base_learning_rate
 
 
@@ -128,7 +120,7 @@ def _peak(rate: Any, default: float) -> float:
             peak = float(ops.convert_to_numpy(rate(0)))
     if peak is None or not 0 < peak < math.inf:
         raise ValueError(
-            f"AdaBound cannot tell the rate that final_lr refers to from learning_rate={rate!r}. "
-            "Give the peak of the schedule as base_learning_rate."
+            f"AdaBound needs the base rate that final_lr refers to, and learning_rate={rate!r} does not say it. "
+            "Pass the peak of the schedule as base_learning_rate."
         )
     return peak

@@ -1,13 +1,8 @@
 """AdaDelta."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
 class AdaDelta(Optimizer):
@@ -33,12 +28,12 @@ class AdaDelta(Optimizer):
     epsilon: Positive = 1e-6
     slots = {"v": Slot(), "d": Slot()}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divides the recent steps by the recent gradients, in root mean square."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         v = ema(s.v, ops.square(g), self.rho)
         u = g * ops.sqrt((s.d + self.epsilon) / (v + self.epsilon))
         return u, {"v": v, "d": ema(s.d, ops.square(u), self.rho)}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """√(d + ε) / √(v + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return ops.sqrt((s.d + self.epsilon) / (s.v + self.epsilon))

@@ -1,15 +1,8 @@
 """AdaGrad."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import NonNegative, Optimizer, Positive, Slot, Slots, Step, Tensor, override
 
 
 class AdaGrad(Optimizer):
@@ -35,15 +28,15 @@ class AdaGrad(Optimizer):
     epsilon: Positive = 1e-10
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The accumulator a."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"a": Slot(self.initial_accumulator_value)}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divides by the root of the accumulated squares."""
-        new = State(a=s.a + ops.square(g))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = Slots(a=s.a + ops.square(g))
         return self.rate(new, t) * g, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√a + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / (ops.sqrt(s.a) + self.epsilon)

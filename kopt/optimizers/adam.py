@@ -1,18 +1,23 @@
 """Adam and its nearest kin: AdamW, LazyAdam, Nadam and NadamW."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any, Literal
-
 from keras import ops
 
-from kopt.declare import Fraction, NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Literal,
+    NonNegative,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    debias,
+    override,
+)
 
 
-class Adam(Optimizer):
+class Adam(AdamLike):
     r"""Adam: momentum over a running root mean square, both corrected for their start at zero.
 
         m ← β₁ m + (1-β₁) g
@@ -23,8 +28,6 @@ class Adam(Optimizer):
     Slots: m, v and n with amsgrad, each like w (4 bytes/parameter).  Row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
         epsilon: ε > 0 of the paper's Algorithm 1, beside the corrected root.
         amsgrad: divide by the largest v so far.
 
@@ -33,26 +36,25 @@ class Adam(Optimizer):
     Reference: Kingma and Ba, 2015, arXiv:1412.6980; Reddi et al., 2018, arXiv:1904.09237.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-8
     amsgrad: bool = False
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The moments m and v, the maximum n with amsgrad."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"m": Slot(), "v": Slot()} | ({"n": Slot()} if self.amsgrad else {})
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Updates the moments and divides one by the root of the other."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def moments(self, g: Tensor, s: Slots) -> Slots:
+        new = super().moments(g, s)
         if self.amsgrad:
             new.n = ops.maximum(s.n, new.v)
-        return self.rate(new, t) * new.m, vars(new)
+        return new
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (1-β₁ᵗ) / (√v̂ + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         v = s.n if self.amsgrad else s.v
         root = ops.sqrt(v) / ops.sqrt(debias(self.beta_2, t))
         return 1.0 / debias(self.beta_1, t) / (root + self.epsilon)
@@ -94,7 +96,7 @@ class LazyAdam(Adam):
     sparse: Literal["lazy"] = "lazy"
 
 
-class Nadam(Optimizer):
+class Nadam(AdamLike):
     r"""Nadam: Adam with Nesterov momentum that warms up.
 
         μₜ = β₁ (1 - 0.96^(ψ t) / 2),  P ← P μₜ
@@ -105,9 +107,6 @@ class Nadam(Optimizer):
     Slots: m, v, each like w (4 bytes/parameter), and the scalar P.  Row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
-        epsilon: ε > 0, keeps the quotient finite.
         momentum_decay: ψ ≥ 0, speed of the warm-up.
 
     Differs from `keras.optimizers.Nadam`, which has ψ = 1 and ε = 1e-7, and from `optax.nadam`, which has no warm-up;
@@ -115,28 +114,26 @@ class Nadam(Optimizer):
     Reference: Dozat, 2016, openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-8
     momentum_decay: NonNegative = 0.004
-    slots = {"m": Slot(), "v": Slot()}
     shared = {"product": 1.0}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """P ← P μₜ."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         return {"product": s.product * self._mu(t)}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mixes the gradient with the momentum of the next step."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = self.moments(g, s)
         now, ahead = self._mu(t), self._mu(t + 1)
         mixed = ahead * new.m / (1 - s.product * ahead) + (1 - now) * g / (1 - s.product)
         return self.rate(new, t) * mixed, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√(v / (1-β₂ᵗ)) + ε)."""
-        return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        return 1.0 / self.root(s, t)
 
     def _mu(self, t: Tensor) -> Tensor:
         return self.beta_1 * (1 - 0.5 * ops.power(0.96, self.momentum_decay * t))

@@ -1,15 +1,10 @@
 """AdamAtan2."""
 
 import math
-from types import SimpleNamespace as State
-from typing import Any
 
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, debias, ema, override
 
 
 class AdamAtan2(Optimizer):
@@ -39,8 +34,8 @@ class AdamAtan2(Optimizer):
     slots = {"m": Slot(), "v": Slot()}
     scale_free = True
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Takes the angle between first moment and root of the second."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = Slots(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
         root = ops.sqrt(new.v / debias(self.beta_2, t))
         return self.a * ops.arctan2(new.m / debias(self.beta_1, t), self.b * root), vars(new)

@@ -1,18 +1,14 @@
 """AdamP."""
 
 import math
-from types import SimpleNamespace as State
-from typing import Any
 
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override
 
 
-class AdamP(Optimizer):
+class AdamP(AdamLike):
     r"""AdamP: Adam without the growth of the norm of weights that a normalization follows.
 
         m ← β₁ m + (1-β₁) g
@@ -27,8 +23,6 @@ class AdamP(Optimizer):
     Slots: m, v, each like w (4 bytes/parameter).  Not row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
         epsilon: ε > 0, keeps the quotients finite.
         delta: δ > 0, how close to orthogonal gradient and weight must be.
         wd_ratio: ρ in [0, 1), what a projected weight keeps of its decay.
@@ -39,8 +33,6 @@ class AdamP(Optimizer):
     Reference: Heo et al., 2021, arXiv:2006.08217.
     """
 
-    bounded = False
-    learning_rate = 1e-3
     weight_decay = 0.01
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
@@ -48,19 +40,14 @@ class AdamP(Optimizer):
     delta: Positive = 0.1
     wd_ratio: Fraction = 0.1
     nesterov: bool = False
-    slots = {"m": Slot(), "v": Slot()}
-    row_wise = False
+    row_wise = bounded = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps as AdamW does, after the projection."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = self.moments(g, s)
         u = self.rate(new, t) * (ema(new.m, g, self.beta_1) if self.nesterov else new.m)
         u, decayed = self._project(u, g, w) if len(w.shape) > 1 else (u, w)
         return w - s.learning_rate * (u + s.weight_decay * decayed), vars(new)
-
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε), before the projection."""
-        return 1.0 / debias(self.beta_1, t) / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
 
     def _project(self, u: Tensor, g: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns u and w as it decays."""

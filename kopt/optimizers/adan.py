@@ -1,14 +1,8 @@
 """Adan."""
 
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, debias, ema, override
 
 
 class Adan(Optimizer):
@@ -41,14 +35,14 @@ class Adan(Optimizer):
     epsilon: Positive = 1e-8
     slots = {"m": Slot(), "e": Slot(), "v": Slot(), "last": Slot()}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along gradient and difference, then decays by division."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         d = ops.where(ops.equal(t, 1), 0.0, g - s.last)
-        new = State(m=ema(s.m, g, self.beta_1), e=ema(s.e, d, self.beta_2), last=g)
+        new = Slots(m=ema(s.m, g, self.beta_1), e=ema(s.e, d, self.beta_2), last=g)
         new.v = ema(s.v, ops.square(g + self.beta_2 * d), self.beta_3)
         u = self.rate(new, t) * (new.m / debias(self.beta_1, t) + self.beta_2 * new.e / debias(self.beta_2, t))
         return (w - s.learning_rate * u) / (1.0 + s.learning_rate * s.weight_decay), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√(v / (1-β₃ᵗ)) + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / (ops.sqrt(s.v / debias(self.beta_3, t)) + self.epsilon)

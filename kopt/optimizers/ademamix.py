@@ -1,18 +1,14 @@
 """AdEMAMix."""
 
 import math
-from types import SimpleNamespace as State
-from typing import Any
 
 from keras import ops
 
-from kopt.declare import Count, Fraction, NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Count, Fraction, NonNegative, Positive, Slot, Slots, Step, Tensor, override
 
 
-class AdEMAMix(Optimizer):
+class AdEMAMix(AdamLike):
     r"""AdEMAMix: AdamW with a second, much longer memory of the gradient.
 
         m ← β₁ m + (1-β₁) g
@@ -27,18 +23,15 @@ class AdEMAMix(Optimizer):
 
     Args:
         beta_1: β₁ in [0, 1), short memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
         beta_3: β₃ in [0, 1), long memory of the gradient.
         alpha: α ≥ 0, weight of the long memory.
         alpha_warmup: ≥ 1, updates until α is reached; None starts there.
         beta_3_warmup: ≥ 1, updates until β₃ is reached; None starts there.
-        epsilon: ε > 0, keeps the quotient finite.
 
     Agrees with the authors' code, which adds 1e-8 inside of the logarithms.
     Reference: Pagliardini, Ablin and Grangier, 2024, arXiv:2409.03137.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     beta_3: Fraction = 0.9999
@@ -48,16 +41,16 @@ class AdEMAMix(Optimizer):
     epsilon: Positive = 1e-8
     slots = {"m": Slot(), "l": Slot(), "v": Slot()}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the long memory to the short one."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = self.moments(g, s)
         part = ops.minimum(t / self.beta_3_warmup, 1.0) if self.beta_3_warmup else ops.ones_like(t)
         first, last = (1.0 / math.log(beta) if beta else 0.0 for beta in (self.beta_1, self.beta_3))
         slope = (1.0 - part) * first + part * last  # 1/ln β₃
         new.l = s.l - (ops.expm1(1.0 / slope) if last else -1.0) * (g - s.l)  # 1 - β₃ would cancel
         alpha = self.alpha * (ops.minimum(t / self.alpha_warmup, 1.0) if self.alpha_warmup else 1.0)
-        return self.rate(new, t) * (new.m / debias(self.beta_1, t) + alpha * new.l), vars(new)
+        return self.rate(new, t) * (self.mean(new, t) + alpha * new.l), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√(v / (1-β₂ᵗ)) + ε)."""
-        return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        return 1.0 / self.root(s, t)

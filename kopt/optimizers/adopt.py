@@ -1,16 +1,12 @@
 """ADOPT."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override
 
 
-class ADOPT(Optimizer):
+class ADOPT(AdamLike):
     r"""ADOPT: Adam that divides by the second moment before this gradient, and converges with any β₂.
 
         first step:   v ← g²                                            and nothing moves
@@ -31,24 +27,19 @@ class ADOPT(Optimizer):
     Reference: Taniguchi et al., 2024, arXiv:2411.02853.
     """
 
-    learning_rate = 1e-3
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.9999
     epsilon: Positive = 1e-6
     clip: bool = True
-    slots = {"m": Slot(), "v": Slot()}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalizes by the old v, then renews it."""
-        first, square = ops.equal(t, 1), ops.square(g)
-        x = g * self.rate(s, t)
-        if self.clip:
-            bound = ops.power(t - 1.0, 0.25)
-            x = ops.clip(x, -bound, bound)
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        first, square, bound = ops.equal(t, 1), ops.square(g), ops.power(t - 1.0, 0.25)
+        x = ops.clip(g * self.rate(s, t), -bound, bound) if self.clip else g * self.rate(s, t)
         m = ops.where(first, s.m, ema(s.m, x, self.beta_1))
         moved = ops.where(first, w, w - s.learning_rate * (m + s.weight_decay * w))
         return moved, {"m": m, "v": ops.where(first, square, ema(s.v, square, self.beta_2))}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / max(√v, ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / ops.maximum(ops.sqrt(s.v), self.epsilon)

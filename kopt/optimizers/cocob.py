@@ -1,14 +1,8 @@
 """COCOB."""
 
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, with_decay
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Optimizer, Positive, Slot, Slots, Step, Tensor, override, with_decay
 
 
 class COCOB(Optimizer):
@@ -41,11 +35,11 @@ class COCOB(Optimizer):
     epsilon: Positive = 1e-8
     slots = {"theta": Slot(exact=True), "most": Slot(), "total": Slot(), "reward": Slot(), "bet": Slot(exact=True)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Settles the last bet, makes the next one and moves by the difference."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         g = with_decay(g, w, s)
         size = ops.abs(g)
-        new = State(
+        new = Slots(
             theta=s.theta - g,
             most=ops.maximum(ops.maximum(s.most, size), self.epsilon),
             total=s.total + size,
@@ -54,7 +48,7 @@ class COCOB(Optimizer):
         new.bet = self.rate(new, t) * new.theta
         return w + s.learning_rate * (new.bet - s.bet), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """(L + R) / (L max(G + L, α L)): what multiplies the sum of the gradients."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         most = ops.maximum(s.most, self.epsilon)
         return (most + s.reward) / ops.maximum(s.total + most, self.alpha * most) / most

@@ -1,14 +1,10 @@
 """Conditional gradient (Frank-Wolfe)."""
 
-from typing import Any, Literal
-
 import keras
 import numpy as np
 from keras import ops
 
-from kopt.declare import Positive
-from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Literal, Optimizer, Positive, Slots, Step, Tensor, override, sum_of_squares
 
 LIMIT = 300  # then the value is within 1 % of the largest, however close others are
 
@@ -36,15 +32,14 @@ class ConditionalGradient(Optimizer):
     doi:10.1002/nav.3800030109.
     """
 
-    bounded = False
     learning_rate = 1e-3
     radius: Positive = 10.0
     ord: Literal["fro", "nuclear"] = "fro"
-    row_wise = False
+    row_wise = bounded = False
     scale_free = True
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The way to the far side of the ball."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         norm = ops.sqrt(sum_of_squares(g))
         d = g / ops.where(norm > 0, norm, 1.0)
         if self.ord == "nuclear" and len(w.shape) > 1:

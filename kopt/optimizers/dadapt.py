@@ -1,17 +1,27 @@
 """D-Adaptation: Adam, SGD and AdaGrad that estimate the distance to the solution."""
 
 import math
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt.declare import Fraction, Positive, Range
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, decays, ema, with_decay
-from kopt.optimizers.optimizer import Optimizer
+from kopt.declare import Range
+from kopt.optimizers.engine.tensor_math import decays
+from kopt.optimizers.optimizer import (
+    Any,
+    Fraction,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    debias,
+    ema,
+    override,
+    with_decay,
+)
 
 
 class DAdaptation(Optimizer, abstract=True):
@@ -31,15 +41,15 @@ class DAdaptation(Optimizer, abstract=True):
     d0: Positive = 1e-6
     growth_rate: Annotated[float, Range(above=1)] | None = None
     row_wise = False
-    sums: ClassVar[Mapping[str, float]] = {}
+    sums: ClassVar[dict[str, float]] = {}
 
     @property
-    def shared(self) -> Mapping[str, Any]:
-        """`d`, the latest estimate, `used`, that of the step just made, and the running sums."""
+    @override
+    def shared(self) -> dict[str, Any]:
         first = np.float64(self.d0)  # a Python number would be rounded to float32 beside float64 weights
         return {"d": first, "used": first, **self.sums}
 
-    def grown(self, s: Any, estimate: Tensor) -> dict[str, Tensor]:
+    def grown(self, s: Slots, estimate: Tensor) -> dict[str, Tensor]:
         """Returns d' as `d`, and d as `used`."""
         bounded = ops.minimum(estimate, self.growth_rate * s.d) if self.growth_rate else estimate
         return {"d": ops.maximum(s.d, bounded), "used": s.d}
@@ -92,28 +102,28 @@ class DAdaptAdam(Adaptive):
     slots = {"m": Slot(), "v": Slot(), "s": Slot()}
     sums = {"numerator": 0.0}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """What n gains, and ‖s‖₁ after the step."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         step = s.learning_rate * s.d * self.correction(t)
         gain = step * ops.sum(g * s.s / (ops.sqrt(s.v) + self.epsilon))
         return {"gain": gain, "size": ops.sum(ops.abs(ema(s.s, step * g, math.sqrt(self.beta_2))))}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns n and d."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         root = math.sqrt(self.beta_2)
         numerator = ema(s.numerator, sums["gain"], root)
         return {"numerator": numerator, **self.grown(s, quotient(numerator, (1 - root) * sums["size"]))}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adam's step, with the rate within the momentum."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         step = s.learning_rate * s.used * self.correction(t)
         m, v = ema(s.m, step * g, self.beta_1), ema(s.v, ops.square(g), self.beta_2)
         new = {"m": m, "v": v, "s": ema(s.s, step * g, math.sqrt(self.beta_2))}
         u = m / (ops.sqrt(v) + self.epsilon)
         return w - (u + step * s.weight_decay * w if decays(s) else u), new
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """κ / η / (√v + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.used * self.correction(t) / (ops.sqrt(s.v) + self.epsilon)
 
 
@@ -142,39 +152,39 @@ class DAdaptSGD(DAdaptation):
 
     momentum: Fraction = 0.0
     sums = {"numerator": 0.0, "norm": 0.0}
-    scale_free: ClassVar[bool] = True
+    scale_free = True
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The sum s, the buffer b with momentum."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"s": Slot()} | ({"b": Slot()} if self.momentum else {})
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """⟨κ g, s⟩, ‖s‖² after the step, and ‖g‖²."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         change = self._change(g, w, s, s.d)  # zero at the first step, whose s is zero: no estimate comes of it
         square = ops.sum(ops.square(s.s + change))
         return {"gain": ops.sum(change * s.s), "size": square, "gradient": ops.sum(ops.square(g))}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns n, d and ‖g₁‖."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         numerator = s.numerator + sums["gain"]
         norm = ops.where(s.norm > 0, s.norm, ops.sqrt(sums["gradient"]))
         estimate = quotient(2 * numerator, ops.sqrt(sums["size"]))
         return {"numerator": numerator, "norm": norm, **self.grown(s, estimate)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the gradient or the momentum."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         change = self._change(g, w, s, s.used)
-        new = State(s=s.s + change)
+        new = Slots(s=s.s + change)
         if self.momentum:
             new.b = change = self.momentum * s.b + change
         return w - (1 - self.momentum) * change, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """The quotient d / ‖g₁‖."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return quotient(s.used, s.norm)
 
-    def _change(self, g: Tensor, w: Tensor, s: Any, d: Tensor) -> Tensor:
+    def _change(self, g: Tensor, w: Tensor, s: Slots, d: Tensor) -> Tensor:
         return s.learning_rate * quotient(d, s.norm) * with_decay(g, w, s)
 
 
@@ -204,38 +214,38 @@ class DAdaptAdaGrad(DAdaptation):
     sums = {"spent": 0.0}
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The first weight, the sum s and the sum of squares a."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {
             "first": Slot("weight", exact=True),
             "s": Slot(exact=True, anchored=True),
             "a": Slot(self.initial_accumulator_value),
         }
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The three norms of d̂, after the step."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         change, new = self._summed(g, w, s, s.d)
         square, spent = (ops.sum(ops.square(x) / ops.sqrt(new.a)) for x in (new.s, change))
         return {"square": square, "spent": spent, "size": ops.sum(ops.abs(new.s))}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns n and d."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         spent = s.spent + sums["spent"]
         return {"spent": spent, **self.grown(s, quotient(sums["square"] - spent, sums["size"]))}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Goes back to the first weight and from there along the sum."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         _, new = self._summed(g, w, s, s.used)
         return s.first - new.s / ops.sqrt(new.a), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """κ / η / √a."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.used / ops.sqrt(s.a)
 
-    def _summed(self, g: Tensor, w: Tensor, s: Any, d: Tensor) -> tuple[Tensor, State]:
+    def _summed(self, g: Tensor, w: Tensor, s: Slots, d: Tensor) -> tuple[Tensor, Slots]:
         g = with_decay(g, w, s)
         change = s.learning_rate * d * g
-        return change, State(s=s.s + change, a=s.a + ops.square(g))
+        return change, Slots(s=s.s + change, a=s.a + ops.square(g))
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:

@@ -1,15 +1,22 @@
 """DoG, LDoG and DoWG: the distance from the start over the gradients so far."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt.declare import Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares, with_decay
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import (
+    Any,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    override,
+    sum_of_squares,
+    with_decay,
+)
 
 
 class Distance(Optimizer, abstract=True):
@@ -28,13 +35,41 @@ class Distance(Optimizer, abstract=True):
     slots = {"delta": Slot(exact=True)}
     row_wise = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the gradient and adds the step to Δ."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         step = s.learning_rate * self.rate(s, t) * with_decay(g, w, s)
         return w - step, {"delta": s.delta - step}
 
 
-class DoG(Distance):
+class OverGradients(Distance, abstract=True):
+    r"""What `DoG` and `LDoG` share: r, G and the rate, of the weights that are summed.
+
+    Args:
+        reps_rel: ρ > 0, first distance, relative to 1 + ‖w₁‖: 1e-6, with batch normalisation 1e-4.
+    """
+
+    reps_rel: Positive = 1e-6
+
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
+        return {
+            "gradient": sum_of_squares(with_decay(g, w, s)),
+            "moved": sum_of_squares(s.delta),
+            "weight": sum_of_squares(w),
+        }
+
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
+        first = self.reps_rel * (1 + ops.sqrt(sums["weight"]))
+        distance = ops.maximum(ops.where(ops.equal(t, 1), first, s.distance), ops.sqrt(sums["moved"]))
+        return {"distance": distance, "total": s.total + sums["gradient"]}
+
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        return s.distance / ops.sqrt(s.total + 1e-8)
+
+
+class DoG(OverGradients):
     r"""DoG, distance over gradients: SGD that learns its step size from how far it has come.
 
         r ← max(r, ‖Δ‖)                  of all weights together; at first ρ (1 + ‖w₁‖)
@@ -45,36 +80,14 @@ class DoG(Distance):
 
     Slots: Δ, like w (4 bytes/parameter), and the scalars r and G.  Not row-wise.
 
-    Args:
-        reps_rel: ρ > 0, first distance, relative to 1 + ‖w₁‖: 1e-6, with batch normalisation 1e-4.
-
     Agrees with the authors' code and, with `init_step=("heuristic", ρ)`, with `optax.contrib.dog`.
     Reference: Ivgi, Hinder and Carmon, 2023, arXiv:2302.12022.
     """
 
-    reps_rel: Positive = 1e-6
-    shared: Mapping[str, Any] = {"distance": 0.0, "total": 0.0}
-
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The squared norms."""
-        return {
-            "gradient": sum_of_squares(with_decay(g, w, s)),
-            "moved": sum_of_squares(s.delta),
-            "weight": sum_of_squares(w),
-        }
-
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns r and G."""
-        first = self.reps_rel * (1 + ops.sqrt(sums["weight"]))
-        distance = ops.maximum(ops.where(ops.equal(t, 1), first, s.distance), ops.sqrt(sums["moved"]))
-        return {"distance": distance, "total": s.total + sums["gradient"]}
-
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """The quotient r / √(G + 10⁻⁸)."""
-        return s.distance / ops.sqrt(s.total + 1e-8)
+    shared = {"distance": 0.0, "total": 0.0}
 
 
-class LDoG(DoG):
+class LDoG(OverGradients):
     r"""LDoG: `DoG` with a distance r and a sum G of its own for every weight tensor.
 
     Meant for averaged weights, as `DoG` is: give `use_ema=True`.
@@ -87,10 +100,9 @@ class LDoG(DoG):
 
     scalar: ClassVar[Slot] = Slot(shape=lambda shape: (), exact=True)
     slots = {"distance": scalar, "total": scalar, **Distance.slots}
-    shared = {}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Settles r and G of this weight, then steps."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         own = self.settle(self.contribute(g, w, s, t), s, t)
         vars(s).update(own)
         moved, new = super().advance(g, w, s, t)
@@ -121,20 +133,20 @@ class DoWG(Distance):
     epsilon: Positive = 1e-4
 
     @property
-    def shared(self) -> Mapping[str, Any]:
-        """r² and v."""
+    @override
+    def shared(self) -> dict[str, Any]:
         square = np.float64(self.initial_distance**2)  # a Python number would be rounded to float32
         return {"square": square, "total": 0.0}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The squared norms."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         return {"gradient": sum_of_squares(with_decay(g, w, s)), "moved": sum_of_squares(s.delta)}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns r² and v."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         square = ops.maximum(s.square, sums["moved"])
         return {"square": square, "total": s.total + square * sums["gradient"]}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """r² / (√v + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.square / (ops.sqrt(s.total) + self.epsilon)

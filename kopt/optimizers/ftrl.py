@@ -1,15 +1,11 @@
 """FTRL."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Annotated, Any
+from typing import Annotated
 
 from keras import ops
 
-from kopt.declare import NonNegative, Positive, Range
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, soft
-from kopt.optimizers.optimizer import Optimizer
+from kopt.declare import Range
+from kopt.optimizers.optimizer import NonNegative, Optimizer, Positive, Slot, Slots, Step, Tensor, override, soft
 
 
 class FTRL(Optimizer):
@@ -44,22 +40,22 @@ class FTRL(Optimizer):
 
     @property
     def bounded(self) -> bool:
-        """Whether nᵖ overflows no sooner than n."""
+        """Whether n^p cannot overflow where n does not."""
         return self.learning_rate_power >= -1
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The sum of squares n and the weight without its penalty y."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"n": Slot(self.initial_accumulator_value, exact=True), "y": Slot("weight", exact=True)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds a term to the objective and goes to its minimum."""
-        new, ridge = State(n=s.n + ops.square(g)), s.learning_rate * self.l2
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new, ridge = Slots(n=s.n + ops.square(g)), s.learning_rate * self.l2
         before, after = 1.0 / self.rate(s, t), 1.0 / self.rate(new, t)
         top = (before + ridge) * s.y + (after - before) * w - s.learning_rate * g
         new.y = top / (after + ridge) - s.learning_rate * s.weight_decay * w
         return soft(new.y, s.learning_rate * self.l1 / (after + ridge)), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (β + n^p)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / (self.beta + ops.power(s.n, -self.learning_rate_power))

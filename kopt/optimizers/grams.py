@@ -1,11 +1,9 @@
 """Grams."""
 
-from typing import Any
-
 from keras import ops
 
 from kopt.optimizers.adam import Adam
-from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.optimizer import Slots, Step, Tensor, override
 
 
 class Grams(Adam):
@@ -19,7 +17,7 @@ class Grams(Adam):
     Reference: Cao, Li and Song, 2024, arXiv:2412.17107.
     """
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adam's length with the sign of the gradient."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = super().rule(g, w, s, t)
         return ops.sign(g) * ops.abs(u), new

@@ -1,17 +1,12 @@
 """LAMB."""
 
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, sum_of_squares
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, override, sum_of_squares
 
 
-class LAMB(Optimizer):
+class LAMB(AdamLike):
     r"""LAMB: AdamW whose step is as long as the weight, layer by layer, for large batches.
 
         m ← β₁ m + (1-β₁) g
@@ -22,9 +17,6 @@ class LAMB(Optimizer):
     Slots: m, v, each like w (4 bytes/parameter).  Not row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
-        beta_2: β₂ in [0, 1), memory of its square.
-        epsilon: ε > 0, keeps the quotient finite.
         adapt_vectors: whether weights of one axis (biases, gains) are scaled by their norm, too. Many codes leave them
             out, and do not decay them: `decay_mask`.
         weight_decay: λ ≥ 0, inside the norm.
@@ -36,21 +28,17 @@ class LAMB(Optimizer):
     Reference: You et al., 2020, arXiv:1904.00962.
     """
 
-    bounded = False
-    learning_rate = 1e-3
     weight_decay = 0.01
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-6
     adapt_vectors: bool = True
-    slots = {"m": Slot(), "v": Slot()}
-    row_wise = False
+    row_wise = bounded = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scales the step of AdamW to the norm of the weight."""
-        new = State(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
-        root = ops.sqrt(new.v / debias(self.beta_2, t)) + self.epsilon
-        r = new.m / debias(self.beta_1, t) / root + s.weight_decay * w
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = self.moments(g, s)
+        r = self.mean(new, t) / self.root(new, t) + s.weight_decay * w
         if self.adapt_vectors or len(w.shape) > 1:
             length, norm = ops.sqrt(sum_of_squares(w)), ops.sqrt(sum_of_squares(r))
             r = r * ops.where((length > 0) & (norm > 0), length / ops.where(norm > 0, norm, 1.0), 1.0)

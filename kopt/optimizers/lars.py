@@ -1,13 +1,8 @@
 """LARS."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, override, sum_of_squares
 
 
 class LARS(Optimizer):
@@ -35,18 +30,17 @@ class LARS(Optimizer):
     Reference: You, Gitman and Ginsburg, 2017, arXiv:1708.03888.
     """
 
-    bounded = False
     learning_rate = 0.1
     weight_decay = 5e-4
     momentum: Fraction = 0.9
     trust_coefficient: Positive = 1e-3
     adapt_vectors: bool = False
     slots = {"b": Slot()}
-    row_wise = False
+    row_wise = bounded = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the step of the layer's own length to the ones before."""
-        k: Any = 1.0
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        k: Tensor = 1.0
         if self.adapt_vectors or len(w.shape) > 1:
             length, slope = ops.sqrt(sum_of_squares(w)), ops.sqrt(sum_of_squares(g))
             total = slope + s.weight_decay * length

@@ -1,13 +1,8 @@
 """MADGRAD."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
 class MADGRAD(Optimizer):
@@ -41,8 +36,8 @@ class MADGRAD(Optimizer):
     # The weights are computed from s and x0: rounding them would shake the weights at each step.
     slots = {"s": Slot(exact=True, anchored=True), "v": Slot(), "x0": Slot("weight", exact=True)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds to both sums, and moves towards the point that they give."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         g = g + s.weight_decay * w
         k = s.learning_rate * ops.sqrt(t)
         new = {"s": s.s + k * g, "v": s.v + k * ops.square(g)}

@@ -1,18 +1,24 @@
 """MARS."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any, Literal
-
 from keras import ops
 
-from kopt.declare import Fraction, NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, sum_of_squares
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Literal,
+    NonNegative,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    ema,
+    override,
+    sum_of_squares,
+)
 
 
-class MARS(Optimizer):
+class MARS(AdamLike):
     r"""MARS: AdamW or Lion on a gradient from which a part of the noise is taken by the gradient before.
 
         c = g + γ β₁/(1-β₁) (g - g₋),  c ← c / max(‖c‖, 1)          (g₋ the gradient before, 0 at first)
@@ -23,7 +29,6 @@ class MARS(Optimizer):
     Slots: m, g₋ and with "adamw" v, each like w (4 bytes/parameter).  Not row-wise.
 
     Args:
-        beta_1: β₁ in [0, 1), memory of the gradient.
         beta_2: β₂ in [0, 1), memory of its square. Nothing in "lion".
         gamma: γ ≥ 0, how much of the difference is added; 0 has AdamW or Lion with clipped gradients.
         form: "adamw" or "lion", what is done with c.
@@ -44,22 +49,22 @@ class MARS(Optimizer):
     row_wise = False
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The moments and the last gradient."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"m": Slot(), "last": Slot()} | ({"v": Slot()} if self.form == "adamw" else {})
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Corrects the gradient, then steps as AdamW or Lion."""
+    @override
+    def moments(self, g: Tensor, s: Slots) -> Slots:
+        return super().moments(g, s) if self.form == "adamw" else Slots(m=ema(s.m, g, self.beta_1))
+
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         c = g + self.gamma * self.beta_1 / (1 - self.beta_1) * (g - s.last)
         c = c / ops.maximum(ops.sqrt(sum_of_squares(c)), 1.0)
-        new = State(m=ema(s.m, c, self.beta_1), last=g)
-        if self.form == "lion":
-            return ops.sign(new.m), vars(new)
-        new.v = ema(s.v, ops.square(c), self.beta_2)
-        return self.rate(new, t) * new.m, vars(new)
+        new = self.moments(c, s)
+        u = self.rate(new, t) * new.m if self.form == "adamw" else ops.sign(new.m)
+        return u, {**vars(new), "last": g}
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (1-β₁ᵗ) / (√(v / (1-β₂ᵗ)) + ε); 1 for Lion."""
-        if self.form == "lion":
-            return 1.0
-        return 1.0 / debias(self.beta_1, t) / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        return super().rate(s, t) if self.form == "adamw" else 1.0

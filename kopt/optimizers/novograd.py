@@ -1,14 +1,8 @@
 """NovoGrad."""
 
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema, sum_of_squares
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
 class NovoGrad(Optimizer):
@@ -39,14 +33,14 @@ class NovoGrad(Optimizer):
     slots = {"m": Slot(), "v": Slot(shape=lambda shape: ())}
     row_wise = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the momentum of normalized gradients."""
-        first, norm = ops.equal(t, 1), sum_of_squares(g)
-        new = State(v=ops.where(first, norm, ema(s.v, norm, self.beta_2)))
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        first, norm = ops.equal(t, 1), ops.sum(ops.square(g))
+        new = Slots(v=ops.where(first, norm, ema(s.v, norm, self.beta_2)))
         share = 1.0 - self.beta_1 * ops.cast(t > 1, g.dtype) if self.grad_averaging else 1.0
         new.m = self.beta_1 * s.m + share * (self.rate(new, t) * g + s.weight_decay * w)
         return w - s.learning_rate * new.m, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√v + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / (ops.sqrt(s.v) + self.epsilon)

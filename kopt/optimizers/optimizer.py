@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
@@ -23,13 +23,22 @@ from kopt.optimizers.engine.state import start
 from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.state.state_file import Expected, StateFile
 from kopt.optimizers.engine.statistics import leave_averages, pay_averages, statistics
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, sum_of_squares, with_decay
+from kopt.optimizers.engine.tensor_math import (
+    Tensor,
+    beside,
+    debias,
+    ema,
+    rectification,
+    soft,
+    sum_of_squares,
+    with_decay,
+)
 
 # fmt: off
 __all__ = [
     "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
-    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "debias", "ema", "override",
-    "sum_of_squares", "with_decay",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "ema", "override",
+    "rectification", "soft", "sum_of_squares", "with_decay",
 ]
 # fmt: on
 
@@ -100,45 +109,25 @@ class Optimizer(Configurable, KerasOptimizer):
     name: str | None = None
 
     kept = ("built", "nonfinite_steps", "clipped_steps", "gradient_norm")
+    # Facts of a rule: class attributes, or properties where they follow from the arguments.
+
+    slots: ClassVar[Any] = {}
+    """What the rule remembers of each weight: a `Slot` by name."""
+    shared: ClassVar[Any] = {}
+    """What all weights share: initial numbers or arrays by name."""
+    needs_loss: ClassVar[Any] = False
+    """Whether the rule looks at the loss: the shared value `loss`."""
+    row_wise: ClassVar[Any] = True
+    """Whether the rule on some rows of a weight gives some rows of the rule."""
+    precise: ClassVar[Any] = False
+    """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
+    bounded: ClassVar[Any] = True
+    """Whether the step grows neither with the weight nor with what was won before. If not, "skip" and "raise" look at
+    all that is new. A rule outside of kopt is not bounded unless it says so."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
     random: ClassVar[bool] = False
     """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
-
-    if not TYPE_CHECKING:  # class attributes, or properties where they follow from the arguments
-
-        @property
-        def row_wise(self) -> bool:
-            """Whether the rule on some rows of a weight gives some rows of the rule."""
-            return True
-
-        @property
-        def precise(self) -> bool:
-            """Whether the sums over all weights and the shared values are float64 beside float32 weights too."""
-            return False
-
-        @property
-        def bounded(self) -> bool:
-            """Whether the step grows neither with the weight nor with what was won before.
-
-            If not, "skip" and "raise" look at all that is new. A rule outside of kopt is not bounded unless it says so.
-            """
-            return True
-
-        @property
-        def slots(self) -> Mapping[str, Slot]:
-            """What the rule remembers of each weight, by name."""
-            return {}
-
-        @property
-        def shared(self) -> Mapping[str, Any]:
-            """What all weights share, by name: initial numbers or arrays."""
-            return {}
-
-        @property
-        def needs_loss(self) -> bool:
-            """Whether the rule looks at the loss: the shared value `loss`."""
-            return False
 
     def rules_by_key(self) -> Mapping[str, "Optimizer"]:
         """Returns what moves the weights: itself, or one optimizer a route. The key prefixes their shared values."""
@@ -201,10 +190,9 @@ class Optimizer(Configurable, KerasOptimizer):
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "bounded" not in vars(cls) and not cls.__module__.startswith("kopt."):
-            type.__setattr__(cls, "bounded", False)
-        slots, shared = (getattr(cls, name) for name in ("slots", "shared"))
-        if isinstance(slots, Mapping) and isinstance(shared, Mapping):
-            rule_checks.check_names(cls.__name__, slots, shared)
+            cls.bounded = False
+        if isinstance(cls.slots, Mapping) and isinstance(cls.shared, Mapping):
+            rule_checks.check_names(cls.__name__, cls.slots, cls.shared)
         if not abstract:
             OPTIMIZERS.register(cls)
 

@@ -1,15 +1,11 @@
 """Prodigy."""
 
 import math
-from types import SimpleNamespace as State
-from typing import Any
 
 from keras import ops
 
-from kopt.declare import Fraction, Positive
 from kopt.optimizers.dadapt import Adaptive, quotient
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema, with_decay
+from kopt.optimizers.optimizer import Fraction, Positive, Slot, Slots, Step, Tensor, ema, override, with_decay
 
 
 class Prodigy(Adaptive):
@@ -48,13 +44,13 @@ class Prodigy(Adaptive):
     slots = {"m": Slot(), "v": Slot(), "s": Slot(), "delta": Slot(exact=True)}
     sums = {"numerator": 0.0, "peak": 0.0}  # n, and the largest d̂ so far, up to which d grows
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """What n gains, and ‖s‖₁ after the step."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         gain = -s.d / self.d0 * self._kappa(s, s.d, t) * ops.sum(g * s.delta)
         return {"gain": gain, "size": ops.sum(ops.abs(self._sum(g, s, s.d, t)))}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns n and d."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         numerator = self._beta_3 * s.numerator + sums["gain"]
         estimate = self.d_coef * quotient(numerator, sums["size"])
         peak = ops.maximum(ops.maximum(s.peak, s.d), estimate)
@@ -62,26 +58,26 @@ class Prodigy(Adaptive):
         d = ops.minimum(peak, self.growth_rate * d) if self.growth_rate else peak
         return {"numerator": numerator, "peak": peak, "d": d, "used": s.d}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adam's step of gradients times d, and the sum for the next estimate."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         d = s.used
-        new = State(m=ema(s.m, d * g, self.beta_1), v=ema(s.v, ops.square(d * g), self.beta_2))
+        new = Slots(m=ema(s.m, d * g, self.beta_1), v=ema(s.v, ops.square(d * g), self.beta_2))
         u = new.m / (ops.sqrt(new.v) + d * self.epsilon)
         step = self._kappa(s, d, t) * with_decay(u, w, s)
         new.s, new.delta = self._sum(g, s, d, t), s.delta - step
         return w - step, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """κ d / η / (√v + d ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return s.used**2 * self.correction(t) / (ops.sqrt(s.v) + s.used * self.epsilon)
 
     @property
     def _beta_3(self) -> float:
         return math.sqrt(self.beta_2) if self.beta_3 is None else self.beta_3
 
-    def _kappa(self, s: Any, d: Tensor, t: Tensor) -> Tensor:
+    def _kappa(self, s: Slots, d: Tensor, t: Tensor) -> Tensor:
         return s.learning_rate * d * self.correction(t)
 
-    def _sum(self, g: Tensor, s: Any, d: Tensor, t: Tensor) -> Tensor:
+    def _sum(self, g: Tensor, s: Slots, d: Tensor, t: Tensor) -> Tensor:
         step = s.multiplier * d if self.safeguard_warmup else self._kappa(s, d, t)
         return self._beta_3 * s.s + d / self.d0 * step * g

@@ -1,15 +1,8 @@
 """ProximalAdaGrad."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, soft
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import NonNegative, Optimizer, Positive, Slot, Slots, Step, Tensor, override, soft
 
 
 class ProximalAdaGrad(Optimizer):
@@ -37,17 +30,16 @@ class ProximalAdaGrad(Optimizer):
     l2: NonNegative = 0.0
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The accumulator a."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"a": Slot(self.initial_accumulator_value)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """An AdaGrad step, then the minimum of penalties and distance."""
-        new = State(a=s.a + ops.square(g))
-        length = s.learning_rate * self.rate(new, t)
-        x = w - length * g - s.learning_rate * s.weight_decay * w
-        return soft(x, length * self.l1) / (1.0 + length * self.l2), vars(new)
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = Slots(a=s.a + ops.square(g))
+        k = s.learning_rate * self.rate(new, t)
+        return soft(w - k * g - s.learning_rate * s.weight_decay * w, k * self.l1) / (1.0 + k * self.l2), vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / √a."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / ops.sqrt(s.a)

@@ -1,15 +1,8 @@
 """RMSprop."""
 
-from collections.abc import Mapping
-from types import SimpleNamespace as State
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
 class RMSprop(Optimizer):
@@ -40,13 +33,13 @@ class RMSprop(Optimizer):
     centered: bool = False
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The mean square v, the mean a if centered, the buffer b with momentum."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"v": Slot()} | ({"a": Slot()} if self.centered else {}) | ({"b": Slot()} if self.momentum else {})
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scales the gradient, then accumulates the steps."""
-        new = State(v=ema(s.v, ops.square(g), self.rho))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = Slots(v=ema(s.v, ops.square(g), self.rho))
         if self.centered:
             new.a = ema(s.a, g, self.rho)
         u = self.rate(new, t) * g
@@ -54,7 +47,8 @@ class RMSprop(Optimizer):
             u = new.b = self.momentum * s.b + u
         return u, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√(v - a²) + ε); the variance is not negative, but its difference may be by rounding."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
+        # a variance is not negative, but its difference may be by rounding
         variance = ops.maximum(s.v - ops.square(s.a), 0.0) if self.centered else s.v
         return 1.0 / (ops.sqrt(variance) + self.epsilon)

@@ -1,11 +1,6 @@
 """Stochastic gradient descent, with and without momentum."""
 
-from typing import Any
-
-from kopt.declare import Fraction
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, override
 
 
 class SGD(Optimizer):
@@ -23,8 +18,8 @@ class SGD(Optimizer):
     learning_rate = 0.01
     elsewhere = {"momentum": "kopt.Momentum", "nesterov": "kopt.NAG"}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient itself."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         return g, {}
 
 
@@ -49,8 +44,8 @@ class Momentum(Optimizer):
     slots = {"b": Slot()}
     elsewhere = {"nesterov": "kopt.NAG"}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Accumulates the gradients in a buffer and follows it."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         b = self.momentum * s.b + g
         return b, {"b": b}
 
@@ -74,8 +69,8 @@ class NAG(Optimizer):
     momentum: Fraction = 0.9
     slots = {"b": Slot()}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Looks one momentum step ahead."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         b = self.momentum * s.b + g
         return g + self.momentum * b, {"b": b}
 
@@ -106,7 +101,7 @@ class SGDW(Optimizer):
     nesterov: bool = False
     slots = {"b": Slot()}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Accumulates the gradients in a buffer and follows it, or looks ahead."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         b = self.momentum * s.b + g
         return g + self.momentum * b if self.nesterov else b, {"b": b}

@@ -1,14 +1,8 @@
 """SignSGD and, with momentum, Signum."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
 
 
 class SignSGD(Optimizer):
@@ -31,12 +25,12 @@ class SignSGD(Optimizer):
     scale_free = True
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The average m, with momentum."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         return {"m": Slot()} if self.momentum else {}
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Averages if asked to, and takes the sign."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         if not self.momentum:
             return ops.sign(g), {}
         m = ema(s.m, g, self.momentum)

@@ -1,12 +1,9 @@
 """StableAdamW."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction
 from kopt.optimizers.adam import AdamW
-from kopt.optimizers.engine.tensor_math import Tensor, debias
+from kopt.optimizers.optimizer import Fraction, Slots, Step, Tensor, debias, override
 
 
 class StableAdamW(AdamW):
@@ -28,8 +25,8 @@ class StableAdamW(AdamW):
     beta_2: Fraction = 0.99
     row_wise = False
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """AdamW's step at its own rate."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = self.rule(g, w, s, t)
         v = new["v"] / debias(self.beta_2, t)
         surprise = ops.sqrt(ops.mean(ops.square(g) / ops.maximum(v, self.epsilon**2)))

@@ -1,13 +1,8 @@
 """Tiger."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Fraction
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, ema
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
 
 
 class Tiger(Optimizer):
@@ -38,17 +33,14 @@ class Tiger(Optimizer):
     scale_free = True
 
     @property
-    def bounded(self) -> bool:
-        """Unless the step grows with the weight."""
-        return not self.relative
-
-    @property
     def row_wise(self) -> bool:
-        """Unless a mean goes over the whole matrix."""
+        """Whether it is not `relative`, for that has a mean over the whole weight and steps that grow with it."""
         return not self.relative
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Steps along the sign of the momentum."""
+    bounded = row_wise
+
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         m = ema(s.m, g, self.beta)
         return w - s.learning_rate * self._scale(w) * (ops.sign(m) + s.weight_decay * w), {"m": m}
 

@@ -33,11 +33,15 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.engine\.(accumulation|statistics|state\.start)",
     r"kopt\.optimizers\.engine\.run",
     r"kopt\.optimizers\.optimizer",
-    r"kopt\.optimizers\.wrappers\.wrapper",
-    r"kopt\.optimizers(\.composites|\.wrappers|\.full_batch)?\.(?!engine|layerwise_decay|minimize)[a-z]\w*",  # rules
+    r"kopt\.optimizers\.inner",
+    r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper)",  # bases of rules
+    r"kopt\.optimizers(\.composites|\.full_batch|\.wrappers)?"  # rules
+    r"\.(?!engine|layerwise_decay|minimize|(composites|full_batch|wrappers)$)[a-z]\w*",
     r"kopt\.optimizers\.engine(\.\w+)?",
+    r"kopt\.optimizers\.full_batch\.minimize",
+    r"kopt\.optimizers\.(composites|full_batch|wrappers)",
     r"kopt\.optimizers",
-    r"kopt\.optimizers\.(full_batch\.minimize|layerwise_decay)",
+    r"kopt\.optimizers\.layerwise_decay",
     r"kopt\.schedules\.schedule",
     r"kopt\.schedules\.\w+",
     r"kopt\.schedules",
@@ -70,7 +74,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.tensorboard",
     r"kopt",
 ]
-RULES = next(i for i, pattern in enumerate(LAYERS) if "composites" in pattern)
+RULES = next(i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w*"))
 MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
 
 
@@ -152,7 +156,8 @@ def test_tensorflow_stands_in_one_file():
 
 
 def test_facades_only_import():
-    for name in ("kopt", "kopt.optimizers", "kopt.schedules", "kopt.tensorboard"):
+    wings = ("kopt.optimizers.composites", "kopt.optimizers.full_batch", "kopt.optimizers.wrappers")
+    for name in ("kopt", "kopt.optimizers", *wings, "kopt.schedules", "kopt.tensorboard"):
         _, *statements = ast.parse(SOURCES[name].read_text(encoding="utf-8")).body
         for node in statements:
             if isinstance(node, ast.ImportFrom):

@@ -6,7 +6,7 @@ import references
 import tensorflow as tf
 
 import kopt
-from kopt.optimizers.full_batch.bgd import FullBatch
+from kopt.optimizers.full_batch.full_batch import FullBatch
 
 RATE = 2.0**-5  # exact in binary, so that float32 and float64 runs have the same rate
 

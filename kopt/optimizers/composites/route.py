@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import keras
 
 from kopt.declare import Convert, path_rules
+from kopt.optimizers.composites.composite import Composite
 from kopt.optimizers.engine.state.start import path_of
-from kopt.optimizers.optimizer import Optimizer
-from kopt.optimizers.wrappers.wrapper import Composite, inner
+from kopt.optimizers.inner import inner
+from kopt.optimizers.optimizer import Any, Optimizer, override
 
 
 def _routes(value: Any) -> tuple[tuple[str, Optimizer], ...]:
@@ -44,38 +45,42 @@ class Route(Composite):
 
     routes: Annotated[Any, Convert(_routes)] = dataclasses.field(default=(("", "adamw"),), kw_only=False)
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         for _, optimizer in self.routes:
             if hasattr(optimizer, "averages"):
-                raise ValueError(f"Route: {optimizer!r} trains one point and evaluates another, for all weights.")
+                raise ValueError(
+                    f"Route cannot use {optimizer!r}: it trains one point and evaluates another, which is for all "
+                    "weights or none. Give it all weights, without Route."
+                )
 
-    def rules(self) -> Mapping[str, Optimizer]:
-        """The optimizers by their place among the routes."""
+    @override
+    def rules(self) -> dict[str, Optimizer]:
         return {f"{i}.": optimizer for i, (_, optimizer) in enumerate(self.routes)}
 
-    def rules_by_key(self) -> Mapping[str, Optimizer]:
-        """Each weight has one of the rules."""
+    @override
+    def rules_by_key(self) -> dict[str, Optimizer]:
         return self.rules()
 
+    @override
     def key_of(self, path: str) -> str:
-        """Returns the key of the first route that is found in the path."""
         return next(f"{i}." for i, (pattern, _) in enumerate(self.routes) if re.search(pattern, path))
 
+    @override
     def build(self, variables: Sequence[Any]) -> None:
-        """See `Optimizer.build`."""
         paths = [path_of(v) for v in variables]
         numbered = [(pattern, float(i)) for i, (pattern, _) in enumerate(self.routes)]
         chosen = path_rules.resolve("Route.routes", numbered, paths, default=-1.0)
         if missed := [path for path, i in zip(paths, chosen, strict=True) if i < 0]:
             raise ValueError(
                 f"Route: no pattern is found in {len(missed)} weights: {', '.join(missed[:5])}. "
-                "End the routes with a pair for the rest, as ('', 'adamw')."
+                "Add a last pair that matches every path, such as ('', 'adamw')."
             )
         super().build(variables)
 
+    @override
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, fit for JSON."""
         routes = [[pattern, keras.optimizers.serialize(optimizer)] for pattern, optimizer in self.routes]
         return super().get_config() | {"routes": routes}
 

@@ -1,18 +1,16 @@
 """Switch."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated
 
 from keras import ops
 
-from kopt.declare import Convert, Count
+from kopt.declare import Convert
+from kopt.optimizers.composites.composite import Composite
 from kopt.optimizers.engine.rule_checks import settled, stepped
 from kopt.optimizers.engine.setup import with_prefix
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
-from kopt.optimizers.wrappers.wrapper import Composite, inner
+from kopt.optimizers.inner import inner
+from kopt.optimizers.optimizer import Any, Count, Optimizer, Slots, Step, Tensor, override
 
 
 class Switch(Composite):
@@ -40,27 +38,27 @@ class Switch(Composite):
     @property
     def row_wise(self) -> bool:
         """Whether both are."""
-        return self.first.row_wise and self.second.row_wise
+        return all(rule.row_wise for rule in self.rules().values())
 
     @property
     def precise(self) -> bool:
         """Whether one of them is."""
-        return self.first.precise or self.second.precise
+        return any(rule.precise for rule in self.rules().values())
 
-    def rules(self) -> Mapping[str, Optimizer]:
-        """Both."""
+    @override
+    def rules(self) -> dict[str, Optimizer]:
         return {"first_": self.first, "second_": self.second}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """What both sum."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         return {
             k + name: x
             for k, rule in self.rules().items()
             for name, x in rule.contribute(g, w, *self._seen_by(k, s, t, w)).items()
         }
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """What the one whose turn it is makes of its sums."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         turns = {"first_": t <= self.after, "second_": t > self.after}
         return {
             k + name: ops.where(turns[k], x, getattr(s, k + name))
@@ -68,24 +66,24 @@ class Switch(Composite):
             for name, x in settled(rule, with_prefix(sums, k), *self._seen_by(k, s, t)).items()
         }
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The step of the one whose turn it is."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
 
-        def step(key: str) -> tuple[Tensor, dict[str, Tensor]]:
+        def step(key: str) -> Step:
             moved, new = stepped(self.rules()[key], g, w, *self._seen_by(key, s, t, w))
             return moved, {name: new.get(name.removeprefix(key), getattr(s, name)) for name in self.slots}
 
         return ops.cond(t <= self.after, lambda: step("first_"), lambda: step("second_"))
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """Its rate, in units of η."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         rates = []
         for key, rule in self.rules().items():
             seen, its = self._seen_by(key, s, t)
             rates.append(rule.rate(seen, its) * ops.cast(rule.rate_after(its - 1), t.dtype))
         return ops.where(t <= self.after, *rates)
 
-    def _seen_by(self, key: str, s: Any, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
+    def _seen_by(self, key: str, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
         return _seen(self.rules()[key], key, self.after if key == "second_" else 0, s, t, w)
 
     def __repr__(self) -> str:
@@ -94,7 +92,7 @@ class Switch(Composite):
         return f"Switch({', '.join(parts)})"
 
 
-def _seen(rule: Optimizer, key: str, after: int, s: Any, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
+def _seen(rule: Optimizer, key: str, after: int, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
     """Returns the namespace and the t of one of the rules, whose turn comes after so many updates."""
     its, seen = ops.maximum(t - after, 1.0), {**vars(s), **with_prefix(vars(s), key)}
     seen["learning_rate"] = s.learning_rate * ops.cast(rule.rate_after(its - 1), t.dtype)
@@ -103,4 +101,4 @@ def _seen(rule: Optimizer, key: str, after: int, s: Any, t: Tensor, w: Tensor = 
     if w is not None:  # what begins as the weight does so when the turn comes
         for name in (name for name, slot in rule.slots.items() if slot.init == "weight"):
             seen[name] = ops.where(its <= 1, w, seen[name])
-    return SimpleNamespace(**seen), its
+    return Slots(**seen), its

@@ -1,1 +1,7 @@
 """Optimizers that see all data at each step, and `minimize`."""
+
+from kopt.optimizers.full_batch.bgd import BGD as BGD
+from kopt.optimizers.full_batch.full_batch import FullBatch as FullBatch
+from kopt.optimizers.full_batch.lbfgs import LBFGS as LBFGS
+from kopt.optimizers.full_batch.minimize import Result as Result
+from kopt.optimizers.full_batch.minimize import minimize as minimize

@@ -1,22 +1,17 @@
 """L-BFGS."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
-
 from keras import ops
 
-from kopt.declare import Count
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor
 from kopt.optimizers.full_batch import inverse_hessian, line_search
-from kopt.optimizers.full_batch.bgd import FullBatch
+from kopt.optimizers.full_batch.full_batch import FullBatch
+from kopt.optimizers.optimizer import Any, Count, Literal, Slot, Slots, Step, Tensor, override
 
 
 class LBFGS(FullBatch):
     r"""L-BFGS: the quasi-Newton method that keeps the last steps and gradient differences, for full batches.
 
-        d = -H g        H from the last pairs: kopt/optimizers/inverse_hessian.py
-        w ← x + a d     a from a search along d: kopt/optimizers/line_search.py
+        d = -H g        H from the last pairs: kopt/optimizers/full_batch/inverse_hessian.py
+        w ← x + a d     a from a search along d: kopt/optimizers/full_batch/line_search.py
 
     Each update is one evaluation. It looks at the trial point x + a d, and either accepts it as the new x, or refines
     a. At the end of `fit` the weights are put back to the last accepted point; until then they are at a trial point. It
@@ -44,27 +39,27 @@ class LBFGS(FullBatch):
     needs_loss = True
 
     @property
+    @override
     def takes_minibatches(self) -> bool:
-        """What the cautious pairs are for."""
         return self.pairs == "cautious" and self.line_search == "fixed"
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """The history S and Y, oldest first, the last accepted point and its gradient."""
+    @override
+    def slots(self) -> dict[str, Slot]:
         history = Slot(shape=lambda weight: (self.history, *weight), exact=True)
         return {"S": history, "Y": history, "x": Slot("weight", exact=True), "g": Slot(exact=True)}
 
     @property
-    def shared(self) -> Mapping[str, Any]:
-        """What H and the search remember."""
+    @override
+    def shared(self) -> dict[str, Any]:
         return {**inverse_hessian.memory(self.history), **line_search.idle()}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Inner products of step and gradient with each other and with the history."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         return inverse_hessian.products(g, w, s)
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Judges the trial, and finds the next one: of the same search, or along a new direction."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         value, noise = s.loss + sums["penalty"], self._rounding_error(s.value, sums["moved"])
         accepted, failed, search = line_search.judge(
             self.line_search, s, value, sums["last_sg"], sums["last_ss"], noise
@@ -76,8 +71,8 @@ class LBFGS(FullBatch):
         new = {k: ops.where(accepted, x, old[k]) for k, x in arrived.items()}  # a failed search forgets the history
         return new | line_search.outcome(s, accepted, failed)
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Moves history and point on, if the trial was accepted, and goes to the next trial."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         g, scale = g + s.weight_decay * w, s.multiplier
         step = w - s.x
         y = s.kept * (g - s.g) + (s.added / scale if scale else 0.0) * step

@@ -79,7 +79,10 @@ def minimize(
     if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
         raise ValueError("minimize needs an optimizer that has made no step yet. Create a new one.")
     if (optimizer.gradient_accumulation_steps or 1) > 1:
-        raise ValueError("minimize evaluates all examples at each step. Give it batch_size, not the optimizer.")
+        raise ValueError(
+            "minimize evaluates all examples at each step, so gradient_accumulation_steps has no use. "
+            "To evaluate them in parts, pass batch_size to minimize."
+        )
     if isinstance(target, keras.Model):
         if variables is not None:
             raise ValueError("The variables of a model are its trainable weights: set `trainable` of its layers.")
@@ -92,7 +95,9 @@ def minimize(
         if any(a is not None for a in (x, y, loss, batch_size, sample_weight)):
             raise ValueError("x, y, loss, batch_size and sample_weight belong to a model, not to a function.")
         if not variables or not all(hasattr(v, "assign") for v in variables):
-            raise ValueError(f"Give the Keras variables of the function. Received: variables={variables!r}")
+            raise ValueError(
+                f"minimize needs the Keras variables that the function reads. Received: variables={variables!r}"
+            )
         function, batches = target, [(1.0, ())]
     else:
         raise TypeError(f"minimize needs a Keras model or a function. Received: {target!r}")
@@ -159,7 +164,7 @@ def _batches(x: Any, y: Any, sample_weight: Any, size: int | None) -> list[tuple
 def _loss_of(model: Any, loss: Any, training: bool, batch: tuple[Any, Any, Any]) -> Callable[..., Any]:
     """Returns the loss of a model as a function of x, y and the sample weights."""
     if loss is None and not model.compiled:
-        raise ValueError(f"The model {model.name!r} is not compiled. Give minimize its loss.")
+        raise ValueError(f"The model {model.name!r} is not compiled. Pass loss=... to minimize, or compile it.")
     given = None if loss is None else keras.losses.get(loss)
 
     def function(x: Any, y: Any, sample_weight: Any) -> Any:

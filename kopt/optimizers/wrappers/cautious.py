@@ -1,13 +1,9 @@
 """Cautious."""
 
-from typing import Any
-
 from keras import ops
 
-from kopt.declare import Positive
 from kopt.optimizers.engine.rule_checks import direction
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Optimizer, Positive, Slots, Step, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -37,12 +33,12 @@ class Cautious(Wrapper):
         if type(self.optimizer).advance is not Optimizer.advance:
             raise ValueError(f"Cautious takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The step of the base, along the masked direction."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         return Optimizer.advance(self, g, w, s, t)
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Masks the direction of the optimizer within."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = direction(self.optimizer, g, w, s, t)
         agree = ops.cast(u * g > 0, u.dtype)
         return u * agree / ops.maximum(ops.mean(agree), self.floor), dict(new)

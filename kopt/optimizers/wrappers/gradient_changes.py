@@ -1,13 +1,13 @@
 """Wrappers that change the gradient before the rule sees it."""
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from keras import ops
 
-from kopt.declare import NonNegative, Positive, Range
+from kopt.declare import Range
 from kopt.optimizers.engine.backends.backend import backend
-from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -29,8 +29,8 @@ class GradientCentralization(Wrapper):
 
     row_wise = False
 
-    def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
-        """Subtracts the mean."""
+    @override
+    def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
         axes = _unit_axes(g)
         return g - ops.mean(g, axis=axes, keepdims=True) if axes else g
 
@@ -55,8 +55,8 @@ class AdaptiveClip(Wrapper):
     clipping: Positive = 0.01
     epsilon: Positive = 1e-3
 
-    def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
-        """Scales down what is too long."""
+    @override
+    def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
 
         def norm(x: Tensor) -> Tensor:
             return ops.sqrt(ops.sum(ops.square(x), axis=_unit_axes(x) or None, keepdims=True))
@@ -81,13 +81,14 @@ class GradientNoise(Wrapper):
     """
 
     row_wise = False
-    random: ClassVar[bool] = True
+    random = True
     scale: NonNegative = 0.01
     fading: NonNegative = 0.55
     seed: Annotated[int, Range(0, 2**14)] = 0
 
-    def gradient(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> Tensor:
-        """Adds the noise, by Box's and Muller's transform of two uniform numbers."""
+    @override
+    def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
+        # two uniform numbers make a normal one, by the transform of Box and Muller
         salt = -1 - 2 * (s.index + 2**16 * self.seed)
         radius, angle = (backend.uniform(g, t, salt - k) for k in (0, 1))
         z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)

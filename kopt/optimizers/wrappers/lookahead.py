@@ -1,12 +1,10 @@
 """Lookahead."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from keras import ops
 
-from kopt.declare import Count, OpenFraction
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.optimizer import Any, Count, OpenFraction, Slot, Slots, Step, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -31,8 +29,8 @@ class Lookahead(Wrapper):
     alpha: OpenFraction = 0.5
     own_slots: ClassVar[Any] = {"slow": Slot("weight", exact=True)}
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A fast step, and a slow one when it is time."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         fast, new = super().advance(g, w, s, t)
         meet = ops.equal(ops.floor(t / self.k) * self.k, t)
         slow = ops.where(meet, s.slow + self.alpha * (fast - s.slow), s.slow)

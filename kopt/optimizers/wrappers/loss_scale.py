@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,21 +10,20 @@ from keras import ops
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.backends.records import Write
 from kopt.optimizers.engine.keras_loss_scale import MINIMUM_SCALE
-from kopt.optimizers.engine.tensor_math import Tensor
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import Any, Optimizer, Tensor
 
 STATE = ("step_counter", "dynamic_scale")
 
 
 @keras.saving.register_keras_serializable("kopt")
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    r"""Dynamic loss scaling that judges what is applied: the gradient of all replicas and accumulated batches.
+    r"""Dynamic loss scaling that checks the gradient that is applied, of all replicas and accumulated batches.
 
         s ← s / 2, and no update        if a gradient is not finite
         s ← 2 s                         after `dynamic_growth_steps` updates without that
 
     The loss is multiplied and the gradients are divided by s, so that small ones do not vanish in float16. Rules that
-    need the loss see it. In mixed float16 `compile` leaves an optimizer alone that is one of these.
+    need the loss see the unscaled one. In mixed float16 `compile` wraps every optimizer but these in a loss scaling.
 
     Args:
         inner_optimizer: the kopt optimizer that makes the updates.
@@ -163,9 +161,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def _fallen(self) -> str:
         return (
-            f"kopt.LossScaleOptimizer: the loss scale fell below minimum_scale={self.minimum_scale:g}, for the "
-            "gradients are not finite at any scale: look for NaN in the data and in the loss, lower the learning rate, "
-            "or use mixed_bfloat16."
+            f"kopt.LossScaleOptimizer: the loss scale fell below minimum_scale={self.minimum_scale:g}, because "
+            "the gradients are not finite at any scale: look for NaN in the data and in the loss, lower "
+            "the learning rate, or use mixed_bfloat16."
         )
 
     # ---------------------------------------------------------------------------------------------------- saving

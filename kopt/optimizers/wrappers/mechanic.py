@@ -1,13 +1,11 @@
 """Mechanic."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from keras import ops
 
-from kopt.declare import NonNegative, Positive
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
+from kopt.optimizers.optimizer import Any, NonNegative, Positive, Slot, Slots, Step, Tensor, override, sum_of_squares
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 BETAS = np.array([0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999])
@@ -42,14 +40,14 @@ class Mechanic(Wrapper):
     own_slots: ClassVar[Any] = {"first": Slot("weight", exact=True), "delta": Slot(exact=True, anchored=True)}
 
     @property
+    @override
     def shared(self) -> dict[str, Any]:
-        """The state of the bets, and what the optimizer within shares."""
         zero = np.zeros(len(BETAS))
         own = {"most": zero, "square": zero, "reward": zero, "scale": zero + self.start}
         return {**self.optimizer.shared, **own}
 
-    def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
-        """The inner products of Δ with g and w, and their norms."""
+    @override
+    def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         own = {
             "delta_g": ops.sum(s.delta * g),
             "delta_w": ops.sum(s.delta * w),
@@ -58,8 +56,8 @@ class Mechanic(Wrapper):
         }
         return super().contribute(g, w, s, t) | own
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Bets with each β."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         betas = ops.cast(BETAS, s.scale.dtype)
         ratio = ops.sqrt(sums["g_g"]) / (ops.sqrt(sums["w_w"]) + self.epsilon)
         h = -(sums["delta_g"] + self.pull * ops.sum(s.scale) * ratio * sums["delta_w"])
@@ -71,8 +69,8 @@ class Mechanic(Wrapper):
         own = {"most": most, "square": square, "reward": reward, "scale": scale}
         return super().settle(sums, s, t) | own
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the step of the optimizer within to Δ."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         there, new = super().advance(g, w, s, t)
         delta = s.delta + (there - w)
         return s.first + ops.sum(s.scale) * delta, {**new, "delta": delta}

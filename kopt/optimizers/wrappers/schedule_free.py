@@ -1,15 +1,27 @@
 """Schedule-Free: an average of the iterates in place of a schedule."""
 
-from types import SimpleNamespace as State
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from keras import ops
 
-from kopt.declare import Fraction, NonNegative, OpenFraction, Positive
 from kopt.optimizers.engine.rule_checks import direction, settled
-from kopt.optimizers.engine.state.slots import Slot
-from kopt.optimizers.engine.tensor_math import Tensor, debias, ema, rectification, with_decay
-from kopt.optimizers.optimizer import Optimizer
+from kopt.optimizers.optimizer import (
+    Any,
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    debias,
+    ema,
+    override,
+    rectification,
+    with_decay,
+)
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -35,19 +47,19 @@ class Averaging(Optimizer, abstract=True):
     own_slots: ClassVar[Any] = {"z": Slot("weight", exact=True)}
     own_shared: ClassVar[Any] = {"peak": 0.0, "total": 0.0, "share": 1.0}
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Returns c and what it is made of."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         peak = ops.maximum(s.peak, s.learning_rate * self.warmth(t))
         mass = ops.power(t, self.power) * ops.power(peak, self.rate_power)
         total = s.total + mass
         return {"peak": peak, "total": total, "share": mass / ops.where(total > 0, total, 1.0)}
 
     def warmth(self, t: Tensor) -> Tensor:
-        """Factor of η that the rule itself asks for."""
+        """Returns the factor of η that the rule itself asks for."""
         return 1.0
 
-    def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Moves z along the direction of the rule, and y after it."""
+    @override
+    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = direction(self, g, w, s, t)
         step = s.learning_rate * self.warmth(t) * with_decay(u, w, s)
         y = w + s.share * (s.z - w) - (1 - self.beta_1 * (1 - s.share)) * step
@@ -79,12 +91,12 @@ class ScheduleFree(Averaging, Wrapper):
         if type(self.optimizer).advance is not Optimizer.advance:
             raise ValueError(f"ScheduleFree takes a rule that steps along a direction. Received: {self.optimizer!r}")
 
-    def settle(self, sums: dict[str, Tensor], s: Any, t: Tensor) -> dict[str, Tensor]:
-        """Settles the average and what the optimizer within shares."""
+    @override
+    def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
         return super().settle(sums, s, t) | settled(self.optimizer, sums, s, t)
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction of the optimizer within."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = direction(self.optimizer, g, w, s, t)
         return u, dict(new)
 
@@ -102,26 +114,17 @@ class ScheduleFreeSGD(Averaging):
     slots = Averaging.own_slots
     shared = Averaging.own_shared
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient itself."""
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         return g, {}
 
 
-class ScheduleFreeAdamW(Averaging):
-    r"""Schedule-Free AdamW: `Averaging` with Adam's scaling and without its momentum.
-
-        v ← β₂ v + (1-β₂) g²
-        u = g / (√(v / (1-β₂ᵗ)) + ε)
-
-    Slots: v, z (8 bytes/parameter).  Row-wise, but rows that a batch does not read keep their y.
+class ScaledAveraging(Averaging, abstract=True):
+    r"""What the rules share that scale the gradient as Adam does.
 
     Args:
         beta_2: β₂ in [0, 1), memory of the square.
         epsilon: ε > 0.
-
-    Differs from `keras.optimizers.ScheduleFreeAdamW`, in which β₁ has no effect on TensorFlow and the average ignores
-    the learning rate; agrees with the authors' code, but for its warm-up: give a schedule that warms up.
-    Reference: Defazio et al., 2024, arXiv:2405.15682.
     """
 
     learning_rate = 2.5e-3
@@ -130,17 +133,31 @@ class ScheduleFreeAdamW(Averaging):
     slots = {"v": Slot(), **Averaging.own_slots}
     shared = Averaging.own_shared
 
-    def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divides the gradient by its root mean square."""
-        new = State(v=ema(s.v, ops.square(g), self.beta_2))
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        new = Slots(v=ema(s.v, ops.square(g), self.beta_2))
         return self.rate(new, t) * g, vars(new)
 
-    def rate(self, s: Any, t: Tensor) -> Tensor:
-        """1 / (√(v / (1-β₂ᵗ)) + ε)."""
+    @override
+    def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 / (ops.sqrt(s.v / debias(self.beta_2, t)) + self.epsilon)
 
 
-class ScheduleFreeRAdam(ScheduleFreeAdamW):
+class ScheduleFreeAdamW(ScaledAveraging):
+    r"""Schedule-Free AdamW: `Averaging` with Adam's scaling and without its momentum.
+
+        v ← β₂ v + (1-β₂) g²
+        u = g / (√(v / (1-β₂ᵗ)) + ε)
+
+    Slots: v, z (8 bytes/parameter).  Row-wise, but rows that a batch does not read keep their y.
+
+    Differs from `keras.optimizers.ScheduleFreeAdamW`, in which β₁ has no effect on TensorFlow and the average ignores
+    the learning rate; agrees with the authors' code, but for its warm-up: give a schedule that warms up.
+    Reference: Defazio et al., 2024, arXiv:2405.15682.
+    """
+
+
+class ScheduleFreeRAdam(ScaledAveraging):
     r"""Schedule-Free RAdam: `ScheduleFreeAdamW` that needs no warm-up, because it rectifies the rate.
 
         ρ = ρ∞ - 2 t β₂ᵗ / (1-β₂ᵗ),  ρ∞ = 2/(1-β₂) - 1
@@ -152,6 +169,6 @@ class ScheduleFreeRAdam(ScheduleFreeAdamW):
     Reference: Defazio et al., 2024, arXiv:2405.15682; Liu et al., 2019, arXiv:1908.03265.
     """
 
+    @override
     def warmth(self, t: Tensor) -> Tensor:
-        """The rectification."""
         return rectification(self.beta_2, t, 4.0)

@@ -1,0 +1,66 @@
+"""The base of the optimizers made of several."""
+
+import abc
+
+import keras
+
+from kopt.optimizers.optimizer import Any, LearningRate, Mapping, Optimizer, Slot, Tensor, override
+
+
+class Composite(Optimizer, abstract=True):
+    """Base of the optimizers made of several, each with its own learning rate and decay.
+
+    What else surrounds the rule (clipping, averages, accumulation, masks, multipliers, precision) is given to the
+    composite, for all weights.
+
+    Args:
+        learning_rate: η ≥ 0, a factor of all rates; 1 leaves them as they are.
+        weight_decay: if given, instead of that of each optimizer.
+
+    Raises:
+        ValueError: one of the optimizers has options of its own for what surrounds the rule.
+    """
+
+    learning_rate: LearningRate = 1.0
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner, own = type(self).__name__, {"name", "learning_rate", "weight_decay"}
+        for rule in self.rules().values():
+            if rule._held.excluded:
+                raise ValueError(f"{owner}: call exclude_from_weight_decay of {owner} itself. Received: {rule!r}")
+            for name, field in Optimizer.fields.items():
+                if name not in own and getattr(rule, name) != field.default:
+                    raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
+            if self.weight_decay is not None:
+                rule.weight_decay = self.weight_decay
+
+    @abc.abstractmethod
+    def rules(self) -> Mapping[str, Optimizer]:
+        """Returns the optimizers by the prefix of their slots and shared values."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all rules are."""
+        return all(rule.bounded for rule in self.rules().values())
+
+    @property
+    @override
+    def slots(self) -> Mapping[str, Slot]:
+        return {k + name: slot for k, rule in self.rules().items() for name, slot in rule.slots.items()}
+
+    @property
+    @override
+    def shared(self) -> Mapping[str, Any]:
+        return {k + name: value for k, rule in self.rules().items() for name, value in rule.shared.items()}
+
+    @override
+    def decay(self, updates: Tensor) -> float:
+        return 1.0  # each rule has its own λ
+
+    @override
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        rules = {k: x for k, x in config.items() if isinstance(x, Optimizer)}
+        return config | {k: keras.optimizers.serialize(rule) for k, rule in rules.items()}

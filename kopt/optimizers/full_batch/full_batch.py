@@ -1,0 +1,114 @@
+"""What the rules share that want the gradient of all examples."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.optimizer import Any, Count, Optimizer, Tensor, override
+
+
+class FullBatch(Optimizer, abstract=True):
+    r"""Base of the rules that want the gradient of all examples.
+
+    `fit` with batch_size=len(x) gives it. Smaller batches give it too if all batches of an epoch are accumulated into
+    one update. The last of them may be smaller: `examples` and `batch_size` tell how much each batch counts.
+
+    `weight_decay` adds a penalty λ/2 ‖w‖², masked by `decay_mask`, because a line search must see the whole function.
+    `multipliers` scale the metric in which the steps are chosen, for the weights that they match.
+
+    Args:
+        examples: ≥ 1; examples of an epoch. With `batch_size`, every epoch makes one update.
+        batch_size: ≥ 1; examples of a batch, but perhaps for the last.
+        steps_per_update: ≥ 1; batches that make an update; the same as `gradient_accumulation_steps`.
+
+    Raises:
+        ValueError: `examples` without `batch_size`, or a contradiction between these numbers.
+    """
+
+    examples: Count | None = None
+    batch_size: Count | None = None
+    steps_per_update: Count | None = None
+    precise = True
+    row_wise = False
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if (self.examples is None) != (self.batch_size is None):
+            raise ValueError(
+                f"{name}: examples and batch_size belong together. Received: examples={self.examples}, "
+                f"batch_size={self.batch_size}"
+            )
+        steps = {"steps_per_update": self.steps_per_update}
+        steps["gradient_accumulation_steps"] = self.gradient_accumulation_steps
+        if self.examples is not None and self.batch_size is not None:
+            steps["examples / batch_size"] = math.ceil(self.examples / self.batch_size)
+        given = {k: v for k, v in steps.items() if v is not None}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"{name}: these numbers of batches for an update differ: {given}")
+        if callable(self.weight_decay):
+            raise ValueError(f"{name}: weight_decay must be a number: it is part of the function that is minimized.")
+        self.steps_per_update = next(iter(given.values()), None)
+        self.gradient_accumulation_steps = self.steps_per_update if (self.steps_per_update or 1) > 1 else None
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Returns the loss to differentiate; warns if `fit` gives mini-batches."""
+        steps, update = steps_of_fit(), self.gradient_accumulation_steps or 1
+        if steps is not None and steps != update and not self.takes_minibatches:
+            warnings.warn(
+                f"{type(self).__name__} compares whole losses, but sees {update} of the {steps} batches of an epoch at "
+                "each update. Give fit batch_size=len(x), or the optimizer examples=len(x) and batch_size.",
+                stacklevel=2,
+            )
+        return super().scale_loss(loss)
+
+    @property
+    def takes_minibatches(self) -> bool:
+        """Whether the rule works if each update sees other examples. Usually a class attribute."""
+        return False
+
+    @override
+    def share(self, batch: Tensor) -> Tensor:
+        """Returns how much an accumulated batch counts, in proportion to its examples; 1 is an equal share."""
+        steps = self.gradient_accumulation_steps
+        if self.examples is None or self.batch_size is None or steps is None:
+            return 1.0
+        sizes = [self.batch_size] * (steps - 1) + [self.examples - self.batch_size * (steps - 1)]
+        return ops.where(batch < steps - 1, sizes[0] * steps / self.examples, sizes[-1] * steps / self.examples)
+
+    @property
+    def stalls(self) -> int:
+        """Number of line searches in a row that found no lower point."""
+        return int(backend.value(self.setup.shared["stalls"])) if self.built and "stalls" in self.setup.shared else 0
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Puts back the last accepted point if the weights are at a trial; `fit` calls it at its end."""
+        if self.built and "searching" in self.setup.shared and bool(backend.value(self.setup.shared["searching"]) > 0):
+            for p in self.setup.parameters:
+                if "x" in p.slots:
+                    for variable, value in p.rounded(p.remembered()["x"], self.setup.updates(), 0):
+                        variable.assign(value)
+            self.setup.shared["searching"].assign(0.0)
+        super().finalize_variable_values(var_list)
+
+    def _rounding_error(self, value: Tensor, moved: Tensor) -> Tensor:
+        """Bounds the error of a loss: that of the number and that of the weights, `moved` = Σ (g w)²."""
+        unit = 2.0**-23 if any(p.dtype == "float32" for p in self.setup.parameters) else 2.0**-52
+        return 2 * unit * (ops.abs(value) + ops.sqrt(moved))
+
+
+def steps_of_fit() -> int | None:
+    """Returns the number of batches of an epoch of the `fit` that is calling; None outside, or where it is unknown."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        callbacks = frame.f_locals.get("callbacks")
+        if frame.f_code.co_name == "fit" and isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks.params.get("steps")
+        frame = frame.f_back
+    return None
