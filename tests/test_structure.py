@@ -65,7 +65,9 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.tensorboard\.event_file",
     r"kopt\.tensorboard\.\w+",
     r"kopt\.tensorboard",
+    r"kopt\.catalogue",
     r"kopt",
+    r"kopt\.__main__",
 ]
 RULES = next(i for i, pattern in enumerate(LAYERS) if "composites" in pattern)
 MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.on_tensorflow", "kopt.training.sam"}
@@ -137,6 +139,16 @@ def test_recipes_do_not_import_each_other():
         assert not imports(name) & (recipes - {name}), name
 
 
+def test_the_roof_alone_knows_of_the_recipes():
+    def named(name):
+        nodes = ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+        words = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        return any(re.fullmatch(r"(kopt\.)?recipes(\.\w+)*\.?", word) for word in words)
+
+    assert [name for name in KOPT if named(name)] == ["kopt.__main__"]
+    assert not [name for name in SOURCES if "kopt.__main__" in imports(name)]
+
+
 def test_kopt_imports_no_tests():
     tests = {"tests", *(p.stem for p in (ROOT / "tests").glob("*.py"))}
     for name in SOURCES:
@@ -160,7 +172,7 @@ def test_facades_only_import():
 
 def test_all_is_what_is_public():
     public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
-    assert set(kopt.__all__) == {name for name in public if name not in ("training",)}
+    assert set(kopt.__all__) == {name for name in public if name not in ("catalogue", "recipes", "training")}
     assert kopt.tensorboard.OptimizerStats
 
 
