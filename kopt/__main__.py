@@ -30,6 +30,8 @@ TABLES = {
     "adapters": (catalogue.adapters, "the adapters: whether they merge, their file in Hugging Face peft"),
     "schedules": (catalogue.schedules, "the schedules: their arguments"),
 }
+EXTRAS = {"recommendation": ["recommendation"], "text_classification": ["text"]}
+"""What of pyproject.toml's optional dependencies a recipe needs beside `recipes`."""
 INSIDE, BESIDE = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes"
 """Where the recipes are: inside of kopt where it was installed from a wheel, beside it in a clone."""
 
@@ -136,13 +138,13 @@ def load(name: str) -> ModuleType:
 
 def _run_recipe(name: str, argv: list[str]) -> int:
     try:
-        recipe = load(name)
+        code: int = load(name).main(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("kopt", "recipes"):
             raise
-        print(f'error: recipes need {error.name}: pip install "keras-kopt[recipes]"', file=sys.stderr)
+        extras = ",".join(["recipes", *EXTRAS.get(name, [])])
+        print(f'error: this recipe needs {error.name}: pip install "keras-kopt[{extras}]"', file=sys.stderr)
         return FAILED
-    code: int = recipe.main(argv)
     return code
 
 

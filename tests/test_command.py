@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from problems import rules
@@ -167,13 +168,19 @@ def test_the_exit_code_is_that_of_the_recipe(tmp_path, capsys):
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
-def test_a_package_that_recipes_need_is_named(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("mnist", "recipes"), ("recommendation", "recipes,recommendation"), ("text-classification", "recipes,text")],
+)
+def test_a_package_that_a_recipe_needs_is_named(name, extras, monkeypatch, capsys):
     def missing(name):
         raise ModuleNotFoundError("No module named 'tyro'", name="tyro")
 
     monkeypatch.setattr("kopt.__main__.load", missing)
-    assert ended("mnist") == 1
-    assert capsys.readouterr().err == 'error: recipes need tyro: pip install "keras-kopt[recipes]"\n'
+    assert ended(name) == 1
+    assert capsys.readouterr().err == f'error: this recipe needs tyro: pip install "keras-kopt[{extras}]"\n'
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= set(optional)
 
 
 def test_a_fault_in_a_recipe_is_not_called_a_missing_package(monkeypatch):

@@ -172,7 +172,7 @@ def test_facades_only_import():
 
 def test_all_is_what_is_public():
     public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
-    assert set(kopt.__all__) == {name for name in public if name not in ("catalogue", "recipes", "training")}
+    assert set(kopt.__all__) == {name for name in public if name not in ("catalogue", "training")}
     assert kopt.tensorboard.OptimizerStats
 
 
