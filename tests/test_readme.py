@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 
 import keras
 import numpy as np
@@ -209,6 +210,17 @@ def test_links_lead_somewhere():
     for page in (README, RECIPES, ROOT / "CONTRIBUTING.md", ROOT / "saved_models" / "README.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_page_on_the_package_index_has_no_dead_links():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = page = README.read_text(encoding="utf-8")
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links and all(link.startswith(("https://", "#")) for link in links)
+    code = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert code.findall(text) == code.findall(page)
 
 
 def test_results_repeat():
