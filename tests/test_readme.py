@@ -25,7 +25,8 @@ from problems import rules
 import kopt
 from kopt import catalogue
 from kopt.declare.registry import OPTIMIZERS
-from recipes import _cli
+from recipes.run.command_line import parse
+from recipes.run.flags import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
@@ -81,7 +82,7 @@ def runs():
 def command(folder):
     """Returns the command that repeats a run, from its settings; where data lay and results went is left out."""
     recipe = folder.parent.name
-    defaults = _cli.flatten(importlib.import_module(f"recipes.{recipe}").Train())
+    defaults = flatten(importlib.import_module(f"recipes.{recipe}").Train())
     words = ["python", "-m", f"recipes.{recipe}"]
     if json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"] == "scikit-learn digits":
         words += ["--data", "digits"]  # which "auto" may have come to
@@ -229,7 +230,7 @@ def test_results_repeat():
     assert lines
     for line in lines:
         recipe = importlib.import_module(line.split()[2])
-        _cli.parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
+        parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
 
 
 def test_results_of_runs_that_are_not_here_stay():
@@ -247,7 +248,7 @@ def test_commands_of_runs(source, flag, tmp_path):
     folder = tmp_path / "mnist" / "run"
     folder.mkdir(parents=True)
     changed = {"data": "mnist.npz", "optimizer": "sgd", "opt": ["nesterov=true", "momentum=0.9"], "augment": True}
-    defaults = _cli.flatten(importlib.import_module("recipes.mnist").Train())
+    defaults = flatten(importlib.import_module("recipes.mnist").Train())
     (folder / "config.yaml").write_text(yaml.safe_dump(defaults | changed, sort_keys=False))
     (folder / "metrics.json").write_text(json.dumps({"data": source}))
     expected = "--augment --optimizer sgd --opt nesterov=true --opt momentum=0.9"
