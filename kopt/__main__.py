@@ -125,15 +125,23 @@ def recipes() -> dict[str, str]:
 
 
 def load(name: str) -> ModuleType:
-    """Imports a recipe as `kopt.recipes.NAME`, in a clone too: another package called `recipes` is never taken."""
-    package = "kopt.recipes"
-    if package not in sys.modules and not INSIDE.exists():
-        spec = importlib.util.spec_from_file_location(package, BESIDE / "__init__.py")
+    """Imports a recipe, as `kopt.recipes.NAME` or, in a clone, as `recipes.NAME`.
+
+    Raises:
+        ImportError: another package called `recipes` has been imported before.
+    """
+    if INSIDE.exists():
+        return importlib.import_module(f"kopt.recipes.{name}")
+    init = BESIDE / "__init__.py"
+    if "recipes" not in sys.modules:  # by its file, whatever else of that name there is to be found
+        spec = importlib.util.spec_from_file_location("recipes", init)
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
+        sys.modules["recipes"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["recipes"])
+    there = Path(str(sys.modules["recipes"].__file__))
+    if there.resolve() != init.resolve():
+        raise ImportError(f"The recipes are those of {init}, but {there} was imported. Run `python -m kopt {name}`.")
+    return importlib.import_module(f"recipes.{name}")
 
 
 def _run_recipe(name: str, argv: list[str]) -> int:

@@ -1,12 +1,13 @@
 """The command `kopt`: recipes, tables, all about one class, errors, and what it imports when."""
 
-import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
 import pytest
 from problems import rules
@@ -27,10 +28,10 @@ def ended(*argv):
         return end.code or 0
 
 
-def python(*arguments, cwd=ROOT, **options):
+def python(*arguments, cwd=ROOT, **variables):
     """Starts Python with kopt from here, and returns what it printed."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, **options)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 # ------------------------------------------------------------------------------------------------- what there is
@@ -195,8 +196,23 @@ def test_a_fault_in_a_recipe_is_not_called_a_missing_package(monkeypatch):
 def test_in_a_clone_the_recipes_beside_kopt_are_taken():
     assert not INSIDE.exists()
     recipe = load("mnist")
-    assert recipe.__name__ == "kopt.recipes.mnist" and pathlib.Path(recipe.__file__) == ROOT / "recipes" / "mnist.py"
-    assert importlib.util.find_spec("kopt.recipes.mnist")
+    assert recipe.__name__ == "recipes.mnist" and pathlib.Path(recipe.__file__) == ROOT / "recipes" / "mnist.py"
+
+
+def test_inside_of_kopt_they_come_first(tmp_path):
+    for folder in ("kopt", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / ("kopt/recipes" if folder == "recipes" else folder))
+    done = python("-m", "kopt", "mnist", "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0 and "usage: kopt mnist" in done.stdout, done.stderr
+    assert python("-c", "import recipes", cwd=tmp_path, PYTHONPATH=str(tmp_path)).returncode == 1
+
+
+def test_strangers_that_have_been_imported_are_named(monkeypatch):
+    stranger = types.ModuleType("recipes")
+    stranger.__file__ = "elsewhere/recipes/__init__.py"
+    monkeypatch.setitem(sys.modules, "recipes", stranger)
+    with pytest.raises(ImportError, match=r"elsewhere.recipes.__init__\.py was imported"):
+        load("mnist")
 
 
 def test_a_strangers_recipes_are_not_taken(tmp_path):
@@ -233,6 +249,5 @@ def test_a_closed_pipe_is_quiet():
 
 
 def test_without_greek_letters_there_are_question_marks():
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-m", "kopt", "info", "lion"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "sign(? m + " in done.stdout.replace("??", "?"), done.stderr
+    done = python("-m", "kopt", "info", "lion", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "m ? " in done.stdout, done.stderr

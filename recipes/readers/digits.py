@@ -23,7 +23,7 @@ def load(data: str) -> Labelled:
     """Returns the images and labels that `--data` names.
 
     Raises:
-        DataError: they cannot be had or are not what they should be.
+        DataError: they are not available, or not what they should be.
     """
     if data in ("auto", "mnist"):
         try:

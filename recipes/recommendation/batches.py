@@ -47,7 +47,7 @@ def latest(items: Array, length: int) -> tuple[Array, int]:
 
 
 def batches(x: Mapping[str, Array], y: Array, batch_size: int, shuffle_seed: int | None = None) -> Any:
-    """Returns a `tf.data.Dataset` of batches, shuffled anew in each epoch if there is a seed."""
+    """Returns a `tf.data.Dataset` of batches, in a new random order in each epoch if there is a seed."""
     import tensorflow as tf
 
     epoch = iter(range(sys.maxsize))

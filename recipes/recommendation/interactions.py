@@ -240,7 +240,7 @@ def read_table(
 ) -> Table:
     """Returns the features and titles in a file.
 
-    A cell holds several values where it is a list or divided by |. Numbers of many values are cut at their deciles.
+    A cell holds several values if it is a list, or a text with |. Numbers with many values are cut at their deciles.
 
     Args:
         path: of a CSV, TSV, JSONL or Parquet file.

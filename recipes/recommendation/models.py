@@ -11,20 +11,18 @@ from ..run.batches import Array
 from .interactions import Feature
 
 Kind = Literal["mf", "two-tower", "dcn", "dlrm", "sasrec"]
-RATERS: tuple[Kind, ...] = ("mf", "two-tower", "dcn", "dlrm")
-RETRIEVERS: tuple[Kind, ...] = ("mf", "two-tower")
 PACKAGE = "kopt.recipes"
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Encoder(layers.Layer):
-    """Turns the numbers of users or items into vectors: one for the id, one for each feature.
+    """Turns the numbers of users or items into vectors: one for the id and one for each feature.
 
     Args:
-        size: numbers in use, with 0, the unknown one.
+        size: how many numbers there are, including 0 for unknown ids.
         dim: length of a vector.
-        features: classes of each feature, without none, and how many of them one user or item may have.
-        buckets: rows of the table if ids share them; 0 gives each id its own.
+        features: for each feature the number of its classes, and the largest number that one user or item has.
+        buckets: rows of the table if ids share them; with 0 each id has its own row.
         **options: those of a layer.
     """
 
@@ -42,7 +40,7 @@ class Encoder(layers.Layer):
         self.table = layers.Embedding(1 + (buckets or size - 1), dim, self.start, name="table")
 
     def build(self, input_shape: Any) -> None:
-        """Makes room for what each number stands for."""
+        """Creates the tables: row and features of each number, and the embeddings."""
 
         def add_table(name: str, *shape: int) -> Any:
             return self.add_weight(shape, "zeros", "int32", trainable=False, name=name)
@@ -55,7 +53,7 @@ class Encoder(layers.Layer):
         self.table.build(())
 
     def describe(self, features: Sequence[Feature], rows: Array | None = None) -> None:
-        """Sets the features of each number, and its row where rows are shared."""
+        """Sets the features of each number, and its row if rows are shared."""
         for variable, feature in zip(self.values, features, strict=True):
             variable.assign(feature.values)
         if self.rows is not None:
@@ -65,7 +63,7 @@ class Encoder(layers.Layer):
         """Returns the vectors of numbers of any shape, each [..., dim]."""
         vectors = [self.table(numbers if self.rows is None else ops.take(self.rows, numbers))]
         for bag, values in zip(self.bags, self.values, strict=True):
-            # A product with how often each class occurs: of few classes a dense gradient is cheaper than rows.
+            # As a product with the counts of the classes: for few classes a dense gradient is cheaper than rows.
             counts = ops.sum(ops.one_hot(ops.take(values, numbers, axis=0) - 1, bag.shape[0], dtype=bag.dtype), -2)
             share = counts / ops.maximum(ops.sum(counts, -1, keepdims=True), 1)
             vectors.append(ops.matmul(ops.cast(share, self.compute_dtype), ops.cast(bag, self.compute_dtype)))
@@ -82,10 +80,10 @@ class Recommender(keras.Model):
     Args:
         kind: which model.
         users: configuration of the encoder of users.
-        items: that of the items.
-        hidden: width of the dense layers; 0 leaves those of two-tower out.
-        dropout: share of the features dropped before each of them.
-        l2: weight of the squared vectors of each example in the loss.
+        items: configuration of the encoder of items.
+        hidden: width of the dense layers; with 0 two-tower has none.
+        dropout: dropout rate before each of them.
+        l2: L2 penalty on the vectors of each example.
         **options: those of a model.
     """
 
@@ -107,7 +105,7 @@ class Recommender(keras.Model):
         self.drop = layers.Dropout(dropout)
 
     def build(self, input_shape: Any = None) -> None:
-        """Makes all weights, by a call on an example."""
+        """Creates all weights, by a call on an example."""
         self.call(self.example())
         self.built = True
 
@@ -116,13 +114,13 @@ class Recommender(keras.Model):
         return dict.fromkeys(("user", "item"), ops.zeros((1,), "int32"))
 
     def tower(self, name: str) -> list[Any]:
-        """Returns layers that bring several vectors into one of the common length; none if they have no width."""
+        """Returns the dense layers from several vectors to one; no layers if `hidden` is 0."""
         if not self.hidden:
             return []
         return [layers.Dense(self.hidden, "relu", name=f"{name}_hidden"), layers.Dense(self.dim, name=f"{name}_output")]
 
-    def through(self, tower: Sequence[Any], vectors: Sequence[Any], training: bool | None) -> Any:
-        """Returns one vector for several: their sum, and what the tower adds to it."""
+    def combine(self, tower: Sequence[Any], vectors: Sequence[Any], training: bool | None) -> Any:
+        """Returns one vector for several: their sum plus the output of the tower."""
         total = sum(vectors[1:], vectors[0])
         if not tower:
             return total
@@ -132,7 +130,7 @@ class Recommender(keras.Model):
         return total + x
 
     def penalize(self, vectors: Sequence[Any], training: bool | None) -> None:
-        """Adds the squares of vectors [n, dim] to the loss."""
+        """Adds the L2 penalty on vectors [n, dim] to the loss."""
         if training and self.config["l2"]:
             squares = sum(
                 ops.sum(ops.square(ops.cast(x, "float32"))) / ops.cast(ops.shape(x)[0], "float32") for x in vectors
@@ -146,7 +144,7 @@ class Recommender(keras.Model):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Rater(Recommender):
-    """Predicts ratings: μ + b of the user + b of the item + what `kind` makes of their vectors.
+    """Predicts ratings: μ + bias of the user + bias of the item + a function of their vectors.
 
     mf: the product of the vectors of the ids (Koren et al., 2009, doi:10.1109/MC.2009.263). two-tower: that of the sums
     of the vectors of ids and features, with what a dense network adds to them. dcn: crosses of all features (Wang et
@@ -172,7 +170,7 @@ class Rater(Recommender):
         u, v = self.users(user), self.items(item)
         self.penalize(u + v, training)
         if not self.top:
-            p, q = (self.through(tower, x, training) for tower, x in zip(self.towers, (u, v), strict=True))
+            p, q = (self.combine(tower, x, training) for tower, x in zip(self.towers, (u, v), strict=True))
             return ops.cast(known + ops.sum(self.drop(p, training=training) * q, -1), "float32")
         first = x = ops.concatenate(u + v, -1)
         for cross in self.crosses:
@@ -186,22 +184,22 @@ class Rater(Recommender):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Retriever(Recommender):
-    """Finds items: the product of a query with the vector of an item, learnt by telling it from others in the batch.
+    """Finds items: their score is the product of a query and the vector of the item, trained by in-batch softmax.
 
-    A query is, of mf, the vector of the user; of two-tower, what a dense network makes of the vectors of the user and
-    of a mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
-    doi:10.1145/2959100.2959190); of sasrec, the state of a transformer behind these items (Kang and McAuley, 2018,
+    The query of mf is the vector of the user; that of two-tower the output of a dense network for the vectors of the
+    user and of the mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
+    doi:10.1145/2959100.2959190); that of sasrec the state of a transformer after these items (Kang and McAuley, 2018,
     arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et al., 2019,
     doi:10.1145/3298689.3346996).
 
     Args:
         kind: "mf", "two-tower" or "sasrec".
         users: configuration of the encoder of users.
-        items: that of the items.
-        length: of two-tower and sasrec, items that they look back at.
-        blocks: of sasrec, transformer blocks.
-        heads: of sasrec, heads of the attention.
-        positions: of two-tower and sasrec, most predictions that one batch learns from.
+        items: configuration of the encoder of items.
+        length: number of past items (two-tower and sasrec).
+        blocks: transformer blocks (sasrec).
+        heads: attention heads (sasrec).
+        positions: largest number of predictions in the loss of a batch (two-tower and sasrec).
         **options: those of `Recommender`.
     """
 
@@ -237,7 +235,7 @@ class Retriever(Recommender):
 
     def candidates(self, items: Any, training: bool | None = None) -> Any:
         """Returns the vectors of items [n], [n, dim + 1]."""
-        vector = self.through(self.towers[1], self.items(items), training)
+        vector = self.combine(self.towers[1], self.items(items), training)
         return ops.concatenate([vector, self.item_bias(items)], -1)
 
     def queries(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
@@ -253,11 +251,11 @@ class Retriever(Recommender):
             if self.lag is not None:
                 past = self.mean_so_far(inputs["history"], past)
                 vectors = [past, *(ops.broadcast_to(u[:, None], ops.shape(past)) for u in vectors)]
-            x = self.drop(self.through(self.towers[0], vectors, training), training=training)
+            x = self.drop(self.combine(self.towers[0], vectors, training), training=training)
         return ops.concatenate([x, ops.ones_like(x[..., :1])], -1)
 
     def mean_so_far(self, history: Any, vectors: Any) -> Any:
-        """Returns the means [n, length, dim] of the vectors up to each place, weighted by how far back they stand."""
+        """Returns the means [n, length, dim] of the vectors up to each place, weighted by their distance."""
         back = ops.arange(self.length)[:, None] - ops.arange(self.length)
         weights = ops.take(ops.cast(self.lag, "float32"), ops.maximum(back, 0))
         out = ops.logical_or(back < 0, ops.equal(history, 0)[:, None])
@@ -265,7 +263,7 @@ class Retriever(Recommender):
         return ops.matmul(ops.cast(weights, vectors.dtype), vectors)
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
-        """Returns, for pairs of query and next item, the logits [n, n] of all the items, and what each pair counts."""
+        """Returns the logits [n, n] of n queries for the next items of all, and the weights [n] of the queries."""
         queries, items = self.queries(inputs, training), ops.reshape(inputs["item"], (-1,))
         queries, weights = ops.reshape(queries, (-1, self.dim + 1)), ops.cast(items > 0, "float32")
         if self.looks_back:
@@ -283,19 +281,19 @@ class Retriever(Recommender):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Cross-entropy of the item that came next, among those of the batch."""
+        """Returns the cross-entropy of the next item among the items of the batch."""
         logits, weights = y_pred
         own = ops.logsumexp(logits, -1) - ops.diagonal(logits)
         return ops.sum(own * weights) / ops.maximum(ops.sum(weights), 1)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The loss alone: ranks are measured among all items."""
+        """Returns only the loss: ranks are measured among all items, by a callback."""
         return {"loss": self._loss_tracker.result()}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class _Block(layers.Layer):
-    """A transformer block that looks back, with normalization in front of each part."""
+    """A causal transformer block with normalization before each part."""
 
     def __init__(self, dim: int, heads: int, dropout: float, **options: Any) -> None:
         super().__init__(**options)

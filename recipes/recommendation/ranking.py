@@ -11,7 +11,7 @@ from .interactions import Interactions
 Scores = Callable[[Array], Array]
 """Function of numbers of users [n] that gives the scores [n, items] of all items."""
 MAX_USERS = 10_000
-"""Users of the test set on which ranks are measured; of more, so many are drawn."""
+"""Ranks are measured on at most this many users of the test set, drawn at random."""
 CHUNK = 128
 
 

@@ -1,4 +1,4 @@
-"""What a run of the recipe saves beside its files, and how it is restored."""
+"""A trained model with its ids and interactions, as a run saves and restores it."""
 
 import dataclasses
 import json

@@ -142,5 +142,5 @@ def test_mask(whole: Interactions, split: Split, share: float, seed: int) -> Arr
         user = whole.user[rows]
         last = np.append(user[1:] != user[:-1], True)
         first = np.insert(user[1:] != user[:-1], 0, True)
-        test[rows[last & ~first]] = True  # one interaction alone is learnt from
+        test[rows[last & ~first]] = True  # the only interaction of a user is in the training set
     return test

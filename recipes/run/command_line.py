@@ -29,8 +29,9 @@ Commands = Mapping[type, Callable[[Any], int]]
 
 
 def program(recipe: str) -> str:
-    """Returns the command that starts a recipe: that of the package, or where this is a clone's `recipes`, Python's."""
-    return f"kopt {recipe.replace('_', '-')}" if PACKAGE == "kopt.recipes" else f"python -m {PACKAGE}.{recipe}"
+    """Returns the command that starts a recipe: in a clone `python -m recipes.NAME`, in a wheel `kopt NAME`."""
+    outer, inside, _ = PACKAGE.rpartition(".")
+    return f"{outer} {recipe.replace('_', '-')}" if inside else f"python -m {PACKAGE}.{recipe}"
 
 
 def parse(argv: Sequence[str], commands: Mapping[str, type], prog: str, default: str = "train") -> Any:

@@ -105,7 +105,7 @@ def predict(model: Any, encoded: Encoded, classes: int, batch_size: int = 64) ->
     """Returns [example, class], in the order of the texts.
 
     Raises:
-        ValueError: the model does not give logits of so many classes.
+        ValueError: the model does not give logits for this number of classes.
     """
     order = np.concatenate(plan(encoded.lengths, batch_size, None))
     found = predict_probabilities(model, batches(encoded, None, batch_size), classes)

@@ -105,7 +105,7 @@ def load(flags: TextFlags, seed: int) -> Corpus:
     }
     max_train, max_eval = flags.max_train_examples, flags.max_eval_examples
     splits = {
-        # The same texts whatever the seed, so that runs with several seeds compare.
+        # The texts do not depend on the seed, so that runs with several seeds can be compared.
         name: _limit(number_labels(part, names), max_train if name == "train" else max_eval)
         for name, part in parts.items()
     }

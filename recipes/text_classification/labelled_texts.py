@@ -154,7 +154,7 @@ def read_dataset(name: str, columns: Columns, on_bad_row: OnBadRow) -> dict[str,
 
     Raises:
         UsageError: the `datasets` library is missing.
-        DataError: the data set cannot be had, has no such split or column, or a bad row.
+        DataError: the data set is not available, or lacks a split or a column, or has a bad row.
     """
     path, _, config = name.partition(":")
     if not Path(path).exists() and not network.is_reachable(HUB):

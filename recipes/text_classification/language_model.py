@@ -215,8 +215,8 @@ def set_activations(backbone: Any, config: dict[str, Any]) -> None:
 def build(backbone: Any, classes: int, dropout: float, pooling: Pooling = "mean") -> Any:
     """Returns a model from token ids to the logits of the classes.
 
-    What the backbone computes and the logits do not depend on, such as its pooled output under "mean", is frozen:
-    it would have no gradient.
+    Layers that the logits do not depend on, such as the pooler of the backbone under "mean", are frozen:
+    they would have no gradient.
 
     Args:
         backbone: of KerasHub.

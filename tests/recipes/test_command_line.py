@@ -97,8 +97,8 @@ def test_help_needs_no_keras_and_names_the_command(name):
 
 
 def test_help_names_the_command_in_a_wheel(tmp_path):
-    (tmp_path / "outer").mkdir()
-    (tmp_path / "outer" / "__init__.py").touch()
-    shutil.copytree(Path(recipes.__file__).parent, tmp_path / "outer" / "recipes")
+    (tmp_path / "kopt").mkdir()
+    (tmp_path / "kopt" / "__init__.py").touch()
+    shutil.copytree(Path(recipes.__file__).parent, tmp_path / "kopt" / "recipes")
     for name in NAMES:
-        assert f"usage: python -m outer.recipes.{name} " in run_help(f"outer.recipes.{name}", tmp_path)
+        assert f"usage: kopt {name.replace('_', '-')} " in run_help(f"kopt.recipes.{name}", tmp_path)
