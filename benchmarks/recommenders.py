@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes import _pairs, _ranking
+from recipes.recommendation import ranking, splits
 
 
 def svd(data, seed):
@@ -30,7 +30,7 @@ def svd(data, seed):
     model = surprise.SVD(random_state=seed)
     model.fit(train)
     found = np.array([p.est for p in model.test(rows(data.test))])
-    return _ranking.errors(found, data.test.label)["rmse"]
+    return ranking.rating_errors(found, data.test.label)["rmse"]
 
 
 def als(data, ks, seed, **options):
@@ -43,7 +43,7 @@ def als(data, ks, seed, **options):
     matrix = scipy.sparse.csr_matrix((np.ones(len(train), np.float32), (train.user, train.item)), shape)
     model = implicit.als.AlternatingLeastSquares(random_state=seed, num_threads=1, **options)
     model.fit(matrix, show_progress=False)
-    return _ranking.rank(lambda users: model.user_factors[users] @ model.item_factors.T, data.test, train, ks)
+    return ranking.rank(lambda users: model.user_factors[users] @ model.item_factors.T, data.test, train, ks)
 
 
 def main():
@@ -54,17 +54,17 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     flags = parser.parse_args()
     given = {k: v for k, v in vars(flags).items() if v is not None and k != "seeds"}
-    pairs = _pairs.PairFlags(**given)
+    pairs = splits.DataFlags(**given)
     found = []
     for seed in flags.seeds:
-        data = _pairs.load(pairs, True, seed)
-        mean, user, item = _ranking.biases(data.train)
-        plain = _ranking.errors(mean + user[data.test.user] + item[data.test.item], data.test.label)["rmse"]
+        data = splits.load(pairs, True, seed)
+        mean, user, item = ranking.fit_biases(data.train)
+        plain = ranking.rating_errors(mean + user[data.test.user] + item[data.test.item], data.test.label)["rmse"]
         found.append(svd(data, seed))
         print(f"seed {seed}: SVD rmse {found[-1]:.4f}, biases {plain:.4f}", flush=True)
     print(f"SVD rmse, mean of {len(found)}: {statistics.mean(found):.4f}")
-    data = _pairs.load(pairs, False, 0)
-    print("popularity", _ranking.rank(_ranking.popular(data.train), data.test, data.train, (10,)))
+    data = splits.load(pairs, False, 0)
+    print("popularity", ranking.rank(ranking.score_by_popularity(data.train), data.test, data.train, (10,)))
     for factors in (32, 64, 100):
         for regularization in (0.01, 0.1):
             options = {"factors": factors, "regularization": regularization}

@@ -47,9 +47,10 @@ def tensors(batch):
 
 def flags_of(run):
     """Returns the flags of a run."""
-    from recipes import _cli, text_classification
+    from recipes.run.command_line import parse
+    from recipes.text_classification import Train
 
-    return _cli.parse(["--config", str(run / "config.yaml")], {"train": text_classification.Train}, "config.yaml")
+    return parse(["--config", str(run / "config.yaml")], {"train": Train}, "config.yaml")
 
 
 def train(run, seed):
@@ -58,16 +59,18 @@ def train(run, seed):
 
     import torch
 
-    from recipes import _adapters, _data, _language, _optimizer, _text
+    from recipes.run.batches import one_hot
+    from recipes.run.optimizer_flags import make_optimizer
+    from recipes.text_classification import batches, corpus, language_model, methods
 
     flags, metrics = flags_of(run), json.loads((run / "metrics.json").read_text())
     torch.manual_seed(seed)
-    pretrained = _language.find(flags.model)
-    corpus = _text.load(flags.data, seed)
-    encode, classes = _language.Tokenizer(pretrained), len(corpus.names)
-    encoded = [encode(p.texts.texts, p.texts.pairs, flags.max_length) for p in (corpus.train, corpus.test)]
-    one_hot = _data.one_hot(corpus.train.y, classes)
-    training = _text.batches(encoded[0], one_hot, flags.batch_size, shuffle_seed=seed)
+    pretrained = language_model.find_model(flags.model)
+    data = corpus.load(flags.data, seed)
+    encode, classes = language_model.Tokenizer(pretrained), len(data.names)
+    encoded = [encode(p.texts.texts, p.texts.pairs, flags.max_length) for p in (data.train, data.test)]
+    targets = one_hot(data.train.y, classes)
+    training = batches.batches(encoded[0], targets, flags.batch_size, shuffle_seed=seed)
     rank = flags.tune.rank or 8
     adapter = {
         "r": rank,
@@ -79,8 +82,8 @@ def train(run, seed):
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rate = metrics["learning_rate"]
     optim = dataclasses.replace(flags.optim, learning_rate=rate)
-    factors = _adapters.multipliers(flags.tune, optim)
-    ours = _optimizer.make_optimizer(optim, flags.epochs * len(training))
+    factors = methods.multipliers(flags.tune, optim)
+    ours = make_optimizer(optim, flags.epochs * len(training))
 
     def factor(name):
         path = name.removesuffix(".default.weight").replace(".", "/")
@@ -107,10 +110,10 @@ def train(run, seed):
     model.eval()
     right = 0
     with torch.no_grad():
-        y_test = _data.one_hot(corpus.test.y, classes)
-        for x, y, *_ in _text.batches(encoded[1], y_test, 64):
+        y_test = one_hot(data.test.y, classes)
+        for x, y, *_ in batches.batches(encoded[1], y_test, 64):
             right += int((model(**tensors(x)).argmax(1).numpy() == y.numpy().argmax(1)).sum())
-    return right / len(corpus.test), seconds, sum(p.numel() for p in learning.values())
+    return right / len(data.test), seconds, sum(p.numel() for p in learning.values())
 
 
 def main():

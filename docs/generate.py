@@ -12,7 +12,6 @@ measured stay until they are measured again: the results of runs that are not un
 import argparse
 import importlib
 import json
-import math
 import pathlib
 import re
 import shlex
@@ -27,9 +26,8 @@ import references
 import yaml
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 
-from kopt import peft
-from kopt.optimizers.engine.state.codecs import codec
-from recipes import _cli
+from kopt import catalogue, peft
+from recipes.run.flags import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
@@ -104,7 +102,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: bool) -> dict[pathlib
     text = {path: path.read_text(encoding="utf-8") for path in (README, OPTIMIZERS, PARITY, RECIPES)}
     text[README] = replaced(text[README], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
-        text[README] = replaced(text[README], "mnist", headline(command, found[command]))
+        text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
     text[PARITY] = replaced(text[PARITY], "parity", parity_table("" if measure else section(text[PARITY], "parity")))
     for recipe, name in RESULTS.items():
@@ -129,9 +127,9 @@ def optimizer_tables() -> str:
         optimizer = cls()
         cells = (
             f"`{name}`",
-            about(cls),
-            ", ".join(slots_of(optimizer)) or "none",
-            f"{round(state_bytes(optimizer), 2):g}",
+            catalogue.about(cls),
+            ", ".join(catalogue.slots_of(optimizer)) or "none",
+            f"{round(catalogue.state_bytes(optimizer), 2):g}",
             "yes" if cls.row_wise else "no",
             reference(cls),
         )
@@ -146,37 +144,15 @@ def adapter_table() -> str:
     lines = ["| method | what it is | merges | file of `peft` | reference |", "|---|---|---|---|---|"]
     for cls in peft.adapters().values():
         if cls.__module__.startswith("kopt."):
-            known = cls.peft_type if cls.peft_type not in ("BITFIT", "BOTTLENECK") else "-"
+            known = cls.peft_type if cls.peft_type not in catalogue.NO_FILE else "-"
             merges = "yes" if cls.mergeable else "no"
-            lines.append(f"| `{cls.__name__}` | {about(cls)} | {merges} | {known} | {reference(cls)} |")
+            lines.append(f"| `{cls.__name__}` | {catalogue.about(cls)} | {merges} | {known} | {reference(cls)} |")
     return "\n".join([*lines, ""])
-
-
-def about(cls: type) -> str:
-    """Returns the first line of the docstring, without the name."""
-    first = str(cls.__doc__).splitlines()[0]
-    text = (first.partition(": ")[2] or first).rstrip(".")
-    return text[0].upper() + text[1:]
-
-
-def slots_of(optimizer: Any) -> Mapping[str, Any]:
-    """Returns the slots of a weight, those of the first owner."""
-    return next(iter(optimizer.rules_by_key().values())).slots
-
-
-def state_bytes(optimizer: Any, shape: tuple[int, ...] = (1024, 1024)) -> float:
-    """Returns the bytes of the slots for each element of a float32 weight."""
-    parts = [
-        part
-        for slot in slots_of(optimizer).values()
-        for part in codec(slot, optimizer.state_dtype, shape).parts(slot.shape_for(shape), "float32").values()
-    ]
-    return sum(math.prod(stored) * np.dtype(dtype).itemsize for stored, dtype in parts) / math.prod(shape)
 
 
 def reference(cls: type) -> str:
     """Returns the reference in the docstring, with links."""
-    text = " ".join(str(cls.__doc__).split("Reference: ")[1].split()).removesuffix(".")
+    text = catalogue.reference(cls)
     text = re.sub(r"arXiv:(\d{4}\.\d{5}|\d{4}\.\d{4})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return re.sub(r"doi:([^\s;,]+)", r"[doi:\1](https://doi.org/\1)", text)
 
@@ -225,7 +201,7 @@ def runs() -> dict[str, dict[str, Any]]:
 def command_of(folder: pathlib.Path) -> str:
     """Returns the command that repeats a run, from its settings; where data lay and results went is left out."""
     recipe = folder.parent.name
-    defaults = _cli.flatten(importlib.import_module(f"recipes.{recipe}").Train())
+    defaults = flatten(importlib.import_module(f"recipes.{recipe}").Train())
     words = ["python", "-m", f"recipes.{recipe}"]
     if json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"] == "scikit-learn digits":
         words += ["--data", "digits"]  # which "auto" may have come to

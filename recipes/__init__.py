@@ -1,1 +1,1 @@
-"""Training recipes: one readable file each, run as `python -m recipes.NAME`."""
+"""Training recipes, run as `python -m recipes.NAME`: a file or a folder each; run/ and readers/ are shared."""

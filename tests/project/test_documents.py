@@ -4,16 +4,19 @@ import importlib
 import json
 import re
 import shlex
+import tomllib
 
 import generate
 import keras
 import numpy as np
 import pytest
 import yaml
-from generate import COMMAND, RECIPES, ROOT, result_table, section, state_bytes
+from generate import COMMAND, RECIPES, ROOT, result_table, section
 from problems import rules
 
-from recipes import _cli
+from kopt import catalogue
+from recipes.run.command_line import parse
+from recipes.run.flags import flatten
 
 ROOMS = ("docs", "recipes", "benchmarks")
 PAGES = [*ROOT.glob("*.md"), *(page for room in ROOMS for page in (ROOT / room).rglob("*.md"))]
@@ -47,6 +50,17 @@ def test_links_lead_somewhere(page):
             assert not heading or heading in headings(target), f"{page.name} links to {link}: no such heading."
 
 
+def test_the_page_on_the_package_index_has_no_dead_links():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links and all(link.startswith(("https://", "#")) for link in links)
+    code = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert code.findall(text) == code.findall(page)
+
+
 def headings(page):
     """Returns the headings of a page as GitHub writes them into links."""
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -64,7 +78,7 @@ def test_state_takes_the_bytes_of_the_table():
         optimizer = cls()
         optimizer.build([keras.Variable(np.zeros((8, 8)), dtype="float32")])
         slots = optimizer.setup.parameters[0].slots.values()
-        assert sum(part.numpy().nbytes for slot in slots for part in slot.values()) == 64 * state_bytes(
+        assert sum(part.numpy().nbytes for slot in slots for part in slot.values()) == 64 * catalogue.state_bytes(
             optimizer, (8, 8)
         )
 
@@ -76,7 +90,7 @@ def test_results_repeat():
     assert lines
     for line in lines:
         recipe = importlib.import_module(line.split()[2])
-        _cli.parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
+        parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
 
 
 def test_results_of_runs_that_are_not_here_stay():
@@ -94,7 +108,7 @@ def test_commands_of_runs(source, flag, tmp_path):
     folder = tmp_path / "mnist" / "run"
     folder.mkdir(parents=True)
     changed = {"data": "mnist.npz", "optimizer": "sgd", "opt": ["nesterov=true", "momentum=0.9"], "augment": True}
-    defaults = _cli.flatten(importlib.import_module("recipes.mnist").Train())
+    defaults = flatten(importlib.import_module("recipes.mnist").Train())
     (folder / "config.yaml").write_text(yaml.safe_dump(defaults | changed, sort_keys=False))
     (folder / "metrics.json").write_text(json.dumps({"data": source}))
     expected = "--augment --optimizer sgd --opt nesterov=true --opt momentum=0.9"

@@ -72,7 +72,9 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.tensorboard\.event_file",
     r"kopt\.tensorboard\.\w+",
     r"kopt\.tensorboard",
+    r"kopt\.catalogue",
     r"kopt",
+    r"kopt\.__main__",
 ]
 RULES = next(i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w*"))
 MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
@@ -85,6 +87,8 @@ def module_name(path):
 
 SOURCES = {module_name(p): p for package in ("kopt", "recipes") for p in (ROOT / package).rglob("*.py")}
 KOPT = [name for name in SOURCES if name.split(".")[0] == "kopt"]
+ROOMS = ("recipes.run", "recipes.readers")
+"""What recipes share, from the bottom."""
 
 
 def imports(name):
@@ -93,12 +97,24 @@ def imports(name):
     for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+            assert not any(alias.name.startswith("recipes") for alias in node.names), name
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: relative import"
+            module = absolute_name(name, node)
+            # A wheel holds the recipes as kopt.recipes, so that they cannot know their own name.
+            assert bool(node.level) == module.startswith("recipes"), f"{name}: from {module}"
             for alias in node.names:
-                child = f"{node.module}.{alias.name}"
-                found.add(child if child in SOURCES else node.module)
+                child = f"{module}.{alias.name}"
+                found.add(child if child in SOURCES else module)
     return found
+
+
+def absolute_name(name, node):
+    """Returns the module from which a statement `from ... import` in the module `name` imports."""
+    if not node.level:
+        return node.module
+    package = name.split(".") if SOURCES[name].stem == "__init__" else name.split(".")[:-1]
+    package = package[: len(package) - node.level + 1]
+    return ".".join([*package, node.module] if node.module else package)
 
 
 def layer(name):
@@ -137,11 +153,47 @@ def test_undocumented_keras_is_read_in_one_file():
     assert using == {"kopt.peft.layers.site"}
 
 
+def room(name):
+    """Returns the folder of recipes/ that a module is in, or the module itself."""
+    return ".".join(name.split(".")[:2])
+
+
 def test_recipes_do_not_import_each_other():
-    recipes = {name for name in SOURCES if re.fullmatch(r"recipes\.[a-z]\w*", name)}
-    assert recipes
+    recipes = {room(name) for name in SOURCES if name.startswith("recipes.")} - set(ROOMS)
+    assert {"recipes.mnist", "recipes.recommendation", "recipes.text_classification"} <= recipes
     for name in SOURCES:
-        assert not imports(name) & (recipes - {name}), name
+        for imported in imports(name):
+            if imported.startswith("recipes"):
+                below = ROOMS[: ROOMS.index(room(name))] if room(name) in ROOMS else ROOMS
+                assert room(imported) in (*below, room(name)), f"{name} imports {imported}"
+
+
+def test_recipes_work_under_any_name():
+    for name in SOURCES.keys() - set(KOPT):
+        tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
+                assert "python -m recipes" not in node.value, f"{name}: {node.value}"
+                assert not node.value.startswith("recipes."), f"{name}: {node.value}"
+
+
+def test_folders_of_recipes_are_small():
+    entries = [path for path in (ROOT / "recipes").iterdir() if path.is_file()]
+    assert len(entries) <= 8
+    for folder in (ROOT / "recipes").rglob("*/"):
+        assert len(list(folder.glob("*.py"))) <= 15, folder
+
+
+def test_the_roof_alone_knows_of_the_recipes():
+    def named(name):
+        nodes = ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+        words = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        return any(re.fullmatch(r"(kopt\.)?recipes(\.\w+)*\.?", word) for word in words)
+
+    assert [name for name in KOPT if named(name)] == ["kopt.__main__"]
+    assert not [name for name in SOURCES if "kopt.__main__" in imports(name)]
 
 
 def test_kopt_imports_no_tests():
@@ -157,7 +209,8 @@ def test_tensorflow_stands_in_one_file():
 
 def test_facades_only_import():
     wings = ("kopt.optimizers.composites", "kopt.optimizers.full_batch", "kopt.optimizers.wrappers")
-    for name in ("kopt", "kopt.optimizers", *wings, "kopt.schedules", "kopt.tensorboard"):
+    facades = [name for name in SOURCES if name.startswith("recipes") and SOURCES[name].stem == "__init__"]
+    for name in ("kopt", "kopt.optimizers", *wings, "kopt.schedules", "kopt.tensorboard", *facades):
         _, *statements = ast.parse(SOURCES[name].read_text(encoding="utf-8")).body
         for node in statements:
             if isinstance(node, ast.ImportFrom):
@@ -168,7 +221,7 @@ def test_facades_only_import():
 
 def test_all_is_what_is_public():
     public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
-    assert set(kopt.__all__) == {name for name in public if name not in ("training",)}
+    assert set(kopt.__all__) == {name for name in public if name not in ("catalogue", "training")}
     assert kopt.tensorboard.OptimizerStats
 
 

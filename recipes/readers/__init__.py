@@ -1,0 +1,1 @@
+"""Readers that say which file and row is wrong: tables of rows, arrays and images, packaged digits."""

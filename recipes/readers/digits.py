@@ -1,0 +1,121 @@
+"""Images of handwritten digits: MNIST, the small digits of scikit-learn, and files."""
+
+import contextlib
+import io
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ..run.batches import Array
+from ..run.errors import DataError
+from . import network
+from .arrays import Labelled, check_labelled, read_idx, read_image, read_npy, read_npz
+
+CLASSES = 10
+SIDE = 28
+URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+
+
+def load(data: str) -> Labelled:
+    """Returns the images and labels that `--data` names.
+
+    Raises:
+        DataError: they are not available, or not what they should be.
+    """
+    if data in ("auto", "mnist"):
+        try:
+            return load_keras()
+        except DataError as error:
+            if data == "mnist":
+                raise
+            print(f"data: {error} Using scikit-learn's small digits instead.", file=sys.stderr)
+            return load_digits()
+    if data == "digits":
+        return load_digits()
+    path = Path(data)
+    if path.is_dir():
+        x_train, y_train, x_test, y_test = [
+            read_idx(_find_idx(path, f"{part}-{kind}"))
+            for part in ("train", "t10k")
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        ]
+    elif path.exists() or path.suffix == ".npz":
+        x_train, y_train, x_test, y_test = read_npz(path, ["x_train", "y_train", "x_test", "y_test"])
+    else:
+        raise DataError(f"--data {data}: no such file. Give auto, mnist, digits, a .npz file or a folder of IDX files.")
+    return check(Labelled(x_train, y_train, x_test, y_test, path.name))
+
+
+def load_keras() -> Labelled:
+    """Returns MNIST from Keras' cache or, after a download, from there."""
+    import keras
+
+    cached = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "mnist.npz"
+    failure = f"MNIST is not in Keras' cache ({cached}) and cannot be downloaded."
+    if not cached.exists() and not network.is_reachable(URL):
+        raise DataError(failure)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(network.TIMEOUT)  # Keras' download has none
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+    except Exception as error:  # Keras wraps what went wrong into a bare Exception
+        raise DataError(failure) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return check(Labelled(x_train, y_train, x_test, y_test, "MNIST (Keras)"))
+
+
+def load_digits() -> Labelled:
+    """Returns scikit-learn's digits, scaled to MNIST's 20x20 digits in a frame; the test set is always the same."""
+    from PIL import Image
+    from sklearn.datasets import load_digits as load_sklearn
+    from sklearn.model_selection import train_test_split
+
+    digits = load_sklearn()
+    small = (digits.images * (255 / 16)).round().astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in small]
+    x = np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4)))
+    x_train, x_test, y_train, y_test = train_test_split(
+        x, digits.target, test_size=360, stratify=digits.target, random_state=0
+    )
+    return Labelled(x_train, y_train, x_test, y_test, source="scikit-learn digits")
+
+
+def check(data: Labelled) -> Labelled:
+    """Returns the data if they are bytes [n, 28, 28] with digits from 0 to 9."""
+    for part, x, y in (("training", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
+        check_labelled(f"{data.source}: {part} set", x, y, (SIDE, SIDE), CLASSES)
+    return data
+
+
+def _find_idx(folder: Path, stem: str) -> Path:
+    for name in (stem, stem.replace("-idx", ".idx")):
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return path
+    raise DataError(f"{folder}: no {stem} (or {stem}.gz). The folder needs the four files of the original MNIST.")
+
+
+def read_digits(path: Path, invert: bool) -> list[tuple[str, Array]]:
+    """Returns the images in a file with a name for each.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    if path.suffix != ".npy":
+        return [(str(path), read_image(path, SIDE, SIDE, invert))]
+    images = read_npy(path)
+    if images.ndim not in (2, 3) or images.shape[-2:] != (SIDE, SIDE) or not images.size:
+        raise DataError(f"{path}: shape {images.shape}, expected (28, 28) or (n, 28, 28).")
+    if np.issubdtype(images.dtype, np.floating) and np.all((images >= 0) & (images <= 1)):
+        images = (images * 255).round().astype(np.uint8)
+    if images.dtype != np.uint8:
+        raise DataError(f"{path}: {images.dtype}, expected bytes (uint8) or floating-point numbers from 0 to 1.")
+    images = 255 - images if invert else images
+    if images.ndim == 2:
+        return [(str(path), images)]
+    return [(f"{path}[{i}]", image) for i, image in enumerate(images)]

@@ -1,0 +1,106 @@
+"""The flags of the recommendation recipe."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ..run.errors import UsageError
+from ..run.flags import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    OptionalName,
+    OptionalNumber,
+    OptionalPath,
+    RunFlags,
+    optional,
+)
+from ..run.optimizer_flags import OptimizerFlags
+from . import splits
+from .splits import DataFlags
+
+Task = Literal["rating", "retrieval", "sequential"]
+MODELS: dict[Task, tuple[str, ...]] = {
+    "rating": ("mf", "two-tower", "dcn", "dlrm"),
+    "retrieval": ("two-tower", "mf"),
+    "sequential": ("sasrec",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlags:
+    """The task and the model."""
+
+    task: Task = "rating"
+    """rating predicts a rating, retrieval finds items for a user, sequential predicts the item that comes next."""
+    model: Annotated[str | None, optional("{mf,two-tower,dcn,dlrm,sasrec}")] = None
+    """Default: mf for rating (or two-tower, dcn, dlrm), two-tower for retrieval (or mf), sasrec for sequential."""
+    embedding_dim: Count = 32
+    """Size of the embeddings of users and items."""
+    hidden: CountOrZero = 64
+    """Width of the dense layers of two-tower, dcn and dlrm; with 0, two-tower only adds up its embeddings."""
+    dropout: Fraction = 0.0
+    """Dropout rate."""
+    l2: NonNegative = 0.02
+    """L2 penalty on the embeddings of each batch (rating models only)."""
+    hash_buckets: CountOrZero = 0
+    """Rows of each embedding table, shared by the ids through hashing; with 0 each id has its own row."""
+    history: Count = 50
+    """Number of past items that sasrec, and two-tower for retrieval, take into account."""
+
+    @property
+    def kind(self) -> Any:
+        """Returns which model."""
+        return self.model or MODELS[self.task][0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Learn to recommend from interactions of users with items."""
+
+    epochs: Count = 20
+    """Passes over the training set."""
+    batch_size: Count = 256
+    """Interactions per step; sequences per step for models with a history."""
+    top_k: tyro.conf.UseAppendAction[tuple[Count, ...]] = ()
+    """Length of the ranked lists that are measured. Default: 10. Repeatable; early stopping watches the first."""
+    embedding_optimizer: OptionalName = None
+    """Optimizer of kopt for the embedding tables. Default: --optimizer."""
+    embedding_learning_rate: OptionalNumber = None
+    """Learning rate of --embedding-optimizer. Default: that optimizer's own."""
+    adapt: OptionalPath = None
+    """Run to continue from: its model is frozen, and only low-rank adapters on its embedding tables are trained."""
+    rank: Count = 4
+    """Rank of the adapters that --adapt adds."""
+    choose: ModelFlags = dataclasses.field(default_factory=ModelFlags)
+    data: DataFlags = dataclasses.field(default_factory=DataFlags)
+    optim: OptimizerFlags = dataclasses.field(
+        default_factory=lambda: OptimizerFlags(optimizer="adamw", learning_rate=3e-3, lr_schedule="linear")
+    )
+    run: RunFlags = dataclasses.field(default_factory=RunFlags)
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Returns the lengths of the ranked lists."""
+        return self.top_k or (10,)
+
+
+def check(flags: Train) -> None:
+    """Checks the flags against each other.
+
+    Raises:
+        UsageError: one does not fit another.
+    """
+    task, kind = flags.choose.task, flags.choose.kind
+    if kind in ("dcn", "dlrm") and not flags.choose.hidden:
+        raise UsageError(f"--hidden 0: expected at least 1 for --model {kind}.")
+    if kind not in MODELS[task]:
+        raise UsageError(f"--model {kind}: --task {task} supports {', '.join(MODELS[task])}.")
+    unknown = flags.adapt is not None and flags.choose == ModelFlags()  # until the run is read
+    if task == "rating" and not unknown and flags.data.interactions is not None and flags.data.label_column is None:
+        raise UsageError("--task rating: set the column of the ratings with --label-column, or choose another --task.")
+    if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
+        raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
+    splits.check(flags.data)

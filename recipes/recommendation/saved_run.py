@@ -1,0 +1,101 @@
+"""A trained model with its ids and interactions, as a run saves and restores it."""
+
+import dataclasses
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kopt import peft
+
+from ..run.batches import Array
+from ..run.errors import DataError
+from ..run.folder import atomic, load_model, read_flags
+from . import ranking
+from .batches import by_user, in_order, latest
+from .flags import Train
+from .interactions import Interactions, Vocabulary
+from .models import Recommender
+
+
+@dataclasses.dataclass
+class Saved:
+    """The model of a run, the ids of its users and items, and the interactions that it was trained on."""
+
+    model: Recommender
+    users: Vocabulary
+    items: Vocabulary
+    titles: list[str]
+    train: Interactions
+
+    @property
+    def popularity(self) -> Array:
+        """Returns how often each item [items] was chosen."""
+        return ranking.popularity(self.train)
+
+    def scorer(self, flags: Train) -> ranking.Scores:
+        """Returns a function of numbers of users [n] that gives the scores [n, items] of all items."""
+        items = np.arange(len(self.items), dtype=np.int32)
+        if flags.choose.task == "rating":
+            return lambda users: np.stack([self.rate(np.full_like(items, user), items) for user in users])
+        vectors = keras.ops.convert_to_numpy(self.model.candidates(items)).T
+        if not self.model.looks_back:
+            return lambda users: np.asarray(keras.ops.convert_to_numpy(self.model.queries({"user": users})) @ vectors)
+        chosen, begin = by_user(self.train)
+
+        def score_next_item(users: Array) -> Array:
+            last = [latest(chosen[begin[u] : begin[u + 1]], flags.choose.history) for u in users]
+            states = self.model.queries({"user": users, "history": np.stack([history for history, _ in last])})
+            places = np.array([place for _, place in last])
+            return np.asarray(keras.ops.convert_to_numpy(states)[np.arange(len(users)), places] @ vectors)
+
+        return score_next_item
+
+    def rate(self, users: Array, items: Array) -> Array:
+        """Returns the predicted ratings [n] of pairs of numbers."""
+        return np.asarray(self.model.predict({"user": users, "item": items}, batch_size=8192, verbose=0))
+
+    def write(self, folder: Path, adapter: bool) -> None:
+        """Writes everything but the model, each file at once or not at all.
+
+        Args:
+            folder: of the run.
+            adapter: whether to write the adapter of the model in a folder of its own, too.
+        """
+        ids = {"users": self.users.keys, "items": self.items.keys, "titles": self.titles}
+        with atomic(folder / "vocabulary.json") as path:
+            path.write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
+        rows = in_order(self.train)
+        with atomic(folder / "interactions.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, user=self.train.user[rows], item=self.train.item[rows])
+        if adapter:
+            peft.save_pretrained(self.model, folder / "adapter")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Saved":
+        """Returns what `write` has written to the folder of a run, and its model.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        try:
+            ids = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            with np.load(folder / "interactions.npz", allow_pickle=False) as arrays:
+                user, item = arrays["user"], arrays["item"]
+            users, items, titles = Vocabulary(ids["users"]), Vocabulary(ids["items"]), ids["titles"]
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{folder}: vocabulary.json or interactions.npz cannot be read ({error!r}).") from error
+        train = Interactions(users, items, user, item, None, None, str(folder))
+        return cls(load_model(folder), users, items, titles, train)
+
+
+def restore(folder: Path) -> tuple[Train, Saved]:
+    """Returns the flags of a run and what it has saved.
+
+    Raises:
+        DataError: the folder holds no complete run.
+    """
+    return read_flags(folder, Train), Saved.load(folder)

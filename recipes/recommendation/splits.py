@@ -1,0 +1,146 @@
+"""Interactions from a file, or synthetic ones, split into a training and a test set."""
+
+import dataclasses
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..readers.rows import OnBadRow
+from ..run.batches import Array
+from ..run.errors import DataError, UsageError
+from ..run.flags import Count, OpenFraction, OptionalName, OptionalNumber, OptionalPath, optional
+from .batches import in_order
+from .interactions import Columns, Interactions, Table, Vocabulary, read_interactions, read_table
+from .synthetic import NOISE, synthetic_ratings
+
+Split = Literal["random", "temporal", "leave-one-out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data. Without --interactions the ratings are synthetic, so that the best reachable error is known."""
+
+    interactions: OptionalPath = None
+    """CSV, TSV, JSONL or Parquet with a user and an item in each row."""
+    user_column: str = "user"
+    """Column of the user, also in --users-file."""
+    item_column: str = "item"
+    """Column of the item, also in --items-file."""
+    label_column: OptionalName = None
+    """Column of the rating, a number; --task rating needs it."""
+    time_column: OptionalName = None
+    """Column of the time, in seconds or ISO 8601. Default: the rows are in the order of time."""
+    items_file: OptionalPath = None
+    """Features of the items: one row for each item; several values in one cell are separated by |."""
+    users_file: OptionalPath = None
+    """Features of the users, in the same form."""
+    title_column: str = "title"
+    """Column of --items-file with the title that is shown for an item; it is not used as a feature."""
+    on_bad_row: OnBadRow = "error"
+    """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
+    split: Annotated[Split | None, optional("{random,temporal,leave-one-out}")] = None
+    """Test set: random interactions (default for rating), the latest, or the last one of each user (default else)."""
+    test_share: OpenFraction = 0.1
+    """Share of the interactions in the test set, for random and temporal."""
+    min_interactions: Count = 1
+    """Leave out users and items with fewer interactions than this."""
+    implicit_threshold: OptionalNumber = None
+    """For retrieval and sequential, use only interactions with at least this rating. Default: use all."""
+
+    @property
+    def columns(self) -> Columns:
+        """Returns the columns of an interaction."""
+        return Columns(self.user_column, self.item_column, self.label_column, self.time_column)
+
+
+class Data(NamedTuple):
+    """Training set, test set, and the features of users and items."""
+
+    train: Interactions
+    test: Interactions
+    users: Table
+    items: Table
+    floor: float | None
+    """The best RMSE that any model can reach, if it is known."""
+
+
+def check(flags: DataFlags) -> None:
+    """Checks the flags against each other.
+
+    Raises:
+        UsageError: one is given without another that it needs.
+    """
+    for flag in ("items_file", "users_file", "label_column", "time_column"):
+        if flags.interactions is None and getattr(flags, flag) is not None:
+            raise UsageError(f"--{flag.replace('_', '-')}: give --interactions too.")
+    if flags.implicit_threshold is not None and flags.interactions is not None and flags.label_column is None:
+        raise UsageError("--implicit-threshold: give --label-column too.")
+
+
+def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = None, items: Any = None) -> Data:
+    """Returns the interactions, split into a training and a test set.
+
+    Args:
+        flags: where the interactions are.
+        rated: whether the task is to predict ratings; if not, the threshold selects interactions.
+        seed: of a random split.
+        users: the only users that may occur; `None` allows all.
+        items: the same for items.
+
+    Raises:
+        DataError: something cannot be read, or too little is left.
+    """
+    if flags.interactions is None:
+        whole, user_table, item_table = synthetic_ratings()
+    else:
+        whole = read_interactions(flags.interactions, flags.columns, flags.on_bad_row, users, items)
+        user_table = read_features(flags.users_file, flags.user_column, None, whole.users, flags.on_bad_row)
+        item_table = read_features(
+            flags.items_file, flags.item_column, flags.title_column, whole.items, flags.on_bad_row
+        )
+    if not rated and flags.implicit_threshold is not None and whole.label is not None:
+        whole = whole.take(whole.label >= flags.implicit_threshold)
+    whole = keep_frequent(whole, flags.min_interactions)
+    test = test_mask(whole, flags.split or ("random" if rated else "leave-one-out"), flags.test_share, seed)
+    if not test.any() or test.all():
+        raise DataError(
+            f"{whole.source}: {len(whole)} interactions are left, of which {int(test.sum())} for the test. "
+            "Give more, or lower --min-interactions or --implicit-threshold."
+        )
+    floor = NOISE if rated and flags.interactions is None else None
+    return Data(whole.take(~test), whole.take(test), user_table, item_table, floor)
+
+
+def read_features(path: Any, key: str, title: str | None, vocabulary: Vocabulary, on_bad_row: OnBadRow) -> Table:
+    """Returns the features in a file; no features if there is no file."""
+    if path is None:
+        return Table(["", *vocabulary.keys], [])
+    return read_table(path, key, title, vocabulary, on_bad_row)
+
+
+def keep_frequent(whole: Interactions, least: int) -> Interactions:
+    """Returns the interactions that are left when users and items with fewer than `least` are removed, repeatedly."""
+    while least > 1:
+        keep = np.bincount(whole.user)[whole.user] >= least
+        keep &= np.bincount(whole.item)[whole.item] >= least
+        if keep.all() or not keep.any():
+            return whole.take(keep)
+        whole = whole.take(keep)
+    return whole
+
+
+def test_mask(whole: Interactions, split: Split, share: float, seed: int) -> Array:
+    """Returns a mask [n] of the interactions in the test set."""
+    test = np.zeros(len(whole), bool)
+    if split == "random":
+        test[np.random.default_rng(seed).permutation(len(whole))[: round(share * len(whole))]] = True
+    elif split == "temporal":
+        test[in_order(whole)[len(whole) - round(share * len(whole)) :]] = True
+    else:
+        rows = in_order(whole)
+        rows = rows[np.argsort(whole.user[rows], kind="stable")]
+        user = whole.user[rows]
+        last = np.append(user[1:] != user[:-1], True)
+        first = np.insert(user[1:] != user[:-1], 0, True)
+        test[rows[last & ~first]] = True  # the only interaction of a user is in the training set
+    return test

@@ -1,0 +1,211 @@
+"""What the training of the recipe is made of: models, adapters, batches, optimizers, and metrics."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import kopt
+from kopt import peft
+
+from ..run.batches import Array
+from ..run.errors import DataError, UsageError
+from ..run.optimizer_flags import OptimizerFlags, make_optimizer
+from ..run.plots import log_embeddings
+from . import ranking
+from .batches import batches, in_order, windows
+from .flags import ModelFlags, Train, check
+from .interactions import Interactions, Vocabulary
+from .models import Rater, Recommender, Retriever
+from .saved_run import Saved
+from .splits import Data
+
+TABLES = r"(^|/)(table|user_bias|item_bias)/"
+ENCODERS = r"(^|.*\.)(users|items)\.table"
+
+
+def take_model_flags(flags: Train, before: Train) -> Train:
+    """Returns the flags of a run that continues from another one, with the model of that one.
+
+    Raises:
+        UsageError: the flags describe another model, or do not fit this one.
+    """
+    if flags.choose not in (ModelFlags(), before.choose):
+        raise UsageError(
+            f"--adapt {flags.adapt}: the model of a run cannot be changed. Remove the flags that describe another one."
+        )
+    flags = dataclasses.replace(flags, choose=before.choose)
+    check(flags)
+    return flags
+
+
+def build(flags: Train, data: Data) -> Recommender:
+    """Returns the model that the flags describe, untrained except for the biases and frequencies in the data."""
+    choose = flags.choose
+    encoders: list[Any] = []
+    sides = []
+    for known, table in ((data.train.users, data.users), (data.train.items, data.items)):
+        features = [] if choose.kind == "mf" else table.features
+        sizes = [[len(f.keys), f.values.shape[1]] for f in features]
+        size = {"size": len(known), "dim": choose.embedding_dim, "features": sizes, "buckets": choose.hash_buckets}
+        encoders.append(size)
+        sides.append((features, _hash_rows(known, choose.hash_buckets)))
+    options: dict[str, Any] = {
+        "hidden": choose.hidden,
+        "dropout": choose.dropout,
+        "l2": choose.l2,
+        "name": "recommendation",
+    }
+    model: Any
+    if choose.task == "rating":
+        assert data.train.label is not None
+        model = Rater(choose.kind, encoders[0], encoders[1], **options)
+        model.build()
+        mean, user, item = ranking.fit_biases(data.train)
+        model.mean.assign(mean)
+        model.user_bias.embeddings.assign(user[:, None])
+        model.item_bias.embeddings.assign(item[:, None])
+    else:
+        model = Retriever(choose.kind, encoders[0], encoders[1], length=choose.history, **options)
+        model.build()
+        model.share.assign(ranking.popularity(data.train) / len(data.train))
+    for encoder, side in zip((model.users, model.items), sides, strict=True):
+        if encoder.built:
+            encoder.describe(*side)
+    return model
+
+
+def _hash_rows(known: Vocabulary, buckets: int) -> Array | None:
+    """Returns the table row of each number if ids share rows, else `None`."""
+    if not buckets:
+        return None
+    return np.array([0, *(1 + zlib.crc32(key.encode()) % buckets for key in known.keys)], np.int32)
+
+
+def add_adapters(model: Recommender, rank: int) -> Recommender:
+    """Puts low-rank adapters on the tables of the model, freezes everything else, and returns the model."""
+    options: dict[str, Any] = {"r": rank, "lora_alpha": float(rank), "target_modules": ENCODERS}
+    peft.get_peft_model(model, peft.LoRA(**options))
+    return model
+
+
+def append(old: Interactions, new: Interactions) -> Interactions:
+    """Returns the interactions of both, the old ones first."""
+    rows = in_order(new)
+    user, item = np.append(old.user, new.user[rows]), np.append(old.item, new.item[rows])
+    return Interactions(old.users, old.items, user, item, None, None, new.source)
+
+
+def make_batches(flags: Train, data: Data, model: Any) -> tuple[Any, Any]:
+    """Returns the batches for training, and those for validation, or `None` if ranks are measured instead."""
+    part, seed = data.train, flags.run.seed
+    if flags.choose.task != "rating":
+        x = {"user": part.user, "item": part.item}
+        if model.looks_back:
+            x = windows(part, flags.choose.history)
+        return batches(x, np.zeros(len(x["user"]), np.float32), flags.batch_size, seed), None
+    x, x_test = ({"user": p.user, "item": p.item} for p in (part, data.test))
+    assert part.label is not None and data.test.label is not None
+    return batches(x, part.label, flags.batch_size, seed), batches(x_test, data.test.label, 8192)
+
+
+def build_optimizer(flags: Train, steps: int) -> Any:
+    """Returns the optimizer, which with --embedding-optimizer has two parts: for the tables and for the rest.
+
+    Args:
+        flags: the flags.
+        steps: batches of the whole training.
+
+    Raises:
+        UsageError: a name, option or value is wrong.
+    """
+    if flags.embedding_optimizer is None:
+        return make_optimizer(flags.optim, steps)
+    outer: dict[str, Any] = {
+        "global_clipnorm": flags.optim.clip_norm,
+        "gradient_accumulation_steps": flags.optim.grad_accum if flags.optim.grad_accum > 1 else None,
+        "use_ema": flags.optim.ema is not None,
+    }
+    outer |= {} if flags.optim.ema is None else {"ema_momentum": flags.optim.ema}
+    plain: OptimizerFlags = dataclasses.replace(flags.optim, clip_norm=None, ema=None, grad_accum=1)
+    tables = dataclasses.replace(
+        plain, optimizer=flags.embedding_optimizer, learning_rate=flags.embedding_learning_rate, opt=()
+    )
+    steps = max(1, steps // flags.optim.grad_accum)
+    pair = [make_optimizer(each, steps) for each in (tables, plain)]
+    for each, flag in zip(pair, ("--embedding-optimizer", "--optimizer"), strict=True):
+        if not isinstance(each, kopt.Optimizer):
+            raise UsageError(f"{flag}: with --embedding-optimizer both must be optimizers of kopt.")
+    try:
+        return kopt.Route([(TABLES, pair[0]), ("", pair[1])], **outer)
+    except ValueError as error:
+        raise UsageError(f"--embedding-optimizer {flags.embedding_optimizer}: {error}") from error
+
+
+def compile_model(model: Recommender, optimizer: Any, rated: bool, jit: bool | str) -> None:
+    """Compiles the model with the loss and the metrics of its task."""
+    if rated:
+        metrics = [keras.metrics.RootMeanSquaredError(name="rmse"), keras.metrics.MeanAbsoluteError(name="mae")]
+        model.compile(optimizer, "mse", metrics=metrics, jit_compile=jit)
+    else:
+        model.compile(optimizer, jit_compile=jit)
+
+
+def count_parameters(model: Recommender) -> tuple[int, int]:
+    """Returns the number of trainable parameters, and of all."""
+    trained, everything = (
+        sum(int(np.prod(v.shape)) for v in variables) for variables in (model.trainable_variables, model.weights)
+    )
+    return trained, everything
+
+
+class Ranking(keras.callbacks.Callback):
+    """Adds the metrics of the ranking on the test set to the logs of each epoch."""
+
+    def __init__(self, flags: Train, saved: Saved, test: Interactions) -> None:
+        super().__init__()
+        self._flags, self._saved, self._test = flags, saved, test
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Measures the ranking after an epoch."""
+        found = _rank(self._flags, self._saved, self._test, self._saved.train)
+        (logs if logs is not None else {}).update({f"val_{k}": v for k, v in found.items()})
+
+
+def _rank(flags: Train, saved: Saved, test: Interactions, seen: Interactions) -> dict[str, float]:
+    return ranking.rank(saved.scorer(flags), test, seen, flags.ks)
+
+
+def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions | None = None) -> dict[str, float]:
+    """Returns the metrics of the test set, and those of the baseline that needs no model.
+
+    Args:
+        flags: of the run.
+        saved: the model and what belongs to it.
+        test: the interactions to predict.
+        train: interactions with labels for the baseline of ratings; `None` leaves that baseline out.
+
+    Raises:
+        DataError: ratings are missing.
+    """
+    if flags.choose.task != "rating":
+        found = _rank(flags, saved, test, saved.train)
+        plain = ranking.rank(ranking.score_by_popularity(saved.train), test, saved.train, flags.ks)
+    else:
+        if test.label is None:
+            raise DataError(f"{test.source}: no ratings.")
+        found, plain = ranking.rating_errors(saved.rate(test.user, test.item), test.label), {}
+        if train is not None:
+            mean, user, item = ranking.fit_biases(train)
+            plain = ranking.rating_errors(mean + user[test.user] + item[test.item], test.label)
+    return {f"test_{k}": v for k, v in found.items()} | {f"baseline_{k}": v for k, v in plain.items()}
+
+
+def log_items(log_dir: Path, saved: Saved, rated: bool) -> None:
+    """Writes the vectors of the most popular items with their titles for the projector of TensorBoard."""
+    items = np.argsort(-saved.popularity[1:], kind="stable")[:10_000] + 1
+    vectors = saved.model.items.table(items) if rated else saved.model.candidates(items)
+    log_embeddings(log_dir, keras.ops.convert_to_numpy(vectors), [saved.titles[i] for i in items])

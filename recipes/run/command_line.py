@@ -1,0 +1,177 @@
+"""The command line of a recipe: flags from a dataclass, with a YAML file for their defaults, and exit codes.
+
+Nothing here imports Keras, so that `--help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from .errors import RecipeError, UsageError
+from .flags import check_bounds
+
+PACKAGE = __name__.removesuffix(".run.command_line")
+"""Name of the package of the recipes: `recipes` in a clone, `kopt.recipes` in a wheel."""
+
+
+Commands = Mapping[type, Callable[[Any], int]]
+"""Function of the flags by their dataclass."""
+
+
+def program(recipe: str) -> str:
+    """Returns the command that starts a recipe: in a clone `python -m recipes.NAME`, in a wheel `kopt NAME`."""
+    outer, inside, _ = PACKAGE.rpartition(".")
+    return f"{outer} {recipe.replace('_', '-')}" if inside else f"python -m {PACKAGE}.{recipe}"
+
+
+def parse(argv: Sequence[str], commands: Mapping[str, type], prog: str, default: str = "train") -> Any:
+    """Returns an instance of the dataclass of the command in `argv`.
+
+    Args:
+        argv: arguments without the program's name. The first may name a command.
+        commands: dataclass by command. If it has a field `config`, that YAML file gives the defaults of the flags.
+        prog: the command that the help text shows.
+        default: the command when `argv` names none.
+
+    Raises:
+        UsageError: the YAML file is missing or wrong, or a number is out of bounds.
+        SystemExit: `--help`, or a flag is unknown or malformed (code 2).
+    """
+    named = bool(argv) and argv[0] in commands
+    command, rest = (argv[0], list(argv[1:])) if named else (default, list(argv))
+    flags = commands[command]
+    others = " | ".join(f"{name} (default)" if name == default else name for name in commands)
+    found: Any = tyro.cli(
+        flags,
+        args=[*_config_arguments(rest, flags), *rest],
+        prog=f"{prog} {command}" if named else prog,
+        description=f"{inspect.cleandoc(flags.__doc__ or '')}\n\nCommands: {others}.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    check_bounds(found)
+    return found
+
+
+def _flag_names(flags: type) -> list[str]:
+    names = []
+    for field in dataclasses.fields(flags):
+        kind = field.type
+        names += _flag_names(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else [field.name]
+    return names
+
+
+def _config_arguments(argv: Sequence[str], flags: type) -> list[str]:
+    """Returns the entries of the file after `--config` as command-line arguments.
+
+    As arguments they pass the same checks as flags, and a flag typed later wins.
+    """
+    file = None
+    for i, argument in enumerate(argv):
+        if argument == "--config" and i + 1 < len(argv):
+            file = argv[i + 1]
+        elif argument.startswith("--config="):
+            file = argument.partition("=")[2]
+    names = _flag_names(flags)
+    if file is None or "config" not in names:
+        return []
+    arguments: list[str] = []
+    for key, value in _read_mapping(Path(file)).items():
+        name = str(key).replace("-", "_")
+        if name not in names or name == "config":
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}."
+            raise UsageError(f"--config {file}: unknown key {key!r}; {hint}")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else "--no-" + flag.removeprefix("--"))
+        elif isinstance(value, dict):
+            arguments += [f"{flag}={k}={v}" for k, v in value.items()]
+        elif value is not None:
+            arguments += [f"{flag}={v}" for v in (value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}. Give an existing YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}.")
+    return content
+
+
+def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> int:
+    """Runs the command that the arguments name, by default the first one, and returns the exit code.
+
+    Args:
+        recipe: name of the recipe.
+        arguments: those of the command line, without the program's name.
+        commands: function of the flags, by dataclass; the command is called as the dataclass in lower case.
+    """
+
+    def run() -> int:
+        kinds = {kind.__name__.lower(): kind for kind in commands}
+        flags = parse(arguments, kinds, program(recipe))
+        _import_quietly()
+        return commands[type(flags)](flags)
+
+    return _exit_code(run)
+
+
+def _exit_code(run: Callable[[], int]) -> int:
+    """Returns what `run` returns; after a `RecipeError` or Ctrl-C, prints one line and returns their exit code."""
+    try:
+        return run()
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("interrupted: nothing was saved.", file=sys.stderr)
+        return 130
+
+
+def _import_quietly() -> None:
+    """Imports TensorFlow and Keras without the start-up notes that TF_CPP_MIN_LOG_LEVEL does not reach."""
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user chose what to see
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    with _filtered_stderr():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()  # the search for a GPU writes notes too
+
+
+@contextlib.contextmanager
+def _filtered_stderr() -> Iterator[None]:
+    """Holds back what native code writes to stderr, then prints it without the lines that are known noise."""
+    noise: tuple[str, ...] = ("absl::InitializeLog()", "cudart_stub.cc", "CUDA_ERROR_NO_DEVICE", "oneDNN custom")
+    if not Path("/dev/nvidiactl").exists():  # on a machine with a GPU a failing driver is news
+        noise += ("cuInit",)
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not any(known in line for known in noise):
+                    print(line, file=sys.stderr)

@@ -1,0 +1,134 @@
+"""Kinds of flags, which carry their bounds, and the flags that every run has.
+
+The kinds are called as those of `kopt.declare`, which is not imported here because `--help` must not import Keras.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+
+from .errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The finite numbers of at least `low`, or with `above` more than `low`, and less than `high`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return (number > self.low if self.above else number >= self.low) and number < self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'more than' if self.above else 'at least'} {self.low}"
+        return f"{f'more than {self.low}' if self.above else f'{self.low} or more'} and less than {self.high}"
+
+
+def optional(name: str) -> Any:
+    """Returns what `--help` calls the value of a flag that may be left out; a default of None is not shown."""
+
+    def show(default: str) -> str:
+        return "" if default == "None" else f"(default: {default})"
+
+    return tyro.conf.arg(metavar=name, help_behavior_hint=show)
+
+
+Fraction = Annotated[float, Range(0, 1)]
+"""A number in [0, 1)."""
+OpenFraction = Annotated[float, Range(0, 1, above=True)]
+"""A number in (0, 1)."""
+NonNegative = Annotated[float, Range(0)]
+"""A number in [0, inf)."""
+Count = Annotated[int, Range(1)]
+"""A whole number in [1, inf)."""
+CountOrZero = Annotated[int, Range(0)]
+"""A whole number in [0, inf)."""
+OptionalCount = Annotated[int | None, Range(1), optional("INT")]
+OptionalNumber = Annotated[float | None, optional("FLOAT")]
+OptionalPositive = Annotated[float | None, Range(0, above=True), optional("FLOAT")]
+"""A number in (0, inf)."""
+OptionalName = Annotated[str | None, optional("NAME")]
+OptionalPath = Annotated[Path | None, optional("PATH")]
+RunPath = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """How the run is done, and where its files go."""
+
+    max_steps: OptionalCount = None
+    """Stop after this many batches, even within an epoch."""
+    early_stopping: OptionalCount = None
+    """Stop when the watched metric has not improved for this many epochs, and restore the weights of the best epoch."""
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "tf32"] = "float32"
+    """Arithmetic of the layers; with tf32 a GPU rounds the factors of float32 products."""
+    jit: Literal["auto", "on", "off"] = "auto"
+    """Compile the train step with XLA; auto compiles on a GPU."""
+    seed: CountOrZero = 42
+    """Seed of the initial weights, the order of the data, dropout and augmentation."""
+    deterministic: bool = False
+    """Use only deterministic kernels: slower, but a run on a GPU repeats bit for bit."""
+    progress: Literal["auto", "rich", "plain", "none"] = "auto"
+    """rich adds a progress bar to the lines of the epochs, which none leaves out; auto is rich on a terminal."""
+    output_dir: OptionalPath = None
+    """Folder of the run. Default: saved_models/<recipe>/<run-name>."""
+    run_name: OptionalName = None
+    """Name of the run. Default: <optimizer>-<UTC time>."""
+    overwrite: bool = False
+    """Replace the run that is already in the folder."""
+    dry_run: bool = False
+    """Read the data, build the model and do one training step; write no files."""
+    config: Annotated[Path | None, optional("FILE")] = None
+    """YAML file of flags, such as the config.yaml of a run; flags on the command line override it."""
+
+
+def check_bounds(flags: Any) -> None:
+    """Checks each number in a dataclass of flags, and in the dataclasses in it, against the bounds of its kind.
+
+    Raises:
+        UsageError: one is out of bounds.
+    """
+    for name, kind in get_type_hints(type(flags), include_extras=True).items():
+        value = getattr(flags, name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value)
+        for bounds in _ranges(kind):
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not (math.isfinite(number) and number in bounds):
+                    expected = bounds if math.isfinite(number) else "a finite number"
+                    raise UsageError(f"--{name.replace('_', '-')} {number}: expected {expected}.")
+
+
+def _ranges(kind: Any) -> Iterator[Range]:
+    for part in get_args(kind):
+        if isinstance(part, Range):
+            yield part
+        else:
+            yield from _ranges(part)
+
+
+def flatten(flags: Any) -> dict[str, Any]:
+    """Returns the flags of a dataclass and of the dataclasses in it as one plain, YAML-ready mapping."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value)
+        elif isinstance(value, tuple):
+            flat[field.name] = list(value)
+        else:
+            flat[field.name] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def settings(flags: Any) -> dict[str, Any]:
+    """Returns the flags that say what is trained, without those that say where the results go."""
+    places = ("config", "output_dir", "run_name", "overwrite", "dry_run")
+    return {key: value for key, value in flatten(flags).items() if key not in places}

@@ -1,0 +1,125 @@
+"""What happens during `fit`: epoch lines, the progress bar, and the reasons to stop early."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Literal
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .errors import DivergedError
+
+ProgressKind = Literal["auto", "rich", "plain", "none"]
+
+
+class Report(keras.callbacks.Callback):
+    """Shows progress, keeps the history, and stops on a non-finite loss, after `max_steps`, and on Ctrl-C.
+
+    Args:
+        progress: "rich" draws a bar, "plain" prints the epoch lines alone, "none" nothing; "auto" is rich on a
+            terminal and plain elsewhere.
+        max_steps: batches after which training ends.
+        test: test set to evaluate after each epoch. `None` if `fit` already validates on the test set.
+        swap: the callback that puts averaged weights in place for a test.
+        metric: the name of what is shown beside the loss.
+    """
+
+    def __init__(
+        self,
+        progress: ProgressKind = "auto",
+        max_steps: int | None = None,
+        test: Any = None,
+        swap: keras.callbacks.SwapEMAWeights | None = None,
+        metric: str = "accuracy",
+    ) -> None:
+        super().__init__()
+        self.history: list[dict[str, float]] = []
+        self.interrupted = False
+        self.steps_done = 0
+        self._kind = progress
+        self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
+        self._bar: Progress | None = None
+        self._old_handler: Any = None
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Opens the bar and takes over Ctrl-C."""
+        terminal = sys.stdout.isatty()
+        if self._kind == "rich" or (self._kind == "auto" and terminal):
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            console = Console(force_terminal=True if self._kind == "rich" else None)
+            self._bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
+            self._bar.start()
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def close(self) -> None:
+        """Closes the bar and gives Ctrl-C back, however `fit` ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._old_handler is not None:
+            signal.signal(signal.SIGINT, self._old_handler)
+            self._old_handler = None
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("interrupted: testing and saving the model; press Ctrl-C again to quit at once.", file=sys.stderr)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock and the bar of the epoch."""
+        self._began = time.perf_counter()
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._task = self._bar.add_task(f"Epoch {epoch + 1:03d}", total=self.params["steps"], loss=math.nan)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Advances the bar, and stops the training if there is a reason to."""
+        loss = (logs or {})["loss"]  # a mean since the epoch began: once not finite, always not finite
+        self.steps_done += 1
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {self.steps_done}. Try a smaller --learning-rate or --clip-norm 1."
+            )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=batch + 1, loss=loss)
+        if self.interrupted or self.steps_done == self._max_steps:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Prints the line of the epoch and keeps its figures."""
+        logs = logs if logs is not None else {}
+        seconds = time.perf_counter() - self._began
+        if self._test is None:
+            shown = {f"test_{k.removeprefix('val_')}": v for k, v in logs.items() if k.startswith("val_")}
+        else:
+            shown = {f"test_{k}": v for k, v in self._evaluate().items()}
+            shown |= {k: v for k, v in logs.items() if k.startswith("val_")}
+            logs |= {k: v for k, v in shown.items() if k.startswith("test_")}  # for TensorBoard
+        train = {f"train_{k}": logs[k] for k in ("loss", self._metric) if k in logs}
+        self.history.append({"epoch": epoch + 1, **train, **shown, "seconds": round(seconds, 3)})
+        tested = {name: shown.get(f"test_{name}") for name in ("loss", self._metric)}
+        parts = [f"test {name.replace('_', ' ')}: {value:.4f}" for name, value in tested.items() if value is not None]
+        self._print(" | ".join([f"Epoch: {epoch + 1:03d}", f"train loss: {logs['loss']:.4f}", *parts]))
+
+    def _evaluate(self) -> dict[str, float]:
+        # As a callback of `evaluate`, `swap` would forget how many epochs `fit` has, so it is called by hand.
+        if self._swap is not None:
+            self._swap.on_test_begin()
+        results: dict[str, float] = self.model.evaluate(self._test, verbose=0, return_dict=True)
+        if self._swap is not None:
+            self._swap.on_test_end()
+        return results
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self._kind != "none":
+            print(line, flush=True)

@@ -1,0 +1,142 @@
+"""What is written about a run of the recipe: the model card, and samples with predictions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..run.batches import Array
+from ..run.command_line import program
+from ..run.facts import table
+from .corpus import Split
+
+WORST = 10
+OTHERS = 10
+MAX_CHARACTERS = 200
+"""Of a text in the table of samples."""
+
+PREDICT = """    {program} predict --model {folder} --text "..."
+"""
+
+WHOLE = """`model.keras` takes dictionaries of `token_ids` and `padding_mask`{segments} [n, tokens] and gives logits:
+
+```python
+import keras
+import keras_hub  # so that Keras knows the layers
+
+model = keras.models.load_model("model.keras")
+```
+"""
+
+POOLER = """
+```python
+import peft, transformers
+
+model = transformers.AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={classes})
+model = peft.PeftModel.from_pretrained(model, "adapter").eval()
+```
+"""
+
+MEAN = """
+```python
+import peft, torch, transformers
+
+class Classifier(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.{prefix} = transformers.AutoModel.from_pretrained("{base}")
+        self.classifier = torch.nn.Linear(self.{prefix}.config.hidden_size, {classes})
+
+    def forward(self, attention_mask, **inputs):
+        states = self.{prefix}(attention_mask=attention_mask, **inputs).last_hidden_state
+        mask = attention_mask[..., None]
+        return self.classifier((states * mask).sum(1) / mask.sum(1))
+
+model = peft.PeftModel.from_pretrained(Classifier(), "adapter").eval()
+```
+"""
+
+
+def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Returns the model card of a run; the adapter must already be in its folder.
+
+    Args:
+        folder: of the run.
+        command: that of the run.
+        flags: all flags.
+        metrics: of the run.
+        names: of the classes.
+    """
+    result = {
+        "Test accuracy": f"{metrics['test_accuracy']:.4f}",
+        "Test macro-F1": f"{metrics['test_macro_f1']:.4f}",
+        "Test loss": f"{metrics['test_loss']:.4f}",
+        "Trained parameters": f"{metrics['trained_parameters']:,} of {metrics['parameters']:,}",
+        "Epochs": f"{metrics['epochs']}{', interrupted' if metrics['interrupted'] else ''}",
+        "Learning rate": f"{metrics['learning_rate']:g}",
+        "Seconds of training": metrics["train_seconds"],
+        "Peak memory": "unknown" if metrics["peak_memory_mb"] is None else f"{metrics['peak_memory_mb']:,.0f} MB",
+        "Training data": f"{metrics['data']}, {metrics['train_examples']:,} texts",
+        "Test data": f"{metrics['test_examples']:,} texts",
+        "Versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+    }
+    return f"""# {metrics["model"]} fine-tuned by {metrics["method"]}: {len(names)} classes of texts
+
+    {command}
+
+{table(result)}
+
+The classes, in the order of the logits, are in `labels.json`: {", ".join(names[:20])}{", ..." * (len(names) > 20)}.
+
+{PREDICT.format(program=program("text_classification"), folder=folder)}
+{_describe_use(folder / "adapter", flags, metrics, len(names))}
+Recall: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
+The errors by class are in `confusion.png`, the settings in `config.yaml`.
+"""
+
+
+def _describe_use(adapter: Path, flags: Any, metrics: Mapping[str, Any], classes: int) -> str:
+    text = ""
+    if flags.tune.merge or not flags.tune.adapts:
+        text += WHOLE.format(segments=" (and `segment_ids`, if the tokenizer gives them)") + "\n"
+    base, prefix = metrics.get("base"), _find_prefix(adapter)
+    if flags.tune.method in ("lora", "dora", "ia3") and base and prefix:
+        # A head of its own, because the mean over the tokens is in none of Hugging Face's classes.
+        form = POOLER if flags.pooling == "pooler" else MEAN
+        text += f"`adapter/` loads in Hugging Face peft:\n{form.format(base=base, classes=classes, prefix=prefix)}"
+    return text
+
+
+def _find_prefix(adapter: Path) -> str | None:
+    """Returns what Hugging Face calls the backbone below a head, as the keys of the adapter have it."""
+    from safetensors import safe_open
+
+    if not adapter.is_dir():
+        return None
+    with safe_open(adapter / "adapter_model.safetensors", "numpy") as file:
+        parts = [key.removeprefix("base_model.model.").split(".") for key in file.keys()]  # noqa: SIM118
+    return next((first for first, *rest in parts if first != "classifier" and len(rest) > 2), None)
+
+
+def tabulate_samples(split: Split, names: Sequence[str], probabilities: Array) -> str:
+    """Returns a Markdown table of the worst errors and of others, evenly spread, with what was predicted."""
+    of_true_class = probabilities[np.arange(len(split)), split.y]
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != split.y)
+    worst = wrong[np.argsort(of_true_class[wrong], kind="stable")][:WORST]
+    others = np.unique(np.linspace(0, len(split) - 1, min(OTHERS, len(split))).astype(int))
+    lines = ["| text | true | predicted | probability |", "|---|---|---|---:|"]
+    for i in dict.fromkeys([*worst.tolist(), *others.tolist()]):
+        text = split.texts.texts[i] + ("" if split.texts.pairs is None else f" ⏵ {split.texts.pairs[i]}")
+        best = int(probabilities[i].argmax())
+        cells = (_escape(text), _escape(names[split.y[i]]), _escape(names[best]), f"{probabilities[i, best]:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    line = " ".join(text.split())
+    line = line if len(line) <= MAX_CHARACTERS else line[:MAX_CHARACTERS] + "..."
+    for character in "\\|<>`*_":
+        line = line.replace(character, f"\\{character}")
+    return line

@@ -1,0 +1,213 @@
+"""The examples of a text classifier, in three splits, and the names of their classes."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..readers.rows import BadRows, OnBadRow
+from ..run.batches import Array, hold_out
+from ..run.errors import DataError, UsageError
+from ..run.flags import OpenFraction, OptionalCount, OptionalName, OptionalPath
+from ..run.folder import atomic
+from . import docstrings
+from .labelled_texts import SPLITS, Columns, Texts, read_dataset, read_table
+
+PER_PACKAGE = 200
+LABELS = "labels.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples with the numbers of their classes."""
+
+    texts: Texts
+    y: Array
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(self.y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Training, validation and test set."""
+
+    train: Split
+    validation: Split
+    test: Split
+    """The same object as `validation` if there is no separate test set."""
+    names: list[str]
+    """Names of the classes."""
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFlags:
+    """The data. Without files the texts are docstrings of installed packages, and the packages are the classes."""
+
+    train_file: OptionalPath = None
+    """Training set: CSV, TSV, JSONL or Parquet with a text and a label in each row."""
+    validation_file: OptionalPath = None
+    """Validation set, which early stopping watches. Default: a part of the training set is held out."""
+    test_file: OptionalPath = None
+    """Test set. Default: the validation set."""
+    dataset: OptionalName = None
+    """Data set of the `datasets` library instead of files: NAME or NAME:CONFIGURATION."""
+    text_column: str = "text"
+    """Column of the text."""
+    text_pair_column: OptionalName = None
+    """Column of a second text, to classify pairs of texts."""
+    label_column: str = "label"
+    """Column of the label."""
+    on_bad_row: OnBadRow = "error"
+    """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
+    validation_split: OpenFraction = 0.1
+    """Share of the training set that is held out if there is no validation set."""
+    max_train_examples: OptionalCount = None
+    """Train on at most this many examples; they do not depend on the seed."""
+    max_eval_examples: OptionalCount = None
+    """Validate and test on at most this many examples each."""
+
+    @property
+    def columns(self) -> Columns:
+        """Returns the columns of an example."""
+        return Columns(self.text_column, self.text_pair_column, self.label_column)
+
+
+def check(flags: TextFlags) -> None:
+    """Checks the flags of the files against each other.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    given = [f"--{split}-file" for split in SPLITS if getattr(flags, f"{split}_file") is not None]
+    if flags.dataset is not None and given:
+        raise UsageError(f"--dataset {flags.dataset}: leave it out, or {given[0]}.")
+    if given and flags.train_file is None:
+        raise UsageError(f"{given[0]}: give --train-file too.")
+
+
+def load(flags: TextFlags, seed: int) -> Corpus:
+    """Returns the examples; the seed decides which are held out.
+
+    Raises:
+        UsageError: the training set is too small to hold out a part of it.
+        DataError: something cannot be read, or there are fewer than two classes.
+    """
+    found, source = _read(flags)
+    train = found["train"]
+    names = _sort_labels(train)
+    parts = {"train": train} | {
+        name: keep_known_labels(part, names, flags.on_bad_row) for name, part in found.items() if name != "train"
+    }
+    max_train, max_eval = flags.max_train_examples, flags.max_eval_examples
+    splits = {
+        # The texts do not depend on the seed, so that runs with several seeds can be compared.
+        name: _limit(number_labels(part, names), max_train if name == "train" else max_eval)
+        for name, part in parts.items()
+    }
+    if "validation" not in splits:
+        splits["train"], held = _hold_out(splits["train"], flags.validation_split, seed)
+        splits["validation"] = _limit(held, max_eval)
+    validation = splits["validation"]
+    return Corpus(splits["train"], validation, splits.get("test", validation), names, source)
+
+
+def _read(flags: TextFlags) -> tuple[dict[str, Texts], str]:
+    if flags.dataset is not None:
+        return read_dataset(flags.dataset, flags.columns, flags.on_bad_row), flags.dataset
+    files = {"train": flags.train_file, "validation": flags.validation_file, "test": flags.test_file}
+    if flags.train_file is not None:
+        given = {split: path for split, path in files.items() if path is not None}
+        found = {split: read_table(path, flags.columns, flags.on_bad_row) for split, path in given.items()}
+        return found, flags.train_file.name
+    texts, labels = docstrings.read_docstrings(PER_PACKAGE)
+    source = f"docstrings of {', '.join(dict.fromkeys(labels))}"
+    return {"train": Texts(texts, None, labels, list(range(1, len(texts) + 1)), source)}, source
+
+
+def _sort_labels(train: Texts) -> list[str]:
+    names = set(train.labels or [])
+    if len(names) < 2:
+        raise DataError(
+            f"{train.source}: every label is {next(iter(names))!r}; a classifier needs at least two classes."
+            if names
+            else f"{train.source}: no labels."
+        )
+    number = {
+        name: int(name) for name in names if name.removeprefix("-").isascii() and name.removeprefix("-").isdigit()
+    }
+    return sorted(names, key=lambda name: number[name]) if len(number) == len(names) else sorted(names)
+
+
+def keep_known_labels(texts: Texts, names: Sequence[str], on_bad_row: OnBadRow) -> Texts:
+    """Returns the texts whose label is one of the names.
+
+    Raises:
+        DataError: one is not, and that is an error, or none is.
+    """
+    bad = BadRows(texts.source, texts.unit, on_bad_row)
+    rows = []
+    for i, label in enumerate(texts.labels or []):
+        if label in names:
+            rows.append(i)
+        else:
+            bad.add(texts.places[i], f"the label {label!r} is not in the training set")
+    bad.report(len(texts))
+    if not rows:
+        raise DataError(f"{texts.source}: no label is one of {', '.join(names)}.")
+    return texts.take(rows)
+
+
+def number_labels(texts: Texts, names: Sequence[str]) -> Split:
+    """Returns the texts with the numbers of their labels."""
+    number = {name: i for i, name in enumerate(names)}
+    return Split(texts, np.array([number[label] for label in texts.labels or []], np.int64))
+
+
+def _pick(part: Split, rows: Array) -> Split:
+    return Split(part.texts.take(rows), part.y[rows])
+
+
+def _limit(part: Split, count: int | None) -> Split:
+    if count is None or count >= len(part):
+        return part
+    return _pick(part, np.sort(np.random.default_rng(0).permutation(len(part))[:count]))
+
+
+def _hold_out(part: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    kept, _, held, _ = hold_out(np.arange(len(part)), part.y, fraction, seed)
+    return _pick(part, kept), _pick(part, held)
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def write_names(folder: Path, names: Sequence[str]) -> None:
+    """Writes the names of the classes, in the order of the logits."""
+    with atomic(folder / LABELS) as path:
+        path.write_text(json.dumps(list(names), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_names(folder: Path) -> list[str]:
+    """Returns the names of the classes.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    path = folder / LABELS
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Give the folder of a run.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON.") from error
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: expected a list of at least two names.")
+    return names

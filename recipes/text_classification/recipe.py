@@ -1,0 +1,354 @@
+"""Text classification: fine-tune a pretrained language model, evaluate it, use it, export it.
+
+python -m recipes.text_classification --train-file reviews.csv --method lora --epochs 3
+python -m recipes.text_classification evaluate --model saved_models/text_classification/RUN
+python -m recipes.text_classification predict --model saved_models/text_classification/RUN --text "Well made."
+python -m recipes.text_classification export --model saved_models/text_classification/RUN --to adapter
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..run import plots
+from ..run.batches import Array, one_hot
+from ..run.command_line import Commands, run_command
+from ..run.errors import DataError, UsageError
+from ..run.facts import peak_memory
+from ..run.fit import Run, prepare
+from ..run.flags import Count, Fraction, OptionalPath, Range, RunFlags, RunPath
+from ..run.folder import atomic_folder, load_model, read_flags
+from ..run.optimizer_flags import OptimizerFlags, make_optimizer
+from ..run.scores import Scores, score_probabilities
+from . import batches, corpus, labelled_texts, language_model, methods
+from .card import card, tabulate_samples
+from .corpus import Corpus, Split, TextFlags
+from .labelled_texts import Texts
+from .language_model import Pretrained
+from .methods import AdapterFlags
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Fine-tune a pretrained language model to classify texts.
+
+    Without files the texts are docstrings of installed packages, and the packages are the classes.
+    """
+
+    model: str = "minilm"
+    """minilm, the folder of a Hugging Face model, or a preset of KerasHub."""
+    pooling: language_model.Pooling = "mean"
+    """Input of the head: the mean over the tokens, or the model's own pooled output, as in Hugging Face's classes."""
+    dropout: Fraction = 0.1
+    """Dropout rate before the head, and before the low-rank products of lora and dora."""
+    max_length: Annotated[int, Range(3)] = 128
+    """Largest number of tokens of a text; longer texts are truncated."""
+    class_weights: bool = False
+    """Weight the examples by the inverse frequency of their class."""
+    epochs: Count = 3
+    """Passes over the training set."""
+    batch_size: Count = 16
+    """Texts per step."""
+    data: TextFlags = dataclasses.field(default_factory=TextFlags)
+    tune: AdapterFlags = dataclasses.field(default_factory=AdapterFlags)
+    optim: OptimizerFlags = dataclasses.field(
+        default_factory=lambda: OptimizerFlags(optimizer="adamw", lr_schedule="linear", warmup="6%")
+    )
+    run: RunFlags = dataclasses.field(default_factory=RunFlags)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Print the test metrics of a run as JSON."""
+
+    model: RunPath
+    """Folder of a run."""
+    test_file: OptionalPath = None
+    """Test file with the columns of the training file. Default: the test set of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Print each text with its most probable labels and their probabilities, separated by tabs."""
+
+    model: RunPath
+    """Folder of a run."""
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text; can be repeated."""
+    text_pair: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The second text for each --text, for a run on pairs of texts."""
+    file: OptionalPath = None
+    """More texts: CSV, TSV, JSONL or Parquet with the columns of the run, or a text file with one text in each line."""
+    top: Count = 5
+    """At most this many labels, the most probable first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Copy the adapter of a run to a folder, or the whole model as model.keras if the run has no adapter."""
+
+    model: RunPath
+    """Folder of a run."""
+    to: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write, which must be empty or new."""
+    merge: bool = False
+    """Write the model with the adapter merged into it instead."""
+
+
+def load(flags: Train) -> Corpus:
+    """Returns the examples that the flags name; prints where they come from if no file was given."""
+    found = corpus.load(flags.data, flags.run.seed)
+    if flags.run.progress != "none":
+        if flags.data.train_file is None and flags.data.dataset is None:
+            print(f"data: no --train-file; {found.source}, with the package as the label.")
+        if found.test is found.validation:
+            print(f"data: no test set; the {len(found.test):,} texts for validation are the test.")
+    return found
+
+
+def build(flags: Train, pretrained: Pretrained, names: Sequence[str]) -> Any:
+    """Returns the model that the flags describe, untrained, or with the adapter to start from."""
+    adapter = flags.tune.adapter
+    if adapter is not None:
+        place = methods.labels_of(adapter)
+        if place is not None and corpus.read_names(place) != list(names):
+            raise DataError(f"--adapter {adapter}: made for other labels, {', '.join(corpus.read_names(place))}.")
+    backbone = language_model.load_backbone(pretrained, flags.max_length + methods.virtual_tokens(flags.tune))
+    model = language_model.build(backbone, len(names), flags.dropout, flags.pooling)
+    if adapter is not None:
+        methods.load_adapter(model, adapter, flags.tune.method, pretrained)
+    else:
+        methods.add_adapter(model, flags.tune, flags.dropout, pretrained)
+    return model
+
+
+def train(flags: Train, arguments: Sequence[str]) -> int:
+    """Trains and saves a model; returns the exit code."""
+    corpus.check(flags.data)
+    methods.check(flags.tune)
+    label = f"{flags.tune.method}-{flags.optim.optimizer}"
+    run = Run("text_classification", flags, arguments, label)
+
+    rate = methods.learning_rate(flags.tune, flags.optim)
+    optim = dataclasses.replace(flags.optim, learning_rate=rate)
+    multipliers = methods.multipliers(flags.tune, optim)
+    pretrained = language_model.find_model(flags.model)
+    data = load(flags)
+    tokenizer, classes = language_model.Tokenizer(pretrained), len(data.names)
+    training, validation, test, encoded = make_batches(flags, data, tokenizer)
+    optimizer = make_optimizer(optim, run.count_steps(training), multipliers)
+    model = build(flags, pretrained, data.names)
+    trained, everything = methods.count_parameters(model)
+    compile_model(model, optimizer, run.jit)
+    about = (
+        f"{flags.model}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
+        f"{flags.optim.optimizer}; {len(data.train):,} texts in {classes} classes"
+    )
+    if not run.begin(model, training, about):
+        return 0
+
+    run.fit(model, training, test, validation=validation, callbacks=make_callbacks(flags, run.logs))
+    memory = peak_memory()
+    scores = score_probabilities(batches.predict(model, encoded, classes), data.test.y)
+    size = {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything}
+    about_model = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
+    metrics = run.facts(
+        about_model | {"learning_rate": rate} | size,
+        measure(data.names, scores),
+        {"data": data.source, "train_examples": len(data.train), "test_examples": len(data.test)},
+        language_model.library_versions(pretrained),
+    )
+    draw(run, data, scores)
+    save(run, model, pretrained, data.names)
+    summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"
+    text = card(run.folder, run.command, flags, metrics, data.names)
+    return run.finish(whole_model(flags, model), metrics, text, summary)
+
+
+def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple[Any, Any, Any, batches.Encoded]:
+    """Returns the batches for training, validation (`None` if it is the test set) and test, and the test texts."""
+
+    def encode(part: Split) -> tuple[batches.Encoded, Array]:
+        texts = part.texts
+        return tokenizer(texts.texts, texts.pairs, flags.max_length), one_hot(part.y, len(data.names))
+
+    weights = batches.class_weights(data.train.y, len(data.names)) if flags.class_weights else None
+    training = batches.batches(*encode(data.train), flags.batch_size, shuffle_seed=flags.run.seed, weights=weights)
+    encoded, targets = encode(data.test)
+    test = batches.batches(encoded, targets, 64)
+    validation = None if data.test is data.validation else batches.batches(*encode(data.validation), 64)
+    return training, validation, test, encoded
+
+
+def compile_model(model: Any, optimizer: Any, jit: bool | str) -> None:
+    """Compiles the classifier."""
+    import keras
+
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy", keras.metrics.F1Score("macro", name="macro_f1")],
+        jit_compile=jit,
+    )
+
+
+def make_callbacks(flags: Train, logs: Path) -> list[Any]:
+    """Returns the callback that logs the adapter, if there is one."""
+    from kopt.tensorboard import AdapterStats
+
+    return [AdapterStats(str(logs / "adapters"))] if flags.tune.adapts else []
+
+
+def measure(names: Sequence[str], scores: Scores) -> dict[str, Any]:
+    """Returns the test metrics."""
+    results = {"test_loss": scores.loss, "test_accuracy": scores.accuracy, "test_macro_f1": scores.macro_f1}
+    return {**results, "test_recall": dict(zip(names, scores.recall, strict=True))}
+
+
+def draw(run: Run, data: Corpus, scores: Scores) -> None:
+    """Draws the confusion matrix, and logs it, curves of precision over recall and samples for TensorBoard."""
+    step, logs, picture = len(run.outcome.history), run.logs / "validation", run.folder / "confusion.png"
+    title = f"{scores.accuracy:.2%} of {len(data.test):,} test texts"
+    plots.plot_confusion(picture, scores.confusion, data.names, title)
+    plots.log_images(logs, {"confusion": picture}, step)
+    plots.log_pr_curves(logs, data.test.y, scores.probabilities, data.names, step)
+    plots.log_texts(logs, {"samples": tabulate_samples(data.test, data.names, scores.probabilities)}, step)
+
+
+def save(run: Run, model: Any, pretrained: Pretrained, names: Sequence[str]) -> None:
+    """Writes the names of the classes, and the adapter if there is one."""
+    corpus.write_names(run.folder, names)
+    if run.flags.tune.adapts:
+        methods.save_adapter(model, run.folder / "adapter", pretrained, run.flags.tune.method)
+        corpus.write_names(run.folder / "adapter", names)
+
+
+def whole_model(flags: Train, model: Any) -> Any:
+    """Returns the model to save as model.keras; `None` if the adapter alone is saved."""
+    if not flags.tune.adapts:
+        return language_model.flatten_backbone(model)
+    return methods.merge(model) if flags.tune.merge else None
+
+
+def restore(folder: Path) -> tuple[Train, list[str], Pretrained, Any]:
+    """Returns flags, classes, language model and classifier of a run.
+
+    Raises:
+        DataError: the folder holds no complete run, or not what it should.
+    """
+    flags: Train = read_flags(folder, Train)
+    flags = dataclasses.replace(flags, run=dataclasses.replace(flags.run, progress="none"))
+    names = corpus.read_names(folder)
+    prepare(flags.run)
+    pretrained = language_model.find_model(flags.model)
+    if (folder / "model.keras").is_file():
+        import keras_hub  # noqa: F401  # Keras asks for its layers
+
+        return flags, names, pretrained, load_model(folder)
+    start = dataclasses.replace(flags, tune=dataclasses.replace(flags.tune, adapter=folder))
+    return flags, names, pretrained, build(start, pretrained, names)
+
+
+def evaluate(flags: Evaluate) -> int:
+    """Prints the test metrics of a run as JSON; returns the exit code."""
+    trained, names, pretrained, model = restore(flags.model)
+    if flags.test_file is None:
+        data = load(trained)
+        if data.names != names:
+            raise DataError(f"{flags.model}: its data has other labels now: {', '.join(data.names)}.")
+        split, source = data.test, data.source
+    else:
+        texts = labelled_texts.read_table(flags.test_file, trained.data.columns, trained.data.on_bad_row)
+        texts = corpus.keep_known_labels(texts, names, trained.data.on_bad_row)
+        split, source = corpus.number_labels(texts, names), texts.source
+    scores = score_probabilities(_predict(trained, pretrained, model, split.texts, names), split.y)
+    print(json.dumps(measure(names, scores) | {"data": source, "test_examples": len(split)}, indent=2))
+    return 0
+
+
+def predict(flags: Predict) -> int:
+    """Prints each text with its most probable labels; returns the exit code."""
+    if not flags.text and flags.file is None:
+        raise UsageError("predict: give at least one --text, or a --file.")
+    if not all(text.strip() for text in (*flags.text, *flags.text_pair)):
+        raise UsageError("--text: is empty.")
+    trained, names, pretrained, model = restore(flags.model)
+    texts = read_texts(flags, trained)
+    probabilities = _predict(trained, pretrained, model, texts, names)
+    for i, row in enumerate(probabilities):
+        best = row.argsort(kind="stable")[::-1][: flags.top]
+        parts = [texts.texts[i], *([] if texts.pairs is None else [texts.pairs[i]])]
+        cells = [" ".join(part.split()) for part in parts] + [f"{names[k]}\t{row[k]:.4f}" for k in best]
+        print("\t".join(cells))
+    return 0
+
+
+def read_texts(flags: Predict, trained: Train) -> Texts:
+    """Returns the texts to classify.
+
+    Args:
+        flags: which texts.
+        trained: flags of the run.
+
+    Raises:
+        UsageError: a second text is missing, or given although the run takes none.
+        DataError: the file cannot be read.
+    """
+    paired = trained.data.text_pair_column is not None
+    if len(flags.text_pair) != (len(flags.text) if paired else 0):
+        wanted = "one for each --text" if paired else "none, as the run has no --text-pair-column"
+        raise UsageError(f"--text-pair: given {len(flags.text_pair)} times; expected {wanted}.")
+    texts = Texts(list(flags.text), list(flags.text_pair) if paired else None, None, [], "--text")
+    if flags.file is None:
+        return texts
+    columns = trained.data.columns._replace(label=None)
+    more = labelled_texts.read_texts(flags.file, columns, trained.data.on_bad_row)
+    pairs = None if texts.pairs is None else texts.pairs + (more.pairs or [])
+    return dataclasses.replace(texts, texts=texts.texts + more.texts, pairs=pairs)
+
+
+def _predict(trained: Train, pretrained: Pretrained, model: Any, texts: Texts, names: Sequence[str]) -> Array:
+    encoded = language_model.Tokenizer(pretrained)(texts.texts, texts.pairs, trained.max_length)
+    try:
+        return batches.predict(model, encoded, len(names))
+    except ValueError as error:
+        raise DataError(f"the model does not fit labels.json ({str(error).splitlines()[0]}).") from error
+
+
+def export(flags: Export) -> int:
+    """Writes the adapter of a run, or its whole model, to a folder; returns the exit code."""
+    if flags.to.exists() and (not flags.to.is_dir() or any(flags.to.iterdir())):
+        raise UsageError(f"--to {flags.to}: is not an empty folder.")
+    trained, names, _, model = restore(flags.model)
+    if flags.merge:
+        methods.check(AdapterFlags(method=trained.tune.method, merge=True))
+    try:
+        flags.to.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(flags.to) as folder:
+            if trained.tune.adapts and not flags.merge:
+                shutil.copytree(flags.model / "adapter", folder, dirs_exist_ok=True)
+            elif (flags.model / "model.keras").is_file():
+                shutil.copy(flags.model / "model.keras", folder)
+            else:
+                methods.merge(model).save(folder / "model.keras")
+            corpus.write_names(folder, names)
+            shutil.copy(flags.model / "README.md", folder)
+    except OSError as error:
+        raise UsageError(f"--to {flags.to}: {error.strerror}.") from error
+    print(f"exported to {flags.to}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command in `argv` (default: the program's arguments) and returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    start = functools.partial(train, arguments=arguments)
+    commands: Commands = {Train: start, Evaluate: evaluate, Predict: predict, Export: export}
+    return run_command("text_classification", arguments, commands)

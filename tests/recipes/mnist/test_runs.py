@@ -1,0 +1,166 @@
+"""What a run leaves behind, and what is read from it again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+from digit_data import LINE, fails, read_rows
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import kopt
+from recipes import mnist
+from recipes.readers.arrays import read_image
+from recipes.run.command_line import parse
+from recipes.run.folder import FILES
+
+# ------------------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_lines_and_folder(train, capsys):
+    metrics, folder = train("--epochs", "3")
+    out = capsys.readouterr().out
+    assert "━" not in out  # no bar but on a terminal
+    lines = [line for line in out.splitlines() if line.startswith("Epoch")]
+    assert len(lines) == 3 and all(LINE.fullmatch(line) for line in lines)
+    assert lines[0].startswith("Epoch: 001 | ")
+    assert {path.name for path in folder.iterdir()} == {*FILES, "logs"}
+    rows = read_rows(folder)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert metrics["test_loss"] == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
+    assert f"{metrics['test_loss']:.4f} | test accuracy: {metrics['test_accuracy']:.4f}" in lines[-1]
+    assert metrics["parameters"] == 203_530 and metrics["optimizer"] == "adabound" and metrics["epochs"] == 3
+    assert metrics["data"] == "blobs.npz" and metrics["seed"] == 42 and metrics["train_seconds"] > 0
+    assert set(metrics["test_recall"]) == set("0123456789") and set(metrics["versions"]) >= {"kopt", "keras"}
+    card = (folder / "README.md").read_text()
+    assert "python -m recipes.mnist" in card and f"{metrics['test_accuracy']:.4f}" in card and "keras 3" in card
+    for name in ("confusion.png", "errors.png"):
+        assert np.asarray(Image.open(folder / name).convert("L")).std() > 10
+
+
+def test_saved_model_loads_with_its_optimizer(train, undrawn):
+    folder = train()[1]
+    model = keras.models.load_model(folder / "model.keras")
+    assert isinstance(model.optimizer, kopt.AdaBound)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_tensorboard(baseline):
+    def tags(run):
+        events = EventAccumulator(str(baseline / "logs" / run))
+        events.Reload()
+        return {tag for kind in events.Tags().values() if isinstance(kind, list) for tag in kind}
+
+    assert {"epoch_loss", "epoch_accuracy", "confusion", "errors"} <= tags("validation")
+    assert {"epoch_loss", "epoch_accuracy"} <= tags("train")
+    assert {"optimizer/learning_rate", "settings"} <= {tag.removesuffix("/text_summary") for tag in tags("")}
+    assert {"test_loss", "test_accuracy"} <= tags("hparams")
+
+
+def test_schedule_reaches_fit(baseline):
+    events = EventAccumulator(str(baseline / "logs" / "train"))
+    events.Reload()
+    rates = [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors("epoch_learning_rate")]
+    assert rates == pytest.approx([5e-4, 0], abs=1e-9)  # half a cosine over two epochs
+
+
+@pytest.mark.slow
+def test_config_round_trip(baseline, train):
+    config = yaml.safe_load((baseline / "config.yaml").read_text())
+    assert config["optimizer"] == "adam" and "output_dir" not in config and "config" not in config
+    again = Path("again")
+    assert mnist.main(["--config", str(baseline / "config.yaml"), "--output-dir", str(again)]) == 0
+    assert yaml.safe_load((again / "config.yaml").read_text()) == config
+    first, second = (json.loads((f / "metrics.json").read_text()) for f in (baseline, again))
+    assert first["test_loss"] == second["test_loss"]  # the seed settles the result
+
+
+def test_flags_win_over_config():
+    Path("c.yaml").write_text("epochs: 7\nlearning-rate: 1e-3\naugment: true\nopt: {final_lr: 0.5}\nseed: null\n")
+    flags = parse(["--epochs=3", "--config", "c.yaml", "--opt", "gamma=0.1"], {"train": mnist.Train}, "x")
+    assert flags.epochs == 3 and flags.augment and flags.run.seed == 42
+    assert flags.optim.learning_rate == 0.001 and flags.optim.opt == ("final_lr=0.5", "gamma=0.1")
+    assert not parse(["--config=c.yaml", "--no-augment"], {"train": mnist.Train}, "x").augment
+
+
+def test_help_needs_no_keras():
+    code = (
+        "import sys; from recipes import mnist\n"
+        "try: mnist.main(['predict', '--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'keras', 'tensorflow', 'matplotlib', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(mnist.__file__).parents[1], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"--invert" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ evaluate and predict
+
+
+def test_evaluate(baseline, npz, capsys):
+    for model in (baseline, baseline / "model.keras"):
+        assert mnist.main(["evaluate", "--model", str(model), "--data", str(npz)]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        trained = json.loads((baseline / "metrics.json").read_text())
+        assert printed["test_loss"] == pytest.approx(trained["test_loss"], rel=1e-5)
+        assert printed["test_accuracy"] == trained["test_accuracy"]
+
+
+def test_evaluate_errors(baseline, npz, tmp_path, capsys):
+    assert "no such file" in fails(capsys, 3, "evaluate", "--model", "nowhere", "--data", npz)
+    Path("cut.keras").write_bytes((baseline / "model.keras").read_bytes()[:5000])
+    assert "cut.keras" in fails(capsys, 3, "evaluate", "--model", "cut.keras", "--data", npz)
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save("other.keras")
+    assert "28x28" in fails(capsys, 3, "evaluate", "--model", "other.keras", "--data", npz)
+
+
+def test_predict(baseline, arrays, capsys):
+    x = arrays[2][3]
+    Image.fromarray(x).save("gray.png")
+    Image.fromarray(255 - x).save("dark.png")
+    np.save("one.npy", x)
+    np.save("many.npy", np.stack([x, x]) / 255)
+
+    def predict(*files):
+        assert mnist.main(["predict", "--model", str(baseline), *files]) == 0
+        return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+    rows = predict("gray.png", "one.npy", "many.npy")
+    assert [row[0] for row in rows] == ["gray.png", "one.npy", "many.npy[0]", "many.npy[1]"]
+    assert len({tuple(row[1:]) for row in rows}) == 1
+    assert rows[0][1] in "0123456789" and 0.1 <= float(rows[0][2]) <= 1
+    assert predict("--invert", "dark.png")[0][1:] == rows[0][1:]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_images_of_every_mode(mode):
+    drawn = np.zeros((60, 40), np.uint8)
+    drawn[20:40, 10:30] = 255
+    image = Image.fromarray(drawn)
+    if mode == "I;16":
+        image = Image.fromarray(drawn.astype(np.uint16) * 257)
+    elif mode in ("LA", "RGBA"):  # white strokes on nothing
+        image = Image.merge(mode, [Image.new("L", image.size, 255)] * (len(mode) - 1) + [image])
+    else:
+        image = image.convert(mode)
+    image.save("a.png")
+    read = read_image(Path("a.png"), 28, 28)
+    assert read.shape == (28, 28) and read.dtype == np.uint8
+    assert read[14, 14] == 255 and read[2, 14] == 0 and read[14, 1] == 0
+
+
+def test_predict_errors(baseline, capsys):
+    Path("text.png").write_text("no")
+    np.save("small.npy", np.zeros((8, 8), np.uint8))
+    np.save("wide.npy", np.zeros((28, 28), np.int64))
+    Path("cut.npy").write_bytes(Path("wide.npy").read_bytes()[:500])
+    for file in ("text.png", "missing.png", "missing.npy", "small.npy", "wide.npy", "cut.npy"):
+        assert file in fails(capsys, 3, "predict", "--model", baseline, file)
+    fails(capsys, 2, "predict", "--model", baseline)

@@ -1,0 +1,328 @@
+"""The recipe `recommendation` as a user calls it, and what it is made of."""
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import keras_rs
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import kopt
+from kopt import peft
+from recipes.recommendation import batches, main, models, ranking, splits, training
+from recipes.recommendation.flags import Train
+from recipes.recommendation.interactions import Interactions, Vocabulary
+from recipes.recommendation.saved_run import restore
+
+USERS, ITEMS = 30, 20
+
+
+def interactions(user, item, label=None, time=None, users=USERS, items=ITEMS):
+    known = Vocabulary(map(str, range(1, users + 1))), Vocabulary(map(str, range(1, items + 1)))
+    parts = [np.array(user, np.int32), np.array(item, np.int32)]
+    label = None if label is None else np.array(label, np.float32)
+    return Interactions(*known, *parts, label, None if time is None else np.array(time, np.float64), "made")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Ratings that depend on whether the taste of the user is the genre of the item."""
+    folder = tmp_path_factory.mktemp("ratings")
+    rng = np.random.default_rng(0)
+    rows = [(u, i) for u in range(1, USERS + 1) for i in rng.permutation(ITEMS)[:12] + 1]
+    with (folder / "ratings.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "item", "stars", "when"])
+        for t, row in enumerate(rng.permutation(len(rows))):
+            u, i = rows[row]
+            writer.writerow([f"u{u}", i, 2 + 2 * (u % 2 == i % 2) + rng.choice([0, 0.5]), 1000 + t])
+    with (folder / "items.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", "title", "genres"])
+        writer.writerows([i, f"Film {i}", "Drama|War" if i % 2 else "Comedy"] for i in range(1, ITEMS + 1))
+    return folder
+
+
+@pytest.fixture
+def call(files, tmp_path, monkeypatch, capsys):
+    """Runs the recipe in an empty folder; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(call, files):
+    def run(name, *flags, plain=False):
+        data = ["--interactions", str(files / "ratings.csv"), "--label-column", "stars", "--time-column", "when"]
+        data += [
+            "--items-file",
+            str(files / "items.csv"),
+            *([] if plain else ["--embedding-dim", "4", "--hidden", "8"]),
+        ]
+        code, out, err = call(*data, "--epochs", "2", "--batch-size", "32", "--run-name", name, *flags)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def folder(name):
+    return Path("saved_models/recommendation") / name
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+RUNS = [("rating", "mf"), ("rating", "dcn"), ("retrieval", "two-tower"), ("sequential", "sasrec")]
+OTHERS = [("rating", "two-tower"), ("rating", "dlrm"), ("retrieval", "mf")]
+
+
+@pytest.mark.parametrize(
+    ("task", "model"), [RUNS[0], *(pytest.param(*run, marks=pytest.mark.slow) for run in [*RUNS[1:], *OTHERS])]
+)
+def test_train_evaluate_predict(train, call, task, model):
+    out = train("run", "--task", task, "--model", model, "--top-k", "5", "--top-k", "3")
+    metrics = json.loads((folder("run") / "metrics.json").read_text())
+    names = ("rmse", "mae") if task == "rating" else ("recall_at_5", "ndcg_at_5", "recall_at_3", "mrr", "coverage")
+    for name in names:
+        assert np.isfinite(metrics[f"test_{name}"]) and np.isfinite(metrics[f"baseline_{name}"])
+        assert f"test {name.replace('_', ' ')} {metrics[f'test_{name}']:.4f} (baseline" in out
+    assert {p.name for p in folder("run").iterdir()} >= {
+        "model.keras",
+        "vocabulary.json",
+        "interactions.npz",
+        "README.md",
+    }
+    events = EventAccumulator(str(folder("run") / "logs" / "validation")).Reload()
+    assert f"epoch_{names[0]}" in events.Tags()["tensors"] or task != "rating"
+    labels = (folder("run") / "logs" / "validation" / "labels.tsv").read_text().splitlines()
+    assert sorted(labels) == sorted(f"Film {i}" for i in range(1, ITEMS + 1))
+
+    code, out, _ = call("evaluate", "--model", str(folder("run")))
+    again = json.loads(out)
+    assert code == 0 and again[f"baseline_{names[0]}"] == pytest.approx(metrics[f"baseline_{names[0]}"])
+    assert all(again[f"test_{name}"] == pytest.approx(metrics[f"test_{name}"], abs=1e-5) for name in names)
+
+    code, out, err = call("predict", "--model", str(folder("run")), "--user", "u3", "--k", "4", "--exclude-seen")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert (code, err, [row[0] for row in rows]) == (0, "", ["1", "2", "3", "4"])
+    assert all(row[2] == f"Film {row[1]}" for row in rows)
+    scores = [float(row[3]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    _, saved = restore(folder("run"))
+    seen = saved.train.item[saved.train.user == saved.users.find("u3")]
+    assert not {row[1] for row in rows} & {saved.items.keys[i - 1] for i in seen}
+
+
+@pytest.mark.slow
+def test_an_unknown_user_gets_the_popular_items(train, call):
+    train("run", "--task", "rating")
+    code, out, err = call("predict", "--model", str(folder("run")), "--user", "nobody", "--user", "u1", "--k", "3")
+    assert code == 0 and "user 'nobody' is unknown: these are the most popular items." in err
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [line[0] for line in lines] == ["nobody"] * 3 + ["u1"] * 3
+    _, saved = restore(folder("run"))
+    best = np.argsort(-saved.popularity, kind="stable")[:3]
+    assert [line[2] for line in lines[:3]] == [saved.items.keys[i - 1] for i in best]
+    for name, content in (
+        ("vocabulary.json", b"{"),
+        ("vocabulary.json", b'{"users": []}'),
+        ("interactions.npz", b"PK"),
+    ):
+        whole = (folder("run") / name).read_bytes()
+        (folder("run") / name).write_bytes(content)
+        code, out, err = call("predict", "--model", str(folder("run")), "--user", "u1")
+        assert (code, out) == (3, "") and "vocabulary.json or interactions.npz cannot be read" in err
+        (folder("run") / name).write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_adapting_changes_the_adapters_alone(train, call, files):
+    train("base", "--task", "rating", "--model", "two-tower")
+    code, _, err = call("--adapt", str(folder("base")), "--model", "dcn")
+    assert code == 2 and "the model of a run cannot be changed" in err
+    train("new", "--adapt", str(folder("base")), "--rank", "2", "--learning-rate", "0.05", plain=True)
+    assert (folder("new") / "adapter" / "adapter_model.safetensors").is_file()
+    base, new = (restore(folder(name))[1].model for name in ("base", "new"))
+    found = {v.path: v.numpy() for v in new.weights}
+    old = {v.path: v.numpy() for v in base.weights}
+    assert old.keys() < found.keys()
+    assert all(np.array_equal(found[path], value) for path, value in old.items())
+    pairs = {"user": np.arange(1, 9, dtype=np.int32), "item": np.arange(1, 9, dtype=np.int32)}
+    before = base.predict(pairs, verbose=0)
+    assert np.abs(new.predict(pairs, verbose=0) - before).max() > 1e-4
+    with peft.disable_adapter(new):
+        np.testing.assert_array_equal(new.predict(pairs, verbose=0), before)
+
+
+@pytest.mark.slow
+def test_comes_near_to_what_can_be_known(call):
+    flags = "--epochs 14 --embedding-dim 6 --batch-size 1024 --l2 0.005 --learning-rate 5e-3 --run-name made"
+    code, out, err = call(*flags.split())
+    metrics = json.loads((folder("made") / "metrics.json").read_text())
+    assert (code, err) == (0, "") and "best reachable rmse 0.5000" in out
+    assert metrics["test_rmse"] < 1.05 * metrics["floor_rmse"] < 0.7 * metrics["baseline_rmse"]
+
+
+def test_two_optimizers(files):
+    flags = Train(embedding_optimizer="adagrad", embedding_learning_rate=0.5)
+    optimizer = training.build_optimizer(flags, 10)
+    model = models.Rater("dcn", {"size": 5, "dim": 2}, {"size": 4, "dim": 2}, hidden=3)
+    model.build()
+    optimizer.build(model.trainable_variables)
+    owners = {v.path: type(optimizer.rules_by_key()[optimizer.key_of(v.path)]) for v in model.trainable_variables}
+    assert {path for path, cls in owners.items() if cls is kopt.AdaGrad} == {p for p in owners if "embeddings" in p}
+    assert kopt.AdamW in owners.values()
+
+
+def test_hashed_ids_share_rows():
+    known = Vocabulary(f"id {i}" for i in range(50))
+    rows = training._hash_rows(known, 7)
+    assert rows[0] == 0 and set(rows[1:]) == set(range(1, 8)) and len(rows) == len(known)
+    encoder = models.Encoder(len(known), 3, buckets=7)
+    encoder.build(())
+    encoder.describe([], rows)
+    (vectors,) = encoder(np.arange(len(known)))
+    assert len(np.unique(np.array(vectors), axis=0)) == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "sasrec"], "--model sasrec: --task rating supports mf, two-tower, dcn, dlrm"),
+        (["--interactions", "x.csv"], "set the column of the ratings with --label-column"),
+        (["--items-file", "x.csv"], "--items-file: give --interactions too"),
+        (["--test-share", "1"], "--test-share 1.0: expected more than 0"),
+        (["--model", "dcn", "--hidden", "0"], "--hidden 0: expected at least 1"),
+        (["--top-k", "0"], "--top-k 0: expected at least 1"),
+        (["--l2", "-1"], "--l2 -1.0: expected at least 0"),
+        (["--embedding-learning-rate", "1"], "give --embedding-optimizer too"),
+        (["--interactions", "x.csv", "--task", "retrieval", "--implicit-threshold", "3"], "give --label-column too"),
+    ],
+)
+def test_usage_errors(call, tmp_path, flags, message):
+    code, _, err = call(*flags)
+    assert code == 2 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--model", "nowhere"], "no complete run"),
+        (["predict", "--model", "nowhere", "--user", "1"], "no complete run"),
+        (["--interactions", "missing.csv", "--label-column", "stars"], "missing.csv"),
+    ],
+)
+def test_data_errors(call, tmp_path, arguments, message):
+    code, _, err = call(*arguments)
+    assert code == 3 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+def test_splits():
+    whole = interactions([1, 1, 1, 2, 2, 3], [1, 2, 3, 1, 2, 1], time=[5, 9, 7, 2, 1, 3])
+    assert splits.test_mask(whole, "leave-one-out", 0.1, 0).tolist() == [False, True, False, True, False, False]
+    assert splits.test_mask(whole, "temporal", 0.34, 0).tolist() == [False, True, True, False, False, False]
+    draws = [splits.test_mask(whole, "random", 0.5, seed) for seed in range(4)]
+    assert all(draw.sum() == 3 for draw in draws) and len({tuple(d) for d in draws}) > 1
+    np.testing.assert_array_equal(draws[1], splits.test_mask(whole, "random", 0.5, 1))
+
+
+def test_rare_users_and_items_are_left_out_until_none_is():
+    whole = interactions([1, 1, 2, 2, 3, 3, 3], [1, 2, 1, 2, 1, 2, 3])
+    left = splits.keep_frequent(whole, 2)
+    assert list(zip(left.user, left.item, strict=True)) == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+    assert len(splits.keep_frequent(whole, 4)) == 0
+
+
+def test_windows_show_what_comes_next():
+    whole = interactions([1] * 5 + [2] * 2 + [3], [1, 2, 3, 4, 5, 7, 6, 9], time=[1, 2, 3, 4, 5, 9, 8, 1])
+    found = {name: part.tolist() for name, part in batches.windows(whole, 3).items()}
+    assert found == {
+        "history": [[2, 3, 4], [1, 0, 0], [6, 0, 0]],
+        "item": [[3, 4, 5], [2, 0, 0], [7, 0, 0]],
+        "user": [1, 1, 2],
+    }
+    last, place = batches.latest(np.array([1, 2, 3, 4], np.int32), 3)
+    assert (last.tolist(), place) == ([2, 3, 4], 2)
+    assert batches.latest(np.array([1], np.int32), 3)[1] == 0
+
+
+def test_the_mean_of_items_so_far():
+    model = models.Retriever("two-tower", {"size": 2, "dim": 2}, {"size": 5, "dim": 2}, length=4)
+    model.build()
+    model.lag.assign([0.0, np.log(3), 0, 0])
+    vectors = np.arange(8, dtype=np.float32).reshape(1, 4, 2) ** 2
+    found = keras.ops.convert_to_numpy(model.mean_so_far(np.array([[1, 2, 3, 0]]), vectors))[0]
+    a, b, c, _ = vectors[0]
+    np.testing.assert_allclose(found[:3], [a, (3 * a + b) / 4, (a + 3 * b + c) / 5], rtol=1e-6)
+
+
+def test_ranks():
+    seen = interactions([1, 1, 2], [1, 2, 3], items=5)
+    test = interactions([1, 2], [4, 2], items=5)
+    scores = np.array([[9, 9, 8, 7, 6, 5], [9, 5, 4, 9, 3, 1]], np.float32)  # ranks among the unseen: 2 and 2
+    found = ranking.rank(lambda users: scores[users - 1], test, seen, (2, 1))
+    assert found["recall_at_2"] == 1 and found["recall_at_1"] == 0
+    assert found["ndcg_at_2"] == pytest.approx(1 / np.log2(3)) and found["mrr"] == pytest.approx(0.5)
+    assert found["coverage"] == pytest.approx(4 / 5)  # 3 and 4, 1 and 2
+
+
+def test_ranks_are_those_of_keras_rs():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(USERS + 1, ITEMS + 1)).astype(np.float32)
+    pairs = [(u, i) for u in range(1, USERS + 1) for i in rng.permutation(ITEMS)[: rng.integers(1, 6)] + 1]
+    test = interactions(*zip(*pairs, strict=True))
+    found = ranking.rank(lambda users: scores[users], test, interactions([], []), (3, 10))
+    labels = np.zeros((USERS, ITEMS), np.float32)
+    labels[test.user - 1, test.item - 1] = 1
+    metrics = {"mrr": keras_rs.metrics.MeanReciprocalRank()}
+    for k in (3, 10):
+        metrics |= {f"recall_at_{k}": keras_rs.metrics.RecallAtK(k), f"ndcg_at_{k}": keras_rs.metrics.NDCG(k)}
+    for name, metric in metrics.items():
+        metric.update_state(labels, scores[1:, 1:])
+        assert found[name] == pytest.approx(float(metric.result()), abs=1e-6), name
+
+
+def test_biases_are_the_ridge_solution():
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(1, 6, 60), rng.integers(1, 4, 60)
+    whole = interactions(user, item, rng.normal(3, 1, 60), users=5, items=3)
+    mean, of_user, of_item = ranking.fit_biases(whole, strength=2.0, rounds=200)
+    x = np.concatenate([np.eye(6)[user], np.eye(4)[item]], 1)
+    exact = np.linalg.solve(x.T @ x + 2 * np.eye(10), x.T @ (whole.label - mean))
+    np.testing.assert_allclose(np.concatenate([of_user, of_item]), exact, atol=1e-6)
+
+
+def test_in_batch_softmax_is_corrected_and_spares_accidental_hits():
+    model = models.Retriever("mf", {"size": 4, "dim": 2}, {"size": 5, "dim": 2})
+    model.build()
+    share = np.array([1, 0.5, 0.3, 0.1, 0.1], np.float32)
+    model.share.assign(share)
+    items = np.array([1, 2, 1], np.int32)
+    pairs = {"user": np.array([1, 2, 3], np.int32), "item": items}
+    logits = np.array(model.queries(pairs)) @ np.array(model.candidates(items)).T - np.log(share[items])
+    logits[0, 2] = logits[2, 0] = -np.inf
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
+    assert float(model.compute_loss(y_pred=model(pairs))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_sasrec_looks_back_only():
+    keras.utils.set_random_seed(0)
+    model = models.Retriever("sasrec", {"size": 2, "dim": 4}, {"size": 9, "dim": 4}, length=5)
+    model.build()
+    history = np.array([[1, 2, 3, 4, 5]], np.int32)
+    states = [np.array(model.queries({"history": h})) for h in (history, np.array([[1, 2, 3, 8, 8]], np.int32))]
+    np.testing.assert_array_equal(states[0][:, :3], states[1][:, :3])
+    assert np.abs(states[0][:, 3:] - states[1][:, 3:]).max() > 1e-3
