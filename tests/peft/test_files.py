@@ -52,6 +52,15 @@ def test_round_trip(method, tmp_path):
         assert same(list(first.values()), list(second.values()))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_file_of_the_whole_model(method, tmp_path):
+    model = peft.get_peft_model(image_model(), METHODS[method]())
+    scramble(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(loaded, IMAGES), outputs(model, IMAGES))
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -228,7 +228,7 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         trained = whole or any(adapter.trains(v.name, targeted) for v in owned.values())
         local = adapter.at(path)
         if targets is not None and targets.get(path):
-            local = type(local)(**local.get_config() | dict(targets[path]))
+            local = type(local)(**local.get_config() | dict(targets[path])).at(path)
         site = _site(layer) if targeted else None
         if not trained and (site is None or not local.weights(site)):
             continue
