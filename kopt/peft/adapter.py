@@ -15,7 +15,7 @@ from keras import ops
 from kopt.declare import Configurable, Convert
 from kopt.declare.registry import ADAPTERS
 from kopt.peft import targets
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]

@@ -11,7 +11,7 @@ import kopt.peft
 from kopt.peft.exchange.kerashub_converter import Record, derive_config, find_backbones, record
 from kopt.peft.exchange.name_map import Checkpoint, Names, read_checkpoint, shortest_suffixes
 from kopt.peft.exchange.placement import Port, recorded
-from kopt.peft.layers.site import find_site
+from kopt.peft.layers import find_site
 
 keras_hub = pytest.importorskip("keras_hub")
 

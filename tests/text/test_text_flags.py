@@ -9,7 +9,7 @@ import pytest
 from made_texts import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentences, write_csv
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 from recipes import _adapters, _language
 from recipes import text_classification as recipe
 
@@ -24,7 +24,7 @@ def adapted(made):
         model = _language.build(backbone, 2, 0.2, pooling)
         _adapters.add(model, _adapters.AdapterFlags(**flags), 0.2, pretrained)
         learning = _adapters.count(model)[0] - HEAD
-        adapter = state(model).adapters["default"]
+        adapter = adapters_of(model).adapters["default"]
         peft.unload(model)
         return adapter, learning
 

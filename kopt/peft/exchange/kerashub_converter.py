@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kopt.peft.layers.site import named_layers, original_class, own_variables
+from kopt.peft.layers import named_layers, original_class, own_variables
 
 Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"

@@ -20,7 +20,7 @@ import numpy as np
 from kopt.peft.exchange import kerashub_converter
 from kopt.peft.exchange.placement import Factors, Placement, Port, factors, plain, recorded, signature
 from kopt.peft.exchange.tensor_file import read_shapes
-from kopt.peft.layers.site import Site, named_layers, own_variables
+from kopt.peft.layers import Site, named_layers, own_variables
 
 Array = np.ndarray[Any, Any]
 _PARAMETERS = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "scale": "weight", "beta": "bias"}

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.layers.site import Site, find_site
+from kopt.peft.layers import Site, find_site
 
 Array = np.ndarray[Any, Any]
 

@@ -11,8 +11,8 @@ from kopt.peft.exchange import torch_layout
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
-from kopt.peft.layers.site import BANK, find_site, own_variables
-from kopt.peft.model.adapters import Plan
+from kopt.peft.layers import child_of, find_site, own_variables
+from kopt.peft.model import Plan
 from kopt.peft.targets import by_pattern
 
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l|adapter_\w+)(?:\.weight)?")
@@ -214,8 +214,8 @@ class Reader:
         wrong: list[str],
         used: set[tuple[str, str]],
     ) -> None:
-        bank = vars(step.layer).get(BANK)
-        site = find_site(step.layer) if bank is None else bank.site
+        child = child_of(step.layer)
+        site = find_site(step.layer) if child is None else child.site
         if site is None or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]

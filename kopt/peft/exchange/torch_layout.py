@@ -13,7 +13,7 @@ import numpy as np
 
 from kopt.peft.adapter import Adapter, Weight
 from kopt.peft.exchange.placement import Factors
-from kopt.peft.layers.site import Site
+from kopt.peft.layers import Site
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]

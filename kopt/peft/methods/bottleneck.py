@@ -8,7 +8,7 @@ from keras import ops
 
 from kopt.declare import Convert, Positive, Range
 from kopt.peft.adapter import Adapter, Base, Weight, uniform
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 
 def _non_linearity(value: Any) -> str:

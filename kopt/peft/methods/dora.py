@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from kopt.peft.adapter import Array, Base, Weight
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 from kopt.peft.methods.lora import LoRA
 
 

@@ -7,7 +7,7 @@ from keras import ops
 from kopt.declare import Convert
 from kopt.peft import targets
 from kopt.peft.adapter import Adapter, Base, Weight, ones
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 
 class IA3(Adapter):

@@ -11,7 +11,7 @@ from keras import ops
 from kopt.declare import Convert, Count, Fraction, Positive, Range, checked
 from kopt.peft import targets
 from kopt.peft.adapter import Adapter, Array, Base, Weight, is_bias, normal, uniform, zeros
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 
 def _initialization(value: Any) -> bool | str:

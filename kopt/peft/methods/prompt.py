@@ -6,7 +6,7 @@ from keras import ops
 
 from kopt.declare import Count
 from kopt.peft.adapter import Adapter, Base, Weight, normal
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 TOKENS, MASK, SEGMENTS = "token_ids", "padding_mask", "segment_ids"
 
