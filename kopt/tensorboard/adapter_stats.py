@@ -12,6 +12,7 @@ from kopt.declare.keras_bases import KerasCallback
 from kopt.peft.host import AdapterLayer, as_float32
 from kopt.peft.model import adapter_layers
 from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, write_scalars
+from kopt.training.keras_internals import count_batches
 
 
 class AdapterStats(Configurable, KerasCallback):
@@ -42,8 +43,8 @@ class AdapterStats(Configurable, KerasCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and writes how training starts."""
-        self._layers = adapter_layers(self.model)
-        if not any(layer.active for layer in self._layers):
+        self._hosts = adapter_layers(self.model)
+        if not any(layer.active for layer in self._hosts):
             raise ValueError(f"AdapterStats needs a model with an active adapter. Received: {self.model!r}")
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None:
@@ -75,7 +76,7 @@ class AdapterStats(Configurable, KerasCallback):
         self._writer.close()
 
     def _batches(self) -> int:
-        return int(ops.convert_to_numpy(self._optimizer._iterations))
+        return int(ops.convert_to_numpy(count_batches(self._optimizer)))
 
     def _point(self) -> None:
         step = self._batches() // self._stride
@@ -83,7 +84,7 @@ class AdapterStats(Configurable, KerasCallback):
             return
         self._step = step
         values, sums = dict[str, float](), dict[str, np.ndarray[Any, Any]]()
-        for layer in self._layers:
+        for layer in self._hosts:
             for name in layer.active:
                 squares = _squares(layer, name)
                 sums[name] = sums.get(name, np.zeros(3)) + squares

@@ -35,7 +35,7 @@ class ModelAdapters:
         """What each host has of the adapters, by its path."""
         self.active: list[str] = []
         self.enabled = True
-        self._trainable = [
+        self._flags_before = [
             (layer, is_trainable(layer), [(v, v.trainable) for v in direct_variables(layer)])
             for layer in flatten_layers(model)
         ]
@@ -176,7 +176,7 @@ class ModelAdapters:
         """Removes all adapters: the model is as it was before, but for merged weights."""
         for layer in self.hosts.values():
             layer.remove_host()
-        for layer, trainable, variables in self._trainable:
+        for layer, trainable, variables in self._flags_before:
             set_trainable(layer, trainable)
             for variable, value in variables:
                 variable.trainable = value
