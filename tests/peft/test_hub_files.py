@@ -201,7 +201,7 @@ def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
     np.testing.assert_allclose(outputs(again, TOKENS), outputs(model, TOKENS), atol=1e-6)
 
     rewrite(tmp_path, lambda t: t.update({f"{start}.lm_head.lora_B.weight": np.ones((20, 2), "float32")}))
-    with pytest.raises(ValueError, match=r"lm_head\.lora_B\.weight is not lora_embedding_A turned round"):
+    with pytest.raises(ValueError, match=r"lm_head\.lora_B\.weight is not the transpose of lora_embedding_A"):
         peft.load_adapter(make(), tmp_path)
     rewrite(tmp_path, lambda t: [t.pop(key) for key in list(t) if "lm_head" in key], ensure_weight_tying=False)
     with pytest.raises(ValueError, match="but not the output matrix, which is the same weight"):

@@ -73,7 +73,7 @@ def test_unsupported_methods_and_options(saved):
 
 def test_unknown_modules(saved):
     rewrite(saved, lambda t: t.update({KEY.replace("query", "kquery"): t.pop(KEY)}))
-    refuse(saved, r"1 tensor.*kquery\.lora_A.* Near: query")
+    refuse(saved, r"1 tensor.*kquery\.lora_A.* Closest names: query")
 
 
 def test_missing_tensors(saved):

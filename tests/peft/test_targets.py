@@ -48,7 +48,7 @@ def test_layers_to_transform():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_modules": ["aa"]}, r"matches no layer.*Nearest: a"),
+        ({"target_modules": ["aa"]}, r"matches no layer.*Closest layer names: a"),
         ({"target_modules": "nothing"}, "matches no layer"),
         ({"target_modules": "("}, "regular expression"),
         ({"target_modules": 3}, "target_modules must be"),

@@ -12,7 +12,7 @@ import numpy as np
 from kopt.peft.adapter import Adapter
 from kopt.peft.adapter import adapters as methods
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.exchange.fingerprint import differences, fingerprint
+from kopt.peft.exchange.fingerprint import find_differences, fingerprint
 from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
@@ -147,7 +147,7 @@ def load_adapter(
     reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED))
     adapter, targets = reader.adapter(_method(config, folder))
     values = reader.values(plan(model, adapter, targets))
-    differ = differences(reader.names, metadata[_BASE]) if _BASE in metadata else []
+    differ = find_differences(reader.names, metadata[_BASE]) if _BASE in metadata else []
     if differ:
         raise ValueError(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"

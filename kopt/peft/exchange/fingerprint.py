@@ -36,8 +36,8 @@ def fingerprint(names: Names, ports: Sequence[Port]) -> str:
     return json.dumps(samples)
 
 
-def differences(names: Names, text: str) -> list[str]:
-    """Returns the tensors of the base that differ from a fingerprint; what bfloat16 rounds away is no difference."""
+def find_differences(names: Names, text: str) -> list[str]:
+    """Returns the tensors of the base that differ from a fingerprint by more than the rounding of bfloat16."""
     values: dict[tuple[str, str, int], Array] = {}
     differ: dict[str, None] = {}
     for module, parameter, number, place, value in json.loads(text):

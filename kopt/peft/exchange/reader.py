@@ -49,7 +49,8 @@ class Reader:
         unknown = [key for key, value in tensors.items() if key not in output and not self._take(key, value)]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Near: "
+                f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Closest "
+                f"names: "
                 f"{names.nearest(_bare(unknown[0]))}. Layers outside of the backbone are named with "
                 "modules={'keras path': 'module'}."
             )
@@ -66,7 +67,10 @@ class Reader:
         for own, other in OUTPUT.items() if output else ():
             found = [tensors[own] for tensors in self.weights.values() if own in tensors]
             if other not in output or not any(np.array_equal(output[other], value.T) for value in found):
-                raise ValueError(f"{OUTPUT_MODULE}.{other} is not {own} turned round, which one weight needs.")
+                raise ValueError(
+                    f"{OUTPUT_MODULE}.{other} is not the transpose of {own}. In this model embedding and output matrix "
+                    "are one weight, so both must change alike."
+                )
 
     def _take(self, key: str, value: Array) -> bool:
         """Returns whether the tensor has a place, and keeps it."""
@@ -165,7 +169,7 @@ class Reader:
     # -------------------------------------------------------------------------------------------- the values
 
     def values(self, plans: Mapping[str, Plan]) -> dict[str, dict[str, Array]]:
-        """Returns by path what the variables of the adapter are: weights by name and copies by attribute.
+        """Returns the values of the adapter's variables by path: weights by name and copies by attribute.
 
         Raises:
             ValueError: a tensor is missing, unexpected, or of another shape.

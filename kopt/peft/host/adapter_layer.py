@@ -168,12 +168,12 @@ class AdapterLayer(keras.layers.Layer):
         for variable in self.owned.values():
             variable.trainable = False
         for name, adapter in self.adapters.items():
-            learning = is_trainable(self.host()) and name in self.active
+            trained = is_trainable(self.host()) and name in self.active
             declared = adapter.weights(self.site) if self.site is not None and self.weights_of[name] else {}
             for key, variable in self.weights_of[name].items():
-                variable.trainable = learning and declared[key].trainable
+                variable.trainable = trained and declared[key].trainable
             for variable in self.copies[name].values():
-                variable.trainable = learning
+                variable.trainable = trained
 
     @override
     def save_own_variables(self, store: Any) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from typing_extensions import override
+
 from kopt.peft.adapter import Adapter, is_bias
 from kopt.peft.layers import Site
 
@@ -19,10 +21,12 @@ class BitFit(Adapter):
 
     peft_type = "BITFIT"
 
+    @override
     def can_host(self, layer: Any, site: Site | None) -> bool:
-        """Returns True: a layer without a bias has nothing to train, and that is no error."""
+        """Returns True: a layer without a bias has nothing to train, but may be a target."""
         return True
 
+    @override
     def trains(self, name: str, targeted: bool) -> bool:
-        """Returns whether it is the bias of a target."""
+        """Returns whether the variable is the bias of a target."""
         return targeted and is_bias(name)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from typing_extensions import override
 
 from kopt.peft.adapter import Adapter
 from kopt.peft.layers import Site
@@ -21,11 +22,12 @@ class LayerNormTuning(Adapter):
 
     peft_type = "LN_TUNING"
 
+    @override
     def can_host(self, layer: Any, site: Site | None) -> bool:
         """Returns whether the layer is a normalization."""
         kinds = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
         return isinstance(layer, kinds) or type(layer).__name__.endswith(("LayerNorm", "RMSNorm", "Normalization"))
 
+    @override
     def trains(self, name: str, targeted: bool) -> bool:
-        """Returns whether it belongs to a target."""
         return targeted

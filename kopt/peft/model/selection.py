@@ -38,11 +38,11 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
     selected = _select(adapter, named) if targets is None else {path: True for path in targets}
     for path in selected:
         if path not in named:
-            raise ValueError(f"The model has no layer {path!r}. Nearest: {nearest(path, list(named))}.")
+            raise ValueError(f"The model has no layer {path!r}. Closest layer names: {nearest(path, list(named))}.")
     for name in adapter.modules_to_save or ():
         if not any(matches([name], path) and own_variables(layer) for path, layer in named.items()):
             near = nearest([name], list(named))
-            raise ValueError(f"modules_to_save: no layer with weights is called {name!r}. Nearest: {near}.")
+            raise ValueError(f"modules_to_save: no layer with weights is called {name!r}. Closest layer names: {near}.")
     plans: dict[str, Plan] = {}
     for path, layer in named.items():
         whole, targeted = matches(adapter.modules_to_save, path), path in selected
@@ -104,11 +104,12 @@ def _select(adapter: Adapter, named: Mapping[str, Any]) -> dict[str, bool]:
         possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, _site(layer))]
         raise ValueError(
             f"target_modules={spec!r} matches no layer that can host {type(adapter).__name__}. "
-            f"Nearest: {nearest(spec, possible) or 'none'}."
+            f"Closest layer names: {nearest(spec, possible) or 'none'}."
         )
     return hosts
 
 
 def _site(layer: Any) -> Site | None:
+    """Returns the kernel of a layer; of a host the one that its adapters know."""
     child = child_of(layer)
     return find_site(layer) if child is None else child.site
