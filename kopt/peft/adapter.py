@@ -15,7 +15,7 @@ from keras import ops
 from kopt.declare import Configurable, Convert
 from kopt.declare.registry import ADAPTERS
 from kopt.peft import targets
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -49,7 +49,7 @@ class Weight:
         axes: lengths, as numbers or as "in", "out" and "channel" of the site. Files permute the named axes as the other
             library orders them. A site with batch axes puts those in front.
         init: function of a generator and a shape.
-        trainable: whether it learns. What does not is not written to adapter files either.
+        trainable: whether it is trained. A weight that is not is not written to adapter files either.
     """
 
     axes: tuple[int | str, ...]
@@ -124,7 +124,7 @@ class Adapter(Configurable):
             `EinsumDense`. None takes the usual ones of the method.
         exclude_modules: layers to leave out, as a list or regular expression.
         layers_to_transform: numbers of the blocks to adapt, as 3 in "transformer_layer_3"; None is all.
-        layers_pattern: names of what is numbered, as ["transformer_layer"]; None takes the first number in a path.
+        layers_pattern: names of the lists of blocks, as ["transformer_layer"]; None takes the first number in a path.
         modules_to_save: names of layers that are trained whole and saved with the adapter, such as a new head.
 
     Raises:
@@ -138,17 +138,17 @@ class Adapter(Configurable):
     mergeable: ClassVar[bool] = True
     """Whether `effective` can stand for the method, so that it can be merged into the kernel."""
     gated: ClassVar[bool] = True
-    """Whether switching it is a multiplication; else it changes shapes, and takes a new trace."""
+    """Whether it is switched by a multiplication; else switching changes shapes, so that the model is traced anew."""
     kinds: ClassVar[tuple[str, ...]] = ("einsum", "convolution", "embedding", "opaque")
     """Kinds of site that can host it. On opaque ones only `effective` is used."""
     default_targets: ClassVar[tuple[str, ...]] = ()
     """Layers to adapt when none are named."""
 
-    target_modules: Annotated[Any, Convert(targets.some_names)] = None
-    exclude_modules: Annotated[Any, Convert(targets.names)] = None
-    layers_to_transform: Annotated[Any, Convert(targets.indices)] = None
-    layers_pattern: Annotated[Any, Convert(targets.name_list)] = None
-    modules_to_save: Annotated[Any, Convert(targets.name_list)] = None
+    target_modules: Annotated[Any, Convert(targets.parse_targets)] = None
+    exclude_modules: Annotated[Any, Convert(targets.parse_names)] = None
+    layers_to_transform: Annotated[Any, Convert(targets.parse_indices)] = None
+    layers_pattern: Annotated[Any, Convert(targets.parse_name_list)] = None
+    modules_to_save: Annotated[Any, Convert(targets.parse_name_list)] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,7 +157,7 @@ class Adapter(Configurable):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.extra: dict[str, Any] = dict(options.pop("extra", {}))
-        """Entries of an `adapter_config.json` that kopt has no use for; they survive a round trip."""
+        """Entries of an `adapter_config.json` that kopt does not use; they are written back as they were read."""
         super().__init__(*args, **options)
 
     def get_config(self) -> dict[str, Any]:
@@ -174,15 +174,15 @@ class Adapter(Configurable):
         """Changes the initial `values` where they depend on each other or on the kernel, [*batch, in, out]."""
 
     def effective(self, w: Tensor, p: Any) -> Tensor:
-        """Returns the kernel of the host, [*batch, in, out], from that beneath, w, and the weights p."""
+        """Returns the kernel with the adapter, [*batch, in, out], from the kernel w without it and the weights p."""
         raise NotImplementedError(f"{type(self).__name__} does not change a kernel")
 
     def effective_bias(self, b: Tensor, p: Any) -> Tensor:
-        """Returns the bias of the host, [*batch, out], from that beneath."""
+        """Returns the bias with the adapter, [*batch, out], from the bias b without it."""
         return b
 
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
-        """Returns the output of the host before its activation; by default with the effective kernel built."""
+        """Returns the output of the host before its activation; by default it builds the effective kernel."""
         return base.with_kernel(x, self.effective(base.kernel(), p))
 
     def trains(self, name: str, targeted: bool) -> bool:
@@ -203,7 +203,7 @@ class Adapter(Configurable):
         return self
 
     def prepend(self, inputs: Any, vocabulary: int) -> Any:
-        """Returns the inputs of the whole model with what the method puts in front of them."""
+        """Returns the inputs of the whole model with the virtual tokens of the method in front."""
         return inputs
 
 

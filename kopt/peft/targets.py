@@ -8,12 +8,12 @@ from typing import Any
 ALL_LINEAR = "all-linear"
 
 
-def names(value: Any) -> str | list[str] | None:
+def parse_names(value: Any) -> str | list[str] | None:
     """Returns `value` if it can name layers: None, a list of names, or a regular expression."""
     if value is None:
         return None
     if isinstance(value, str):
-        return pattern(value)
+        return parse_pattern(value)
     if isinstance(value, Iterable):
         items = list(value)
         if all(isinstance(item, str) for item in items):
@@ -21,14 +21,14 @@ def names(value: Any) -> str | list[str] | None:
     raise ValueError("a list of layer names or a regular expression of a whole path")
 
 
-def some_names(value: Any) -> str | list[str] | None:
+def parse_targets(value: Any) -> str | list[str] | None:
     """Returns `value` if it can name layers and is not an empty list."""
-    if (named := names(value)) == []:
+    if (named := parse_names(value)) == []:
         raise ValueError("a list of at least one layer name or a regular expression of a whole path")
     return named
 
 
-def pattern(value: str) -> str:
+def parse_pattern(value: str) -> str:
     """Returns `value` if it is a regular expression."""
     try:
         re.compile(value)
@@ -37,7 +37,7 @@ def pattern(value: str) -> str:
     return value
 
 
-def name_list(value: Any) -> list[str] | None:
+def parse_name_list(value: Any) -> list[str] | None:
     """Returns `value` as a list of names, or None."""
     if value is None:
         return None
@@ -46,7 +46,7 @@ def name_list(value: Any) -> list[str] | None:
     return list(value)
 
 
-def indices(value: Any) -> list[int] | None:
+def parse_indices(value: Any) -> list[int] | None:
     """Returns the numbers of layers as a list, or None."""
     if value is None:
         return None
@@ -56,13 +56,13 @@ def indices(value: Any) -> list[int] | None:
     return items
 
 
-def numbers(value: Any) -> dict[str, float]:
+def parse_numbers(value: Any) -> dict[str, float]:
     """Returns positive numbers by regular expression."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, (int, float)) and v > 0 for k, v in value.items()
     ):
         raise ValueError("a mapping from regular expressions to positive numbers")
-    return {pattern(k): v for k, v in value.items()}
+    return {parse_pattern(k): v for k, v in value.items()}
 
 
 def matches(spec: str | Sequence[str] | None, path: str) -> bool:
@@ -94,7 +94,7 @@ def layer_number(path: str, prefixes: Sequence[str] | None) -> int | None:
 
 
 def nearest(spec: str | Sequence[str] | None, paths: Sequence[str]) -> str:
-    """Returns the paths most like those in `spec`, to show in an error."""
+    """Returns the paths that are spelled most like those in `spec`, to show in an error."""
     wanted = [spec] if isinstance(spec, str) else list(spec or ())
     tails = {path.rpartition(".")[2]: path for path in reversed(paths)}
     near = [tails[t] for w in wanted for t in difflib.get_close_matches(w.rpartition(".")[2], tails, n=3, cutoff=0.4)]

@@ -9,8 +9,10 @@ from keras import ops
 
 from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
-from kopt.peft.host.adapter_layer import Bank, as_float32
+from kopt.peft.host import AdapterLayer, as_float32
+from kopt.peft.model import adapter_layers
 from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, write_scalars
+from kopt.training.keras_internals import count_batches
 
 
 class AdapterStats(Configurable, KerasCallback):
@@ -41,8 +43,8 @@ class AdapterStats(Configurable, KerasCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and writes how training starts."""
-        self._banks = [layer for layer in self.model._flatten_layers() if isinstance(layer, Bank)]
-        if not any(bank.active for bank in self._banks):
+        self._hosts = adapter_layers(self.model)
+        if not any(layer.active for layer in self._hosts):
             raise ValueError(f"AdapterStats needs a model with an active adapter. Received: {self.model!r}")
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None:
@@ -74,7 +76,7 @@ class AdapterStats(Configurable, KerasCallback):
         self._writer.close()
 
     def _batches(self) -> int:
-        return int(ops.convert_to_numpy(self._optimizer._iterations))
+        return int(ops.convert_to_numpy(count_batches(self._optimizer)))
 
     def _point(self) -> None:
         step = self._batches() // self._stride
@@ -82,11 +84,11 @@ class AdapterStats(Configurable, KerasCallback):
             return
         self._step = step
         values, sums = dict[str, float](), dict[str, np.ndarray[Any, Any]]()
-        for bank in self._banks:
-            for name in bank.active:
-                squares = _squares(bank, name)
+        for layer in self._hosts:
+            for name in layer.active:
+                squares = _squares(layer, name)
                 sums[name] = sums.get(name, np.zeros(3)) + squares
-                values |= _norms(f"layer/{bank.host().path}/{name}_", squares)
+                values |= _norms(f"layer/{layer.host().path}/{name}_", squares)
         for name, squares in sums.items():
             values |= _norms(f"adapter/{name}/", squares)
         write_scalars(self._writer, values, step)
@@ -97,14 +99,14 @@ def _norms(prefix: str, squares: np.ndarray[Any, Any]) -> dict[str, float]:
     return {f"{prefix}norm": size} | ({f"{prefix}delta_to_base": change / base} if base else {})
 
 
-def _squares(bank: Bank, name: str) -> np.ndarray[Any, Any]:
+def _squares(layer: AdapterLayer, name: str) -> np.ndarray[Any, Any]:
     """Returns ‖p‖², ‖ΔW‖² and ‖W‖² of an adapter at one host."""
-    adapter, weights, copies = bank.adapters[name], bank.weights_of[name], bank.copies[name]
+    adapter, weights, copies = layer.adapters[name], layer.weights_of[name], layer.copies[name]
     learning = [*(v for v in weights.values() if v.trainable), *copies.values()]
-    pairs = [(as_float32(copy), as_float32(bank.owned[attr])) for attr, copy in copies.items()]
-    if weights and adapter.mergeable and bank.site is not None:
-        base = bank.site.matrix(as_float32(bank.site.variable))
-        effective = adapter.effective(ops.convert_to_tensor(base), bank.parameters(name, ops.ones(())))
+    pairs = [(as_float32(copy), as_float32(layer.owned[attr])) for attr, copy in copies.items()]
+    if weights and adapter.mergeable and layer.site is not None:
+        base = layer.site.matrix(as_float32(layer.site.variable))
+        effective = adapter.effective(ops.convert_to_tensor(base), layer.parameters(name, ops.ones(())))
         pairs.append((ops.convert_to_numpy(effective), base))
     return np.array(
         [

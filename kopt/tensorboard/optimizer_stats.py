@@ -15,6 +15,7 @@ from kopt.declare.keras_bases import KerasCallback
 from kopt.optimizers import Optimizer
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, part, table, write, write_scalars
+from kopt.training.keras_internals import count_batches
 
 SAMPLE = 2**14
 """Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
@@ -163,7 +164,7 @@ class OptimizerStats(Configurable, KerasCallback):
             self._optimizer.watch(on)
 
     def _batches(self) -> int:
-        return int(ops.convert_to_numpy(self._optimizer._iterations))
+        return int(ops.convert_to_numpy(count_batches(self._optimizer)))
 
     def _examples(self) -> float:
         return _number(getattr(self._loss, "count", 0))

@@ -17,6 +17,7 @@ from keras import ops
 
 from kopt.declare import Configurable, Convert, Count, Fraction
 from kopt.declare.keras_bases import KerasCallback
+from kopt.training.keras_internals import flatten_layers, moving_averages, trained_by
 from kopt.training.shown import Shown, Values
 
 
@@ -61,7 +62,7 @@ class _Averages(Configurable, KerasCallback):
         Raises:
             ValueError: the callback has no model yet.
         """
-        if self._model is None:
+        if self.model is None:
             raise ValueError(f"{type(self).__name__} has no model yet: give it to fit, or call set_model.")
         with Shown.of(self.model).showing(self._to_show, block=True):
             yield
@@ -96,7 +97,7 @@ class _Averages(Configurable, KerasCallback):
     def _to_show(self) -> Values | None:
         """Returns the averaged weights and, if asked for, the statistics that fit them."""
         averaged = self.averaged()
-        norms = [x for x in self.model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+        norms = [x for x in flatten_layers(self.model) if isinstance(x, keras.layers.BatchNormalization)]
         if averaged is None or not norms or self.batches is None:
             return averaged
         statistics = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
@@ -144,8 +145,8 @@ class AveragedWeights(_Averages):
         optimizer = _innermost(self.model)
         if not optimizer.built or not int(ops.convert_to_numpy(optimizer.iterations)):
             return None
-        kept = optimizer.averages() if hasattr(optimizer, "averages") else optimizer._model_variables_moving_average
-        return list(zip(optimizer._trainable_variables, map(ops.copy, kept), strict=True))
+        kept = optimizer.averages() if hasattr(optimizer, "averages") else moving_averages(optimizer)
+        return list(zip(trained_by(optimizer), map(ops.copy, kept), strict=True))
 
 
 class _Running(_Averages):
@@ -162,7 +163,7 @@ class _Running(_Averages):
 
     def set_model(self, model: Any) -> None:
         """Begins anew for another model."""
-        if self._model is not None and model is not self._model:
+        if self.model is not None and model is not self.model:
             self._kept, self._looks = {}, 0
         super().set_model(model)
         if self._waiting is not None:
@@ -192,12 +193,7 @@ class _Running(_Averages):
     def __deepcopy__(self, memo: Any) -> Any:
         """Returns a callback of its own for the same model: it has the same averages."""
         other = type(self)(**{name: getattr(self, name) for name in self.fields})
-        other._kept, other._looks, other._waiting, other._model = (
-            dict(self._kept),
-            self._looks,
-            self._waiting,
-            self._model,
-        )
+        vars(other).update(vars(self) | {"_kept": dict(self._kept)})
         return other
 
     def __reduce__(self) -> Any:
@@ -208,7 +204,7 @@ class _Running(_Averages):
         """Returns the averages as arrays, to be saved (`np.savez`) and given to `set_state` later."""
         if self._waiting is not None:
             return dict(self._waiting)
-        weights = self.model.trainable_variables if self._model is not None else []
+        weights = self.model.trainable_variables if self.model is not None else []
         kept = {str(i): self._kept[id(v)] for i, v in enumerate(weights) if id(v) in self._kept}
         state = {name: ops.convert_to_numpy(mean) for name, (_, mean, _) in kept.items()}
         state |= {f"{name}.looks": np.asarray(looks) for name, (_, _, looks) in kept.items()}
@@ -221,7 +217,7 @@ class _Running(_Averages):
             ValueError: they are of other weights, or not finite; perhaps only when the callback gets its model.
         """
         state = {name: np.asarray(state[name]) for name in state}
-        if self._model is None:
+        if self.model is None:
             self._waiting = state
         else:
             self._restore(state)

@@ -19,6 +19,7 @@ import keras
 from keras import ops
 
 from kopt.declare import Count, Declared, Field, NonNegative, Positive
+from kopt.training.keras_internals import loss_metric, takes_training
 
 if TYPE_CHECKING:
     from keras import Model as Trained
@@ -60,7 +61,7 @@ class _Sharpened(Declared, Trained):
         def differentiated(sources: Sequence[Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                y_pred = self(x, training=True) if self._call_has_training_arg else self(x)
+                y_pred = self(x, training=True) if takes_training(self) else self(x)
                 loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
                 scaled = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(scaled, sources)
@@ -77,7 +78,7 @@ class _Sharpened(Declared, Trained):
 
         batch = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
         replicas = self.distribute_strategy.num_replicas_in_sync  # by which Keras divides the loss
-        self._loss_tracker.update_state(loss * replicas, sample_weight=batch)
+        loss_metric(self).update_state(loss * replicas, sample_weight=batch)
         sharp = iter(self.sharpened(reached, [g for g in gradients if g is not None], gradients_at))
         self.optimizer.apply([None if g is None else next(sharp) for g in gradients], weights)
         return self.compute_metrics(x, y, y_pred, sample_weight)

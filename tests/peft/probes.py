@@ -3,15 +3,15 @@
 import keras
 import numpy as np
 
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 def scramble(model, stddev=0.1):
     """Gives every trained weight of the adapters random values."""
     rng = np.random.default_rng(1)
-    for bank in state(model).hosts.values():
-        for name in bank.adapters:
-            for variable in (bank.weights_of[name] | bank.copies[name]).values():
+    for layer in adapters_of(model).hosts.values():
+        for name in layer.adapters:
+            for variable in (layer.weights_of[name] | layer.copies[name]).values():
                 if variable.trainable:
                     variable.assign(variable.numpy() + rng.normal(0, stddev, variable.shape))
 
@@ -34,4 +34,4 @@ def same(a, b):
 
 def weights(model, path, name, adapter="default"):
     """Returns one weight of an adapter."""
-    return state(model).hosts[path].weights_of[adapter][name].numpy()
+    return adapters_of(model).hosts[path].weights_of[adapter][name].numpy()

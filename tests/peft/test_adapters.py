@@ -12,8 +12,8 @@ from probes import outputs, same, scramble, values
 
 from kopt import peft
 from kopt.peft.adapter import Adapter
-from kopt.peft.layers.site import find_site
-from kopt.peft.model.adapters import state
+from kopt.peft.layers import find_site
+from kopt.peft.model import adapters_of
 
 METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.startswith("kopt.")}
 HOSTS = {
@@ -80,7 +80,7 @@ def hosting(cls, kind):
         with pytest.raises(ValueError, match=r"can host|finds nothing to train"):
             peft.get_peft_model(model, adapter)
         assert same(values(model.weights), before)
-        assert state(model) is None
+        assert adapters_of(model) is None
         return None
     if not adapter.gated and not isinstance(x, dict):
         pytest.skip("changes the inputs of text models; test_methods.py")
@@ -134,12 +134,12 @@ def test_only_adapters_learn(cls, kind):
         return
     model, x, plain, before = hosted
     expected = 0
-    for bank in state(model).hosts.values():
-        for name, adapter in bank.adapters.items():
-            if bank.weights_of[name]:
-                declared = adapter.weights(bank.site).values()
-                expected += sum(math.prod(w.shape(bank.site)) for w in declared if w.trainable)
-            expected += sum(math.prod(v.shape) for v in bank.copies[name].values())
+    for layer in adapters_of(model).hosts.values():
+        for name, adapter in layer.adapters.items():
+            if layer.weights_of[name]:
+                declared = adapter.weights(layer.site).values()
+                expected += sum(math.prod(w.shape(layer.site)) for w in declared if w.trainable)
+            expected += sum(math.prod(v.shape) for v in layer.copies[name].values())
     learning, everything = peft.get_nb_trainable_parameters(model)
     assert learning == expected
     assert everything >= expected + sum(math.prod(v.shape) for v in before)

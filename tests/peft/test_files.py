@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from kopt import peft
 from kopt.peft.exchange.tensor_file import read_tensors
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 def text_model():
@@ -40,7 +40,7 @@ def test_round_trip(method, tmp_path):
     assert peft.load_adapter(again, tmp_path, "second") is again
     np.testing.assert_allclose(outputs(again, IMAGES), expected, atol=1e-5)
     assert np.abs(expected - plain).max() > 1e-2
-    assert type(state(again).adapters["second"]) is type(METHODS[method]())
+    assert type(adapters_of(again).adapters["second"]) is type(METHODS[method]())
     with peft.disable_adapter(again):
         np.testing.assert_array_equal(outputs(again, IMAGES), plain)
     if method != "pissa":  # its file holds a plain LoRA of twice the rank
@@ -50,6 +50,15 @@ def test_round_trip(method, tmp_path):
         first, second = (load_file(folder / WEIGHTS) for folder in (tmp_path, tmp_path / "twice"))
         assert list(first) == list(second)
         assert same(list(first.values()), list(second.values()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_file_of_the_whole_model(method, tmp_path):
+    model = peft.get_peft_model(image_model(), METHODS[method]())
+    scramble(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(loaded, IMAGES), outputs(model, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_round_trip_of_embeddings(method, tmp_path):
 
 def test_tensors_are_laid_out_as_in_torch(adapted, saved):
     tensors = load_file(saved / WEIGHTS)
-    bank = state(adapted).hosts["query"].weights_of["default"]
+    weights = adapters_of(adapted).hosts["query"].weights_of["default"]
     start = "base_model.model"
     assert {key: value.shape for key, value in tensors.items()} == {
         f"{start}.conv.lora_A.weight": (2, 3, 3, 3),
@@ -81,13 +90,13 @@ def test_tensors_are_laid_out_as_in_torch(adapted, saved):
         f"{start}.feedforward_output_dense.lora_A.weight": (2, 6),
         f"{start}.feedforward_output_dense.lora_B.weight": (5, 2),
     }
-    np.testing.assert_array_equal(tensors[f"{start}.query.lora_A.weight"], bank["lora_A"].numpy().T)
+    np.testing.assert_array_equal(tensors[f"{start}.query.lora_A.weight"], weights["lora_A"].numpy().T)
     # The change of a convolution, as torch would merge it.
     a, b = tensors[f"{start}.conv.lora_A.weight"], tensors[f"{start}.conv.lora_B.weight"]
     change = np.einsum("or,rihw->oihw", b[:, :, 0, 0], a) * 8 / 2
-    before = np.array(state(adapted).hosts["conv"].owned["_kernel"])
+    before = np.array(adapters_of(adapted).hosts["conv"].owned["_kernel"])
     peft.merge_adapter(adapted)
-    after = np.array(state(adapted).hosts["conv"].owned["_kernel"])
+    after = np.array(adapters_of(adapted).hosts["conv"].owned["_kernel"])
     np.testing.assert_allclose((after - before).transpose(3, 2, 0, 1), change, atol=1e-5)
 
 
@@ -157,7 +166,7 @@ def test_nothing_to_save(tmp_path):
 
 
 def test_broken_weights_are_not_saved(adapted, tmp_path):
-    state(adapted).hosts["query"].weights_of["default"]["lora_B"].assign(np.full((2, 6), np.nan))
+    adapters_of(adapted).hosts["query"].weights_of["default"]["lora_B"].assign(np.full((2, 6), np.nan))
     with pytest.raises(ValueError, match=r"query\.lora_B\.weight has NaN"):
         peft.save_pretrained(adapted, tmp_path / "a")
     assert not (tmp_path / "a").exists()

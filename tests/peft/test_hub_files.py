@@ -10,7 +10,7 @@ from probes import outputs, scramble
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_the_embedding_that_peft_writes_beside_its_adapter(bert, tmp_path):
     scramble(model)
     peft.save_pretrained(model, tmp_path)
     key = "base_model.model.embeddings.word_embeddings.base_layer.weight"
-    own = np.array(state(model).hosts["token_embedding"].owned["_embeddings"])
+    own = np.array(adapters_of(model).hosts["token_embedding"].owned["_embeddings"])
     rewrite(tmp_path, lambda t: t.update({key: own}))
     again = peft.load_adapter(bert(), tmp_path)
     np.testing.assert_allclose(outputs(again, BERT_TOKENS), outputs(model, BERT_TOKENS), atol=1e-5)
@@ -139,9 +139,9 @@ def test_fused_modules_are_exact(gpt2, tmp_path, targets, method, same):
     model = peft.get_peft_model(gpt2(), method(r=2, target_modules=targets, alpha_pattern={"query": 5}))
     scramble(model)
     if same:
-        for path, bank in state(model).hosts.items():
-            a = state(model).hosts[path.rpartition(".")[0] + ".query"].weights_of["default"]["lora_A"]
-            bank.weights_of["default"]["lora_A"].assign(a.numpy())
+        for path, layer in adapters_of(model).hosts.items():
+            a = adapters_of(model).hosts[path.rpartition(".")[0] + ".query"].weights_of["default"]["lora_A"]
+            layer.weights_of["default"]["lora_A"].assign(a.numpy())
     peft.save_pretrained(model, tmp_path)
     config, tensors = json.loads((tmp_path / CONFIG).read_text()), load_file(tmp_path / WEIGHTS)
     assert config["fan_in_fan_out"] and config["target_modules"] == ["c_attn"]
@@ -169,7 +169,7 @@ def test_a_part_of_a_fused_bias(gpt2, tmp_path):
     scramble(model)
     peft.save_pretrained(model, tmp_path)
     bias = load_file(tmp_path / WEIGHTS)["base_model.model.h.0.attn.c_attn.base_layer.bias"]
-    layer = state(model).hosts["transformer_layer_0.self_attention.query"]
+    layer = adapters_of(model).hosts["transformer_layer_0.self_attention.query"]
     np.testing.assert_array_equal(bias[:16], layer.copies["default"]["bias"].numpy().ravel())
     key = gpt2().get_layer("transformer_layer_0")._self_attention_layer.key_dense.bias
     np.testing.assert_array_equal(bias[16:32], key.numpy().ravel())
@@ -201,7 +201,7 @@ def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
     np.testing.assert_allclose(outputs(again, TOKENS), outputs(model, TOKENS), atol=1e-6)
 
     rewrite(tmp_path, lambda t: t.update({f"{start}.lm_head.lora_B.weight": np.ones((20, 2), "float32")}))
-    with pytest.raises(ValueError, match=r"lm_head\.lora_B\.weight is not lora_embedding_A turned round"):
+    with pytest.raises(ValueError, match=r"lm_head\.lora_B\.weight is not the transpose of lora_embedding_A"):
         peft.load_adapter(make(), tmp_path)
     rewrite(tmp_path, lambda t: [t.pop(key) for key in list(t) if "lm_head" in key], ensure_weight_tying=False)
     with pytest.raises(ValueError, match="but not the output matrix, which is the same weight"):

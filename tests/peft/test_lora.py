@@ -11,7 +11,7 @@ from zoo import dense
 import kopt
 from kopt import peft
 from kopt.peft.layers.site import thin_products
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 @pytest.mark.parametrize("kind", [True, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora"])
@@ -96,7 +96,7 @@ def test_patterns_set_rank_and_alpha():
     )
     peft.get_peft_model(model, adapter)
     assert [weights(model, p, "lora_A").shape[1] for p in "abc"] == [2, 3, 2]
-    scales = [bank.adapters["default"].scaling for bank in state(model).hosts.values()]
+    scales = [layer.adapters["default"].scaling for layer in adapters_of(model).hosts.values()]
     assert scales == [2, 2, 4]
 
 

@@ -10,7 +10,7 @@ from probes import outputs
 from safetensors.numpy import load_file, save_file
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 def refuse(folder, match, model=None):
@@ -20,7 +20,7 @@ def refuse(folder, match, model=None):
     trainable = [v.trainable for v in model.variables]
     with pytest.raises(ValueError, match=match):
         peft.load_adapter(model, folder)
-    assert state(model) is None and type(model) is cls and [type(layer) for layer in model.layers] == classes
+    assert adapters_of(model) is None and type(model) is cls and [type(layer) for layer in model.layers] == classes
     assert [v.trainable for v in model.variables] == trainable
 
 
@@ -73,7 +73,7 @@ def test_unsupported_methods_and_options(saved):
 
 def test_unknown_modules(saved):
     rewrite(saved, lambda t: t.update({KEY.replace("query", "kquery"): t.pop(KEY)}))
-    refuse(saved, r"1 tensor.*kquery\.lora_A.* Near: query")
+    refuse(saved, r"1 tensor.*kquery\.lora_A.* Closest names: query")
 
 
 def test_missing_tensors(saved):
@@ -146,8 +146,8 @@ def test_other_precisions(saved, adapted, kind):
     text = json.dumps(header).encode()
     (saved / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data)
     model = peft.load_adapter(image_model(), saved)
-    for name, value in state(model).hosts["query"].weights_of["default"].items():
-        original = state(adapted).hosts["query"].weights_of["default"][name].numpy()
+    for name, value in adapters_of(model).hosts["query"].weights_of["default"].items():
+        original = adapters_of(adapted).hosts["query"].weights_of["default"][name].numpy()
         np.testing.assert_array_equal(value.numpy(), original.astype(dtype).astype("float32"))
 
 

@@ -7,7 +7,7 @@ import zoo
 from probes import outputs, same, scramble, values
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 MODELS = [pytest.param(make, id=make.__name__) for make in zoo.SMALL]
 MODELS += [pytest.param(make, id=make.__name__, marks=pytest.mark.slow) for make in zoo.LARGE]
@@ -28,7 +28,7 @@ def adapted(make, **options):
 @pytest.mark.parametrize("make", MODELS)
 def test_from_injection_to_removal(make, tmp_path):
     model, x, y, before, plain = adapted(make)
-    owned = [v for bank in state(model).hosts.values() for v in bank.owned.values()]
+    owned = [v for layer in adapters_of(model).hosts.values() for v in layer.owned.values()]
     np.testing.assert_allclose(outputs(model, x), plain, atol=1e-6)
 
     loss = "mse" if y.dtype == "float32" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -81,7 +81,7 @@ def test_files_of_the_plain_model(make, tmp_path):
 
 def test_a_shared_layer_is_adapted_once():
     model, *_ = adapted(zoo.shared)
-    assert sum("twice" in path for path in state(model).hosts) == 1
+    assert sum("twice" in path for path in adapters_of(model).hosts) == 1
 
 
 @pytest.mark.slow

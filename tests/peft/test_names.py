@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 import kopt.peft
 from kopt.peft.exchange.kerashub_converter import Record, derive_config, find_backbones, record
 from kopt.peft.exchange.name_map import Checkpoint, Names, read_checkpoint, shortest_suffixes
-from kopt.peft.exchange.placement import Port, recorded
-from kopt.peft.layers.site import find_site
+from kopt.peft.exchange.placement import Port, find_placements
+from kopt.peft.layers import find_site
 
 keras_hub = pytest.importorskip("keras_hub")
 
@@ -146,7 +146,7 @@ def test_a_direct_assignment_is_recorded_if_it_only_moves_elements():
     assert only.variable is layer._kernel and only.key == "a.weight"
     np.testing.assert_array_equal(only.positions, np.arange(12).reshape(3, 4).T)
     port = Port("dense", "_kernel", layer, layer._kernel, "a", "weight", only)
-    (place,) = recorded([port], (3, 4))
+    (place,) = find_placements([port], (3, 4))
     assert place.axes[0][2, 1] == 1 and place.axes[1][2, 1] == 2
 
 
@@ -211,7 +211,7 @@ def test_a_backbone_inside_a_model_and_its_head():
     assert names.ports["bert_backbone.pooled_dense", "_kernel"].module == "pooler.dense"
     assert names.find("classifier") == "classifier"
     assert names.written("classifier", task=True) == "classifier"
-    with pytest.raises(ValueError, match=r"no layer 'logit'\. Near: logits"):
+    with pytest.raises(ValueError, match=r"no layer 'logit'\. Closest layer names: logits"):
         Names(model, modules={"logit": "classifier"})
 
 

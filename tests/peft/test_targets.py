@@ -9,13 +9,13 @@ from probes import outputs, scramble
 from zoo import dense
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 def test_names():
     model, _, _ = zoo.attention()
     peft.get_peft_model(model, peft.LoRA())  # query and value by default
-    assert list(state(model).hosts) == ["mha.query", "mha.value", "gqa.query", "gqa.value"]
+    assert list(adapters_of(model).hosts) == ["mha.query", "mha.value", "gqa.query", "gqa.value"]
     peft.unload(model)
     for options, expected in (
         ({"target_modules": "all-linear"}, 9),
@@ -25,7 +25,7 @@ def test_names():
         ({"target_modules": "all-linear", "modules_to_save": ["dense"]}, 9),
     ):
         peft.get_peft_model(model, peft.LoRA(**options))
-        assert len(state(model).hosts) == expected, options
+        assert len(adapters_of(model).hosts) == expected, options
         peft.unload(model)
 
 
@@ -41,14 +41,14 @@ def test_layers_to_transform():
         ({"layers_to_transform": [1], "layers_pattern": ["block"]}, ["block_1"]),
     ):
         peft.get_peft_model(model, peft.LoRA(target_modules=r".*", **options))
-        assert list(state(model).hosts) == expected
+        assert list(adapters_of(model).hosts) == expected
         peft.unload(model)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_modules": ["aa"]}, r"matches no layer.*Nearest: a"),
+        ({"target_modules": ["aa"]}, r"matches no layer.*Closest layer names: a"),
         ({"target_modules": "nothing"}, "matches no layer"),
         ({"target_modules": "("}, "regular expression"),
         ({"target_modules": 3}, "target_modules must be"),

@@ -16,7 +16,7 @@ from zoo import dense
 
 import kopt
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 
 
 def test_switching_reaches_a_model_compiled_before():
@@ -123,7 +123,7 @@ def test_copies(make, tmp_path):
         return
     clone = keras.models.clone_model(model)
     assert type(clone) is cls
-    assert state(clone) is None
+    assert adapters_of(clone) is None
     clone.set_weights([v.numpy() for v in model.weights if "adapters" not in v.path])
     np.testing.assert_array_equal(outputs(clone, x), plain)
     clone.save(tmp_path / "clone.keras")

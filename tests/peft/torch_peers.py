@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import kopt.peft
-from kopt.peft.layers.site import named_layers
-from kopt.peft.model.adapters import state
+from kopt.peft.layers import named_layers
+from kopt.peft.model import adapters_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -86,8 +86,8 @@ def disturb_torch(model):
 
 def disturb_keras(model):
     rng = np.random.default_rng(1)
-    for bank in state(model).hosts.values():
-        for variable in [*bank.weights_of["default"].values(), *bank.copies["default"].values()]:
+    for layer in adapters_of(model).hosts.values():
+        for variable in [*layer.weights_of["default"].values(), *layer.copies["default"].values()]:
             if variable.trainable:
                 variable.assign(variable.numpy() + rng.normal(size=variable.shape) * 0.03)
 

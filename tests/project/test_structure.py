@@ -4,20 +4,20 @@ import ast
 import inspect
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 
 import pytest
 import yaml
 from problems import rules
+from sources import KOPT, ROOT, SOURCES, imports, tree
 
 import kopt
 import kopt.tensorboard
 
-ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
     r"kopt\.declare\.(kinds|described|registry|path_rules|keras_bases)",
     r"kopt\.declare\.fields",
@@ -45,19 +45,23 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.schedules\.schedule",
     r"kopt\.schedules\.\w+",
     r"kopt\.schedules",
+    r"kopt\.training\.keras_internals",
     r"kopt\.training\.(shown|sam)",
     r"kopt\.training\.averages",
     r"kopt\.training",
-    r"kopt\.peft\.(targets|layers\.\w+)",
+    r"kopt\.peft\.(targets|layers\.keras_internals)",
+    r"kopt\.peft\.layers\.\w+",
     r"kopt\.peft\.layers",
     r"kopt\.peft\.adapter",
-    r"kopt\.peft\.host\.\w+",
+    r"kopt\.peft\.host\.host_class",
+    r"kopt\.peft\.host\.adapter_layer",
     r"kopt\.peft\.host",
+    r"kopt\.peft\.model\.selection",
     r"kopt\.peft\.model\.adapters",
     r"kopt\.peft\.model\.model_class",
     r"kopt\.peft\.model\.functions",
     r"kopt\.peft\.model",
-    r"kopt\.peft\.methods\.(lora|ia3|bottleneck|prompt|tuning)",
+    r"kopt\.peft\.methods\.(bitfit|bottleneck|ia3|layer_norm_tuning|lora|prompt)",
     r"kopt\.peft\.methods\.dora",
     r"kopt\.peft\.methods\.configs",
     r"kopt\.peft\.methods",
@@ -80,41 +84,8 @@ RULES = next(i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w
 MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
 
 
-def module_name(path):
-    """Returns the dotted name of a source file."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-SOURCES = {module_name(p): p for package in ("kopt", "recipes") for p in (ROOT / package).rglob("*.py")}
-KOPT = [name for name in SOURCES if name.split(".")[0] == "kopt"]
 ROOMS = ("recipes.run", "recipes.readers")
 """What recipes share, from the bottom."""
-
-
-def imports(name):
-    """Returns the modules that a module imports, anywhere in its file."""
-    found = set()
-    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-            assert not any(alias.name.startswith("recipes") for alias in node.names), name
-        elif isinstance(node, ast.ImportFrom):
-            module = absolute_name(name, node)
-            # A wheel holds the recipes as kopt.recipes, so that they cannot know their own name.
-            assert bool(node.level) == module.startswith("recipes"), f"{name}: from {module}"
-            for alias in node.names:
-                child = f"{module}.{alias.name}"
-                found.add(child if child in SOURCES else module)
-    return found
-
-
-def absolute_name(name, node):
-    """Returns the module from which a statement `from ... import` in the module `name` imports."""
-    if not node.level:
-        return node.module
-    package = name.split(".") if SOURCES[name].stem == "__init__" else name.split(".")[:-1]
-    package = package[: len(package) - node.level + 1]
-    return ".".join([*package, node.module] if node.module else package)
 
 
 def layer(name):
@@ -148,11 +119,6 @@ def test_the_wings_do_not_import_each_other():
         assert other is None or not any(i.startswith(other) for i in imports(name)), name
 
 
-def test_undocumented_keras_is_read_in_one_file():
-    using = {n for n in KOPT if n.startswith("kopt.peft") and any(i.startswith("keras.src") for i in imports(n))}
-    assert using == {"kopt.peft.layers.site"}
-
-
 def room(name):
     """Returns the folder of recipes/ that a module is in, or the module itself."""
     return ".".join(name.split(".")[:2])
@@ -170,10 +136,9 @@ def test_recipes_do_not_import_each_other():
 
 def test_recipes_work_under_any_name():
     for name in SOURCES.keys() - set(KOPT):
-        tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
-        for node in ast.walk(tree):
+        nodes, documented = list(ast.walk(tree(name))), (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docstrings = {ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, documented)}
+        for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
                 assert "python -m recipes" not in node.value, f"{name}: {node.value}"
                 assert not node.value.startswith("recipes."), f"{name}: {node.value}"
@@ -188,7 +153,7 @@ def test_folders_of_recipes_are_small():
 
 def test_the_roof_alone_knows_of_the_recipes():
     def named(name):
-        nodes = ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+        nodes = ast.walk(tree(name))
         words = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
         return any(re.fullmatch(r"(kopt\.)?recipes(\.\w+)*\.?", word) for word in words)
 
@@ -209,9 +174,11 @@ def test_tensorflow_stands_in_one_file():
 
 def test_facades_only_import():
     wings = ("kopt.optimizers.composites", "kopt.optimizers.full_batch", "kopt.optimizers.wrappers")
-    facades = [name for name in SOURCES if name.startswith("recipes") and SOURCES[name].stem == "__init__"]
+    facades = [
+        name for name in SOURCES if name.startswith(("kopt.peft", "recipes")) and SOURCES[name].stem == "__init__"
+    ]
     for name in ("kopt", "kopt.optimizers", *wings, "kopt.schedules", "kopt.tensorboard", *facades):
-        _, *statements = ast.parse(SOURCES[name].read_text(encoding="utf-8")).body
+        _, *statements = tree(name).body
         for node in statements:
             if isinstance(node, ast.ImportFrom):
                 assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
@@ -230,6 +197,36 @@ def test_files_are_small_and_have_names():
     for path in [*SOURCES.values(), *beside]:
         assert path.stem.strip("_") not in ("utils", "util", "helpers", "common", "misc"), path
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+CATALOGUES = ("kopt/optimizers", "kopt/peft/methods")
+"""Folders that hold as many modules as there are rules or methods."""
+
+
+def test_folders_are_small():
+    assert len(list((ROOT / "tests").glob("*.py"))) <= 4
+    for folder in {path.parent for path in SOURCES.values()}:
+        modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(modules) <= 15 or str(folder.relative_to(ROOT)) in CATALOGUES, folder
+
+
+def own(classes):
+    """Returns the classes of kopt among others."""
+    return [c for c in classes if c.__module__.startswith("kopt.")]
+
+
+def test_an_optimizer_is_two_classes():
+    assert own(kopt.Optimizer.__mro__) == [kopt.Optimizer, kopt.declare.Configurable]
+
+
+@pytest.mark.parametrize("name", rules())
+def test_what_is_called_through_self_is_in_one_chain(name):
+    for cls in own(rules()[name].__mro__):
+        assert len(own(cls.__bases__)) <= 1, f"{cls.__name__} has several bases"
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("self."):
+                method = ast.unparse(node.func).split(".")[1]
+                assert hasattr(cls, method) or method in ("_held", "setup"), f"{cls.__name__} calls self.{method}"
 
 
 @pytest.mark.slow

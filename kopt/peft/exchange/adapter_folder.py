@@ -12,13 +12,12 @@ import numpy as np
 from kopt.peft.adapter import Adapter
 from kopt.peft.adapter import adapters as methods
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.exchange.fingerprint import differences, fingerprint
+from kopt.peft.exchange.fingerprint import find_differences, fingerprint
 from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
-from kopt.peft.model.adapters import plan, state
-from kopt.peft.model.model_class import attach
+from kopt.peft.model import adapters_of, add_adapter, plan
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE, _PROMPTED = "kopt_base", "kopt_prompted"
@@ -69,7 +68,7 @@ def save_pretrained(
     Raises:
         ValueError: there is no such adapter, or it cannot be written in this form. Nothing is written then.
     """
-    current = state(model)
+    current = adapters_of(model)
     if current is None:
         raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
     adapter = current.require(adapter_name)
@@ -89,9 +88,9 @@ def save_pretrained(
             stacklevel=2,
         )
     writer = Writer(names, adapter, adapter_name, task_type or adapter.extra.get("task_type"))
-    for path, bank in current.hosts.items():
-        if adapter_name in bank.adapters:
-            writer.add(path, bank)
+    for path, layer in current.hosts.items():
+        if adapter_name in layer.adapters:
+            writer.add(path, layer)
     tensors, config = writer.finish()
     if base.directory is not None:
         config["base_model_name_or_path"] = adapter.extra.get("base_model_name_or_path") or base.directory
@@ -148,18 +147,18 @@ def load_adapter(
     reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED))
     adapter, targets = reader.adapter(_method(config, folder))
     values = reader.values(plan(model, adapter, targets))
-    differ = differences(reader.names, metadata[_BASE]) if _BASE in metadata else []
+    differ = find_differences(reader.names, metadata[_BASE]) if _BASE in metadata else []
     if differ:
         raise ValueError(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"
             f"{' and others' if len(differ) > 3 else ''}. Load it into the model that it was trained on."
         )
-    current = attach(model, adapter, adapter_name, targets)
+    current = add_adapter(model, adapter, adapter_name, targets)
     for path, own in values.items():
-        bank = current.hosts[path]
+        layer = current.hosts[path]
         for key, value in own.items():
-            variable = bank.weights_of[adapter_name].get(key)
-            (bank.copies[adapter_name][key] if variable is None else variable).assign(value)
+            variable = layer.weights_of[adapter_name].get(key)
+            (layer.copies[adapter_name][key] if variable is None else variable).assign(value)
     current.switch([adapter_name])
     return model
 

@@ -9,16 +9,16 @@ import numpy as np
 from kopt.peft.adapter import Array
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Port
-from kopt.peft.host.adapter_layer import as_float32
-from kopt.peft.layers.site import BANK
+from kopt.peft.host import as_float32
+from kopt.peft.layers import child_of
 
 _LAYERS, _PLACES = 12, 4
 
 
 def base_value(port: Port) -> Array:
     """Returns a variable of the base, also while adapters are merged into it."""
-    bank = vars(port.layer).get(BANK)
-    for _, values in bank.kept if bank is not None else ():
+    child = child_of(port.layer)
+    for _, values in child.replaced if child is not None else ():
         if port.attr in values:
             return np.asarray(values[port.attr], "float32")
     return as_float32(port.variable)
@@ -36,8 +36,8 @@ def fingerprint(names: Names, ports: Sequence[Port]) -> str:
     return json.dumps(samples)
 
 
-def differences(names: Names, text: str) -> list[str]:
-    """Returns the tensors of the base that differ from a fingerprint; what bfloat16 rounds away is no difference."""
+def find_differences(names: Names, text: str) -> list[str]:
+    """Returns the tensors of the base that differ from a fingerprint by more than the rounding of bfloat16."""
     values: dict[tuple[str, str, int], Array] = {}
     differ: dict[str, None] = {}
     for module, parameter, number, place, value in json.loads(text):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kopt.peft.layers.site import named_layers, original_class, own_variables
+from kopt.peft.layers import named_layers, original_class, own_variables
 
 Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"
@@ -76,7 +76,7 @@ def find_backbones(model: Any) -> list[tuple[Any, Any]]:
     return [(layer, converter) for _, layer, converter in found]
 
 
-def twin(model: Any, config: Mapping[str, Any]) -> tuple[Any, Any] | None:
+def build_twin(model: Any, config: Mapping[str, Any]) -> tuple[Any, Any] | None:
     """Returns a new backbone, built from a Hugging Face configuration, whose layers have the names that `model` has.
 
     For a model made from the tensors of a backbone: it holds the layers, but the backbone is not among them.
@@ -119,7 +119,7 @@ def record(backbone: Any, converter: Any, config: Mapping[str, Any] | None, shap
 
 
 class _Recorder:
-    """Stands for KerasHub's loader of checkpoints."""
+    """Takes the place of KerasHub's loader of checkpoints, and notes what the converter asks for."""
 
     def __init__(self, shapes: Mapping[str, Any]) -> None:
         self.records: list[Record] = []
@@ -172,7 +172,19 @@ def _assignments(backbone: Any, recorder: _Recorder) -> Iterator[None]:
 
 
 class _Tag(int):
-    """A number that knows from which entry of a configuration it was read."""
+    """A number that knows from which entry of a configuration it was read.
+
+    KerasHub's converter turns the configuration of Hugging Face into arguments of the backbone. Given tags, it
+    shows which entry becomes which argument, and so the arguments of a backbone give the entries back:
+
+        converter        config  ->  {"hidden_dim": config["hidden_size"], ...}
+        of a tag         _Tag(())  ->  {"hidden_dim": _Tag(("hidden_size",)), ...}
+        the backbone     backbone.hidden_dim == 768
+        so               {"hidden_size": 768}
+
+    Entries within entries have longer keys: `config["text_config"]["hidden_size"]` is
+    `_Tag(("text_config", "hidden_size"))`. A tag is a number, because some converters compute with what they read.
+    """
 
     keys: tuple[str, ...]
 
@@ -193,7 +205,7 @@ class _Tag(int):
 def derive_config(converter: Any, backbone: Any) -> dict[str, Any]:
     """Returns the Hugging Face configuration as far as the backbone's own arguments give it back.
 
-    KerasHub converts a configuration to these arguments. Converting tags shows which entry goes into which argument.
+    See `_Tag` for how.
     """
     config: dict[str, Any] = {}
     try:
@@ -221,7 +233,7 @@ def _convert(converter: Any, config: Any) -> dict[str, Any]:
     return convert(config, converter.backbone_cls) if several else convert(config)
 
 
-def owners(model: Any) -> dict[int, tuple[str, Any, str]]:
+def locate_variables(model: Any) -> dict[int, tuple[str, Any, str]]:
     """Returns (path, layer, attribute) by the identity of each trainable variable."""
     return {
         id(variable): (path, layer, attr)

@@ -18,9 +18,17 @@ import keras
 import numpy as np
 
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.exchange.placement import Factors, Placement, Port, factors, plain, recorded, signature
+from kopt.peft.exchange.placement import (
+    Factors,
+    Placement,
+    Port,
+    find_factors,
+    find_placements,
+    placement_key,
+    torch_placement,
+)
 from kopt.peft.exchange.tensor_file import read_shapes
-from kopt.peft.layers.site import Site, named_layers, own_variables
+from kopt.peft.layers import Site, named_layers, own_variables
 
 Array = np.ndarray[Any, Any]
 _PARAMETERS = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "scale": "weight", "beta": "bias"}
@@ -34,8 +42,8 @@ _PREFIXES = {
     "xlm_roberta": "roberta",
 }
 _MAY_DIFFER = ("image_size", "max_position_embeddings", "n_positions")
-"""Sizes that a model can have otherwise than its base."""
-# Modules that transformers 5 calls otherwise than its checkpoints do.
+"""Entries of the configuration in which a model may differ from its base."""
+# Modules that have another name in transformers 5 than in its checkpoints.
 _ATTENTION = [
     (r"attention\.(?:attention|self)\.query$", "attention.q_proj"),
     (r"attention\.(?:attention|self)\.key$", "attention.k_proj"),
@@ -131,7 +139,7 @@ class Names:
         self._spelled = {m: m for m in self.by_module} | {self.renamed(m): m for m in self.by_module}
         self._shapes = self._checkpoint_shapes()
         self.tied: Port | None = None
-        """The embedding that is the output matrix too, where the model turns it round to write text."""
+        """The embedding whose transpose is the output matrix too, in a model that generates text."""
         self.generates = self.known and hasattr(model, "call_with_cache")
         """Whether it is a language model with its output matrix."""
         if self.generates:
@@ -152,10 +160,10 @@ class Names:
             )
             return None
         if found:
-            (backbone, converter), owner = found[0], kerashub_converter.owners(model)
-        elif config is not None and (made := kerashub_converter.twin(model, config)) is not None:
+            (backbone, converter), owner = found[0], kerashub_converter.locate_variables(model)
+        elif config is not None and (made := kerashub_converter.build_twin(model, config)) is not None:
             backbone, converter = made
-            owner = kerashub_converter.owners(backbone)
+            owner = kerashub_converter.locate_variables(backbone)
         else:
             return None
         if config is not None:
@@ -178,7 +186,7 @@ class Names:
         for path in modules:
             if path not in self.paths:
                 near = difflib.get_close_matches(path, self.paths, n=3, cutoff=0.0)
-                raise ValueError(f"modules: the model has no layer {path!r}. Near: {', '.join(near)}.")
+                raise ValueError(f"modules: the model has no layer {path!r}. Closest layer names: {', '.join(near)}.")
         return dict(modules)
 
     def _add(
@@ -278,9 +286,9 @@ class Names:
             ValueError: the shape of the tensor is not known and does not follow from the variable.
         """
         if port.record is None:
-            return plain(port)
+            return torch_placement(port)
         group, name = self.group(port), f"{port.module}.{port.parameter}"
-        places = recorded(group, self._shapes.get(name))
+        places = find_placements(group, self._shapes.get(name))
         if places is None:
             raise ValueError(
                 f"It is not clear how the tensor {name} becomes "
@@ -296,9 +304,9 @@ class Names:
             ValueError: inputs and outputs are mixed there, so that a product of two factors is none there.
         """
         group = [port] if port.record is None else self.group(port)
-        key = (signature(group, self._shapes.get(f"{port.module}.{port.parameter}")), group.index(port))
+        key = (placement_key(group, self._shapes.get(f"{port.module}.{port.parameter}")), group.index(port))
         if key not in self._factors:
-            found = factors(port, site, self.placement(port))
+            found = find_factors(port, site, self.placement(port))
             if found is None:
                 raise ValueError(
                     f"{port.path}: the tensor {port.module}.{port.parameter} mixes inputs and outputs of the Keras "

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.layers.site import Site, find_site
+from kopt.peft.layers import Site, find_site
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +88,21 @@ class Port:
 
 
 class _Probe(np.ndarray[Any, Any]):
-    """An array of places: converters that change the precision of a tensor must not change these."""
+    """An array of places, which a converter may move but not round.
+
+    A converter has a hook for each tensor: it turns the tensor of Hugging Face into the variable of Keras. To see where
+    the elements go, it is given, instead of a tensor, the number of each element along one axis after the other. Where
+    the hook is a transpose, and the tensor [2, 3]:
+
+        axis 0   [[0 0 0]            [[0 1]
+                  [1 1 1]]   hook ->  [0 1]
+                                      [0 1]]      element [2, 1] of the variable
+        axis 1   [[0 1 2]            [[0 0]       is element [1, 2] of the tensor
+                  [0 1 2]]   hook ->  [1 1]
+                                      [2 2]]
+
+    Some hooks also change the precision: `tensor.astype("float16")` would round places above 2048.
+    """
 
     def astype(self, *_: Any, **__: Any) -> "_Probe":
         return self
@@ -102,7 +116,7 @@ def _indices(shape: Sequence[int]) -> list[Array]:
     ]
 
 
-def recorded(group: Sequence[Port], known: Sequence[int] | None) -> list[Placement] | None:
+def find_placements(group: Sequence[Port], known: Sequence[int] | None) -> list[Placement] | None:
     """Returns the places of the variables that come from one tensor, or None if they are not clear.
 
     Args:
@@ -131,8 +145,11 @@ def recorded(group: Sequence[Port], known: Sequence[int] | None) -> list[Placeme
     return None
 
 
-def signature(group: Sequence[Port], known: Sequence[int] | None) -> tuple[Any, ...]:
-    """Returns what the places of a tensor's variables follow from; it is the same in all blocks of a model."""
+def placement_key(group: Sequence[Port], known: Sequence[int] | None) -> tuple[Any, ...]:
+    """Returns the key under which placements are cached.
+
+    It is equal for the same tensor of all blocks of a transformer, so that each shape is probed once.
+    """
     parts = []
     for port in group:
         site, record = port.site, port.record
@@ -146,7 +163,7 @@ def signature(group: Sequence[Port], known: Sequence[int] | None) -> tuple[Any, 
     return (tuple(parts), known and tuple(known))
 
 
-def factors(port: Port, site: Site, place: Placement) -> Factors | None:
+def find_factors(port: Port, site: Site, place: Placement) -> Factors | None:
     """Returns the inputs and outputs of a kernel in its tensor, or None if they are mixed there."""
     if site.batch:
         if port.record is not None:
@@ -242,7 +259,7 @@ def _split(site: Site, place: Placement) -> tuple[list[int], list[int], Array, A
     return inner, outer, inputs, outputs
 
 
-def plain(port: Port) -> Placement:
+def torch_placement(port: Port) -> Placement:
     """Returns the places in torch's order of axes: [out, in], [out, in, height, width], biases flat."""
     own, site = tuple(port.variable.shape), port.site
     if site is None:

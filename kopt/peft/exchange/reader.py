@@ -11,8 +11,8 @@ from kopt.peft.exchange import torch_layout
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
-from kopt.peft.layers.site import BANK, find_site, own_variables
-from kopt.peft.model.adapters import Plan
+from kopt.peft.layers import child_of, find_site, own_variables
+from kopt.peft.model import Plan
 from kopt.peft.targets import by_pattern
 
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l|adapter_\w+)(?:\.weight)?")
@@ -49,7 +49,8 @@ class Reader:
         unknown = [key for key, value in tensors.items() if key not in output and not self._take(key, value)]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Near: "
+                f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Closest "
+                f"names: "
                 f"{names.nearest(_bare(unknown[0]))}. Layers outside of the backbone are named with "
                 "modules={'keras path': 'module'}."
             )
@@ -66,7 +67,10 @@ class Reader:
         for own, other in OUTPUT.items() if output else ():
             found = [tensors[own] for tensors in self.weights.values() if own in tensors]
             if other not in output or not any(np.array_equal(output[other], value.T) for value in found):
-                raise ValueError(f"{OUTPUT_MODULE}.{other} is not {own} turned round, which one weight needs.")
+                raise ValueError(
+                    f"{OUTPUT_MODULE}.{other} is not the transpose of {own}. In this model embedding and output matrix "
+                    "are one weight, so both must change alike."
+                )
 
     def _take(self, key: str, value: Array) -> bool:
         """Returns whether the tensor has a place, and keeps it."""
@@ -165,7 +169,7 @@ class Reader:
     # -------------------------------------------------------------------------------------------- the values
 
     def values(self, plans: Mapping[str, Plan]) -> dict[str, dict[str, Array]]:
-        """Returns by path what the variables of the adapter are: weights by name and copies by attribute.
+        """Returns the values of the adapter's variables by path: weights by name and copies by attribute.
 
         Raises:
             ValueError: a tensor is missing, unexpected, or of another shape.
@@ -214,8 +218,8 @@ class Reader:
         wrong: list[str],
         used: set[tuple[str, str]],
     ) -> None:
-        bank = vars(step.layer).get(BANK)
-        site = find_site(step.layer) if bank is None else bank.site
+        child = child_of(step.layer)
+        site = find_site(step.layer) if child is None else child.site
         if site is None or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]

@@ -1,4 +1,4 @@
-"""Safetensors files: shapes without the data, tensors as float32 whatever their precision, and atomic writing."""
+"""Safetensors files: reading shapes alone, or tensors of any precision as float32, and atomic writing."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ def read_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors in a safetensors file.
 
     Raises:
-        ValueError: the file is cut short or is none of these.
+        ValueError: the file is cut short, or is not a safetensors file.
     """
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -38,7 +38,7 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Returns all tensors of a safetensors file as float32, and the metadata.
 
     Raises:
-        ValueError: the file is damaged, or a tensor is no floating-point one.
+        ValueError: the file is damaged, or a tensor has another type than floating point.
     """
     tensors = {}
     with _opened(path) as file:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kopt.peft.adapter import Adapter, Weight
 from kopt.peft.exchange.placement import Factors
-from kopt.peft.layers.site import Site
+from kopt.peft.layers import Site
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]
@@ -21,7 +21,7 @@ LOW_RANK = ("lora_A", "lora_B")
 PROMPT = "prompt_embeddings"
 OUTPUT_MODULE = "lm_head"
 OUTPUT = {"lora_embedding_B": "lora_A.weight", "lora_embedding_A": "lora_B.weight"}
-"""Factors of an embedding, and those of the output matrix that is the same, turned round."""
+"""Tied embeddings: the factors of the embedding, and those of the output matrix, which are their transposes."""
 _SPELLED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 _SPELLED_EMBEDDING = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 

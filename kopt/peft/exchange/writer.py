@@ -13,9 +13,9 @@ from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names, shortest_suffixes
 from kopt.peft.exchange.placement import Port
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
-from kopt.peft.host.adapter_layer import Bank
+from kopt.peft.host import AdapterLayer
 
-_KEPT = ("BITFIT", "BOTTLENECK")
+_NAMED_BY_CLASS = ("BITFIT", "BOTTLENECK")
 """Methods that peft does not know; their files say the class."""
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
@@ -37,24 +37,24 @@ class Writer:
         self.sampled: list[Port] = []
         self.extra: dict[str, Any] = {}
 
-    def add(self, path: str, bank: Bank) -> None:
+    def add(self, path: str, layer: AdapterLayer) -> None:
         """Takes what the adapter has at one layer."""
         names, name = self.names, self.adapter_name
         whole = targets.matches(self.adapter.modules_to_save, path)
-        for attr, copy in bank.copies[name].items():
+        for attr, copy in layer.copies[name].items():
             port = names.ports[path, attr]
             self.copies.setdefault((port.module, port.parameter), []).append((port, copy.numpy()))
             if whole:
                 self.whole[port.module] = None
-        if bank.weights_of[name]:
-            assert bank.site is not None
-            port = names.ports[path, bank.site.attr]
-            values = {key: np.asarray(v.numpy(), "float32") for key, v in bank.weights_of[name].items()}
-            place = names.factors(port, bank.site)
-            part = torch_layout.Part(path, bank.site, place, bank.adapters[name], values)
+        if layer.weights_of[name]:
+            assert layer.site is not None
+            port = names.ports[path, layer.site.attr]
+            values = {key: np.asarray(v.numpy(), "float32") for key, v in layer.weights_of[name].items()}
+            place = names.factors(port, layer.site)
+            part = torch_layout.Part(path, layer.site, place, layer.adapters[name], values)
             self.parts.setdefault(port.module, []).append(part)
         if not whole:
-            self.sampled += [names.ports[path, attr] for attr in bank.owned]
+            self.sampled += [names.ports[path, attr] for attr in layer.owned]
 
     def finish(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Returns the tensors by key, and the configuration."""
@@ -175,7 +175,7 @@ class Writer:
             (module,) = joined.values()
             config |= {"token_dim": module.tensors[PROMPT].shape[1], "num_transformer_submodules": 1}
             self.task_type = self.task_type or "FEATURE_EXTRACTION"
-        if adapter.peft_type in _KEPT:
+        if adapter.peft_type in _NAMED_BY_CLASS:
             config["method"] = type(adapter).__name__.lower()
         known = {"base_model_name_or_path": None, "inference_mode": True} | adapter.extra | self.extra
         task_type = self.task_type if self.task_type in _TASKS else None

@@ -1,13 +1,29 @@
 """A host: a layer that reads its weights through adapters.
 
-The layer stays the object that the model was built with. One child layer, the `Bank`, holds every adapter variable, so
-that the host's own variables, their order and their keys in files do not change; and the layer's class gives way to a
-subclass of the same name, in which attributes read as what the adapters make of them while the model is being called,
-and as themselves otherwise.
+The layer stays the object that the model was built with. Two things happen to it:
+
+- It gets one child layer, the `AdapterLayer`, which holds every variable of the adapters. The host's own variables,
+  their order and their keys in files stay as they are.
+- Its class becomes a subclass of the same name. While the model is being called, the host's weights read as what the
+  adapters make of them; otherwise they read as themselves.
+
+Keras' own `call` of the layer does the computing, and asks for `self.kernel`. What it gets depends on who is asking:
+
+    model(x)
+      host(x)                                     kernels in use: []
+        LoRA.forward: base(x) + s (x A) B
+          host.call(x) of Keras                   [None]      self.kernel is the host's own, self.activation is None
+        Adapter.forward: base.with_kernel(x, K)
+          host.call(x) of Keras                   [K]         self.kernel is K, self.activation is None
+        the activation, once, after all adapters  []
+      another layer reads host.kernel,            []          the kernel with all mergeable adapters applied
+        as an output matrix tied to an embedding
+
+These kernels are a stack, `AdapterLayer._in_use`, because calls nest: K may come from an adapter above another one.
+Each thread has its own, because a strategy calls the same layer in one thread for each replica.
 """
 
 import collections
-import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,55 +32,59 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from typing_extensions import override
 
 from kopt.peft.adapter import Adapter, Array, Base, Weights
-from kopt.peft.layers.site import (
-    BANK,
+from kopt.peft.host.host_class import ACTIVATION, host_class
+from kopt.peft.layers import (
     Site,
     Tensor,
+    attach,
+    detach,
     find_site,
-    growing,
-    hang,
     in_forward_pass,
+    is_trainable,
     original_class,
     own_variables,
+    stored_value,
     strategy_of,
-    unhang,
+    unlocked,
+    untrack,
 )
 
-ACTIVATION = "activation"
 
-
-class Bank(keras.layers.Layer):
-    """Owns the adapter variables of one host and computes with them.
+class AdapterLayer(keras.layers.Layer):
+    """The child of a host that owns the variables of its adapters and computes with them.
 
     Args:
         layer: the host.
         path: its path in the model.
     """
 
-    place: str
+    host_path: str
     """Where the host is in the model; `path` is Keras' own name for where a variable is."""
     host: Callable[[], Any]
     """Returns the host."""
     site: Site | None
     owned: dict[str, keras.Variable]
-    """The host's own trainable variables by attribute."""
+    """The variables that the host itself created to be trained, by attribute."""
     adapters: dict[str, Adapter]
+    """The methods by name, with the arguments that hold here."""
     weights_of: dict[str, dict[str, keras.Variable]]
     """Weights beside the kernel, by adapter and name."""
     copies: dict[str, dict[str, keras.Variable]]
     """Trained copies of own variables, by adapter and attribute."""
     gates: dict[str, keras.Variable]
+    """1.0 while an adapter is on and 0.0 while it is off, by adapter."""
     active: list[str]
-    kept: list[tuple[str, dict[str, Array]]]
+    replaced: list[tuple[str, dict[str, Array]]]
     """What merging replaced: (adapter, own values by attribute), in the order of merging."""
 
     def __init__(self, layer: Any, path: str) -> None:
         super().__init__(name="adapters", dtype="float32")
         self.built = True
         state: dict[str, Any] = {
-            "place": path,
+            "host_path": path,
             "host": weakref.ref(layer),  # no attribute of it may be the host: Keras would save in a circle
             "site": find_site(layer),
             "owned": own_variables(layer),
@@ -73,11 +93,11 @@ class Bank(keras.layers.Layer):
             "copies": {},
             "gates": {},
             "active": [],
-            "kept": [],
+            "replaced": [],
         }
         self.__dict__.update(state)  # past Keras' tracking, which would take the host and its variables for children
         read = {*self.owned, *({ACTIVATION} if ACTIVATION in vars(layer) else ())}
-        hang(layer, self, host_class(original_class(layer), frozenset(read)))
+        attach(layer, self, host_class(original_class(layer), frozenset(read)))
 
     # ------------------------------------------------------------------------------------------ variables
 
@@ -85,14 +105,14 @@ class Bank(keras.layers.Layer):
         """Creates the variables of an adapter.
 
         Args:
-            name: of the adapter.
+            name: name of the adapter.
             adapter: the method, with the arguments that hold here.
             targeted: whether the kernel is adapted.
             whole: whether all own variables are trained, as copies.
             rng: source of the initial values.
         """
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
-        with growing(self), strategy_of(next(iter(self.owned.values()))):
+        with unlocked(self), strategy_of(next(iter(self.owned.values()))):
             self.gates[name] = self._variable(name, "gate", np.zeros(()), trainable=False)
             self.copies[name] = {a: self._variable(name, v.name, v.numpy()) for a, v in own.items()}
             self.weights_of[name] = {}
@@ -121,9 +141,9 @@ class Bank(keras.layers.Layer):
 
     def remove(self, name: str) -> None:
         """Forgets an adapter."""
-        with growing(self):
+        with unlocked(self):
             for variable in self.variables_of(name):
-                self._untrack_variable(variable)
+                untrack(self, variable)
             if hasattr(self, f"{name}_dropout"):
                 delattr(self, f"{name}_dropout")
         for table in (self.adapters, self.weights_of, self.copies, self.gates):
@@ -138,67 +158,80 @@ class Bank(keras.layers.Layer):
     def switch(self, active: list[str], enabled: bool) -> None:
         """Turns adapters on and the others off."""
         self.__dict__["active"] = [name for name in active if name in self.adapters]
-        merged = {name for name, _ in self.kept}
+        merged = {name for name, _ in self.replaced}
         for name, gate in self.gates.items():
             gate.assign(float(enabled and name in self.active and name not in merged))
         self.freeze()
 
     def freeze(self) -> None:
-        """Lets the active adapters learn and nothing else of the host."""
+        """Makes the active adapters trainable and freezes the rest of the host."""
         for variable in self.owned.values():
             variable.trainable = False
         for name, adapter in self.adapters.items():
-            learning = self.host()._trainable and name in self.active
+            trained = is_trainable(self.host()) and name in self.active
             declared = adapter.weights(self.site) if self.site is not None and self.weights_of[name] else {}
             for key, variable in self.weights_of[name].items():
-                variable.trainable = learning and declared[key].trainable
+                variable.trainable = trained and declared[key].trainable
             for variable in self.copies[name].values():
-                variable.trainable = learning
+                variable.trainable = trained
 
+    @override
     def save_own_variables(self, store: Any) -> None:
-        """Writes all weights by name: what is positional would move with each adapter that comes or goes."""
+        """Writes all weights by name: numbers, as Keras has them, would change with each added or deleted adapter."""
         self.refuse_if_merged()
         for name in self.adapters:
             for key, variable in (self.weights_of[name] | self.copies[name]).items():
                 store[f"{name}.{key}"] = variable
 
     def refuse_if_merged(self) -> None:
-        """Raises ValueError if a file written now would, once loaded, have an adapter applied twice."""
-        if self.kept:
-            raise ValueError(f"{self.place}: its adapters are merged. Call unmerge_adapter or merge_and_unload first.")
+        """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
+        if self.replaced:
+            raise ValueError(
+                f"{self.host_path}: its adapters are merged. Call unmerge_adapter or merge_and_unload first."
+            )
 
+    @override
     def load_own_variables(self, store: Any) -> None:
-        """Reads all weights; a file of the plain model has none and leaves them as they are."""
+        """Reads all weights. A file of the model without adapters has none: they then stay as they are."""
         if not store.keys():
             return
         for name in self.adapters:
             for key, variable in (self.weights_of[name] | self.copies[name]).items():
                 variable.assign(store[f"{name}.{key}"])
 
+    @override
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Raises: a kernel with adapters in place cannot change its type."""
+        """Raises ValueError: a kernel with adapters cannot change its type."""
         raise ValueError(
-            f"{self.place} has adapters, so it cannot be quantized. Call kopt.peft.merge_and_unload(model) or "
+            f"{self.host_path} has adapters, so it cannot be quantized. Call kopt.peft.merge_and_unload(model) or "
             "kopt.peft.unload(model) first."
         )
 
     # ------------------------------------------------------------------------------------------ computing
 
     def read(self, attr: str, value: Any) -> Any:
-        """Returns what an attribute of the host reads as."""
+        """Returns what an attribute of the host, which holds `value`, reads as. See the top of this file."""
         if not in_forward_pass():
             return value
-        within = _calls(self)
+        in_use = self._in_use
         if attr == ACTIVATION:
-            return None if within else value
+            return None if in_use else value
         if self.site is None or attr != self.site.attr:
             return self._own(attr, value)
-        if within:
-            return self._own(attr, value) if within[-1] is None else self._as_kernel(within[-1], value)
+        if in_use:
+            return self._own(attr, value) if in_use[-1] is None else self._as_kernel(in_use[-1], value)
         chain = [n for n in self._chain() if self.adapters[n].mergeable]
         if not chain:
             return self._own(attr, value)
         return self._as_kernel(self._base(chain, lambda x: x).kernel(), value)
+
+    @property
+    def _in_use(self) -> list[Tensor | None]:
+        """The kernels that this thread's running calls of the host use; None is the host's own."""
+        if not hasattr(_thread, "in_use"):
+            _thread.in_use = collections.defaultdict(list)
+        kernels: list[Tensor | None] = _thread.in_use[id(self)]
+        return kernels
 
     def _own(self, attr: str, value: Any) -> Any:
         """Returns a variable of the host, or the trained copy in its place."""
@@ -209,11 +242,12 @@ class Bank(keras.layers.Layer):
         return value
 
     def _as_kernel(self, matrix: Tensor, value: Any) -> Tensor:
+        """Returns [*batch, in, out] in the shape and dtype of the host's own kernel, `value`."""
         assert self.site is not None
         return ops.cast(self.site.kernel(matrix), _dtype(value))
 
     def _chain(self) -> list[str]:
-        """Returns the adapters beside the kernel, those that change it first and those that see activations last.
+        """Returns the adapters of the kernel in the order of their work: those that can be merged come first.
 
         Adapters that are off take part, multiplied by zero: then switching needs no new trace.
         """
@@ -232,11 +266,11 @@ class Bank(keras.layers.Layer):
         assert site is not None
 
         def run(x: Tensor, kernel: Tensor | None = None) -> Tensor:
-            _calls(self).append(kernel)
+            self._in_use.append(kernel)
             try:
                 return call(x)
             finally:
-                _calls(self).pop()
+                self._in_use.pop()
 
         def kernel() -> Tensor:
             return site.matrix(ops.cast(_master(self._own(site.attr, site.variable)), "float32"))
@@ -252,6 +286,8 @@ class Bank(keras.layers.Layer):
 
     @staticmethod
     def _above(base: Base, adapter: Adapter, p: Weights) -> Base:
+        """Returns what lies beneath the next adapter: `base` with this one applied."""
+
         def bias() -> Tensor | None:
             own = base.bias()
             return None if own is None else adapter.effective_bias(own, p)
@@ -284,7 +320,7 @@ class Bank(keras.layers.Layer):
     # ------------------------------------------------------------------------------------------- merging
 
     def merge(self, name: str) -> None:
-        """Writes what an adapter makes of the host's own variables into them and turns it off."""
+        """Writes what an adapter makes of the host's own variables into them, and turns the adapter off."""
         if name not in self.adapters:
             return
         adapter, one = self.adapters[name], ops.ones(())
@@ -298,88 +334,23 @@ class Bank(keras.layers.Layer):
             if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
                 flat = site.vector(ops.convert_to_tensor(as_float32(bias)))
                 new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
-        self.kept.append((name, {attr: self.owned[attr].numpy() for attr in new}))
+        self.replaced.append((name, {attr: self.owned[attr].numpy() for attr in new}))
         for attr, value in new.items():
             self.owned[attr].assign(value)
 
     def unmerge(self) -> None:
-        """Puts every bit back that merging replaced."""
-        for _, values in reversed(self.kept):
+        """Undoes all merging, bit for bit."""
+        for _, values in reversed(self.replaced):
             for attr, value in values.items():
                 self.owned[attr].assign(value)
-        self.kept.clear()
+        self.replaced.clear()
 
-    def leave(self) -> None:
+    def remove_host(self) -> None:
         """Makes the host a plain layer again."""
-        unhang(self.host())
+        detach(self.host())
 
 
-_running = threading.local()
-
-
-def _calls(bank: Bank) -> list[Tensor | None]:
-    """Returns the kernels that this thread's running calls of a host use; None is its own."""
-    if not hasattr(_running, "calls"):
-        _running.calls = collections.defaultdict(list)
-    calls: list[Tensor | None] = _running.calls[id(bank)]
-    return calls
-
-
-class _Attribute:
-    """An attribute of a host that reads as what the adapters make of it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, host: Any, owner: type) -> Any:
-        if host is None:
-            return self
-        try:
-            value = vars(host)[self.name]
-        except KeyError:
-            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}") from None
-        bank = vars(host).get(BANK)
-        return value if bank is None else bank.read(self.name, value)
-
-    def __set__(self, host: Any, value: Any) -> None:
-        vars(host)[self.name] = value
-
-
-@functools.cache
-def host_class(base: Any, attributes: frozenset[str]) -> type:
-    """Returns the subclass of `base` for hosts whose own variables are `attributes`.
-
-    It keeps the name and the module: Keras' files contain them.
-    """
-
-    class Host(base):
-        kopt_original = base
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            return base(*args, **kwargs)  # a clone is a plain layer
-
-        @functools.wraps(base.call)
-        def call(self, *args: Any, **kwargs: Any) -> Any:
-            return vars(self)[BANK].forward(super().call, args, kwargs)
-
-        @property
-        def trainable(self) -> bool:
-            return self._trainable
-
-        @trainable.setter
-        def trainable(self, value: bool) -> None:
-            base.trainable.fset(self, value)
-            if BANK in vars(self):  # thawing a whole model must not thaw the base
-                vars(self)[BANK].freeze()
-
-        @classmethod
-        def from_config(cls, config: dict[str, Any]) -> Any:
-            return base.from_config(config)
-
-    Host.__name__, Host.__qualname__, Host.__module__ = base.__name__, base.__qualname__, base.__module__
-    for name in attributes:
-        setattr(Host, name, _Attribute(name))
-    return Host
+_thread = threading.local()
 
 
 def as_float32(variable: keras.Variable) -> Array:
@@ -392,8 +363,7 @@ def _read(value: Any) -> Tensor:
 
 
 def _master(value: Any) -> Tensor:
-    """Returns a variable's value in its own dtype, also inside a layer that computes in another."""
-    return ops.convert_to_tensor(value._value) if isinstance(value, keras.Variable) else value
+    return ops.convert_to_tensor(stored_value(value)) if isinstance(value, keras.Variable) else value
 
 
 def _dtype(value: Any) -> str:

@@ -1,26 +1,22 @@
-"""A host layer's kernel seen as a matrix [in, out], and the layers of a model by path.
+"""A host layer's kernel seen as a matrix [in, out]."""
 
-The one file of this wing that reads what Keras does not document.
-"""
-
-import contextlib
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend.common import global_state
-from keras.src.layers.convolutional.base_conv import BaseConv
-from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose
-from keras.src.models.functional import Functional
-from keras.src.utils.naming import to_snake_case
+
+from kopt.peft.layers.keras_internals import (
+    BaseConv,
+    BaseConvTranspose,
+    causal_padding,
+    kernel_attribute,
+    original_class,
+)
 
 Tensor = Any
-BANK = "kopt_adapters"
-"""The attribute under which a host keeps its child layer of adapter variables."""
 
 
 class Site:
@@ -120,7 +116,7 @@ class Site:
         down = ops.concatenate([down] * groups, axis=-1) if groups > 1 else down
         padding = layer.padding
         if padding == "causal":
-            x, padding = ops.pad(x, layer._compute_causal_padding()), "valid"
+            x, padding = ops.pad(x, causal_padding(layer)), "valid"
         h = ops.conv(x, down, list(layer.strides), padding, layer.data_format, layer.dilation_rate)
         first = layer.data_format == "channels_first"
         h = ops.moveaxis(h, 1, -1) if first else h
@@ -227,13 +223,10 @@ def find_site(layer: Any) -> Site | None:
     Of an LSTM or GRU that is the kernel of the cell's input, of a separable convolution the pointwise one.
     """
     call, layers = original_class(layer).call, keras.layers
-    attributes = vars(layer)
-    attr = next(
-        (a for a in ("_kernel", "_embeddings", "kernel", "pointwise_kernel") if _is_matrix(attributes.get(a))), None
-    )
+    attr = kernel_attribute(layer)
     if attr is None:
         return None
-    axes = list(range(len(attributes[attr].shape)))
+    axes = list(range(len(vars(layer)[attr].shape)))
     if isinstance(layer, layers.EinsumDense):
         source, kernel, target = _equation(layer)
         batch = [i for i, c in enumerate(kernel) if c in source and c in target]
@@ -254,127 +247,3 @@ def find_site(layer: Any) -> Site | None:
     elif isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
         inner, outer = axes[:-2], axes[-2:]
     return Site(layer, attr, known, inner, outer)
-
-
-def _is_matrix(value: Any) -> bool:
-    return isinstance(value, keras.Variable) and len(value.shape) >= 2
-
-
-def original_class(layer: Any) -> Any:
-    """Returns the class that a layer had before it became a host."""
-    cls = type(layer)
-    return getattr(cls, "kopt_original", cls)
-
-
-def own_variables(layer: Any) -> dict[str, keras.Variable]:
-    """Returns the trainable variables that the layer itself keeps as attributes, by attribute."""
-    own = {id(v) for v in layer._trainable_variables}
-    return {name: v for name, v in vars(layer).items() if id(v) in own}
-
-
-def in_forward_pass() -> bool:
-    """Returns whether some Keras layer is being called."""
-    return global_state.get_global_attribute("current_call_ctx") is not None
-
-
-def strategy_of(variable: keras.Variable) -> contextlib.AbstractContextManager[Any]:
-    """Returns the scope of the distribution strategy that a variable was created under."""
-    strategy = getattr(variable.value, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def hang(layer: Any, bank: Any, cls: type) -> None:
-    """Makes `bank` a child of the layer and `cls` the layer's class."""
-    layer._tracker.unlock()  # a built layer takes no more children
-    setattr(layer, BANK, bank)
-    layer._tracker.lock()
-    bank._parent_path = layer.path or layer.name
-    bank._path = f"{bank._parent_path}/{bank.name}"
-    object.__setattr__(layer, "__class__", cls)
-
-
-def unhang(layer: Any) -> None:
-    """Undoes `hang`."""
-    object.__setattr__(layer, "__class__", original_class(layer))
-    layer._tracker.unlock()
-    layer._tracker.untrack(getattr(layer, BANK))
-    delattr(layer, BANK)
-    layer._tracker.lock()
-
-
-@contextlib.contextmanager
-def growing(layer: Any) -> Iterator[None]:
-    """Lets a built layer take or drop variables."""
-    layer._tracker.unlock()
-    try:
-        yield
-    finally:
-        layer._tracker.lock()
-
-
-def children(layer: Any) -> list[Any]:
-    """Returns the layers directly below, without adapter variables' own."""
-    graph = list(layer.layers) if _is_graph(layer) else []
-    inner = getattr(layer, "_functional", None)  # a Sequential's other view of the same layers
-    bank = vars(layer).get(BANK)
-    return graph + [
-        c for c in layer._layers if c is not inner and c is not bank and not any(c is other for other in graph)
-    ]
-
-
-def _is_graph(layer: Any) -> bool:
-    return isinstance(layer, (Functional, keras.Sequential))
-
-
-def named_layers(model: Any) -> list[tuple[str, Any]]:
-    """Returns (path, layer) for every layer below `model`, a shared one once.
-
-    A path does not change when the same model is built again: below a Functional or Sequential model it has the layer's
-    name; elsewhere too, but for names that Keras made up ("dense_36" depends on what was built before), which give way
-    to the attribute that holds the layer, as in "blocks.0".
-    """
-    found: list[tuple[str, Any]] = []
-    seen: set[int] = set()
-
-    def visit(owner: Any, prefix: str) -> None:
-        attributes, used = _attribute_names(owner), set[str]()
-        for child in children(owner):
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            name = child.name
-            if not _is_graph(owner) and _is_made_up(child):
-                name = attributes.get(id(child), name)
-            while name in used:
-                name += "_"
-            used.add(name)
-            path = f"{prefix}.{name}" if prefix else name
-            found.append((path, child))
-            visit(child, path)
-
-    visit(model, "")
-    return found
-
-
-def _is_made_up(layer: Any) -> bool:
-    return re.fullmatch(re.escape(to_snake_case(type(layer).__name__)) + r"(_\d+)?", layer.name) is not None
-
-
-def _attribute_names(owner: Any) -> dict[int, str]:
-    names: dict[int, str] = {}
-
-    def visit(value: Any, name: str) -> None:
-        if isinstance(value, keras.layers.Layer):
-            names.setdefault(id(value), name)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                visit(item, f"{name}.{key}")
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                visit(item, f"{name}.{i}")
-
-    hidden = ("_layers", "_operations", "_operations_by_depth", "_inbound_nodes", "_outbound_nodes")
-    for name, value in vars(owner).items():
-        if name not in hidden and not name.startswith("_self_"):  # TensorFlow's own list of the same
-            visit(value, name)
-    return names

@@ -5,10 +5,11 @@ from typing import Annotated, Any, ClassVar
 
 import keras
 from keras import ops
+from typing_extensions import override
 
 from kopt.declare import Convert, Positive, Range
 from kopt.peft.adapter import Adapter, Base, Weight, uniform
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 
 def _non_linearity(value: Any) -> str:
@@ -49,12 +50,13 @@ class Bottleneck(Adapter):
     scaling: Positive = 1.0
     parallel: bool = False
 
+    @override
     def can_host(self, layer: Any, site: Site | None) -> bool:
         """Returns whether the layer maps the last axis, or the last axes, of its input."""
         return super().can_host(layer, site) and not site.batch and site.maps_last_axes  # type: ignore[union-attr]
 
+    @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns D, d, U and u."""
         width: int | str = "in" if self.parallel else "out"
         m = max(1, int(site.fan_out / self.reduction_factor))
         return {
@@ -64,6 +66,7 @@ class Bottleneck(Adapter):
             "adapter_up_bias": Weight(("out",)),
         }
 
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns h + s f(z D + d) U + u."""
         y = base(x)

@@ -4,9 +4,9 @@ from typing import Any
 
 from kopt.peft.methods.dora import DoRA
 from kopt.peft.methods.ia3 import IA3
+from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
 from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.prompt import PromptTuning
-from kopt.peft.methods.tuning import LayerNormTuning
 
 IA3Config = IA3
 LNTuningConfig = LayerNormTuning

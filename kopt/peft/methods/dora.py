@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
+from typing_extensions import override
 
 from kopt.peft.adapter import Array, Base, Weight
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 from kopt.peft.methods.lora import LoRA
 
 
@@ -24,10 +25,11 @@ class DoRA(LoRA):
 
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
+    @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns A, B and m."""
         return super().weights(site) | {"lora_magnitude_vector": Weight(("out",))}
 
+    @override
     def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
         """Sets m to the norms."""
         super().start(values, kernel, rng)
@@ -42,10 +44,12 @@ class DoRA(LoRA):
         norm = ops.sqrt(ops.sum(ops.square(ops.stop_gradient(w + self.change(p))), axis=-2))
         return 1 + p.gate * (p.lora_magnitude_vector / norm - 1)
 
+    @override
     def effective(self, w: Tensor, p: Any) -> Tensor:
         """Returns m (W + s A B) / ‖W + s A B‖."""
         return ops.expand_dims(self._scale(w, p), -2) * (w + self.change(p))
 
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns x W' as g (x W + s (x A) B) with g = m / ‖W + s A B‖; the bias is not scaled."""
         y, site = base(x), base.site

@@ -3,11 +3,12 @@
 from typing import Annotated, Any
 
 from keras import ops
+from typing_extensions import override
 
 from kopt.declare import Convert
 from kopt.peft import targets
 from kopt.peft.adapter import Adapter, Base, Weight, ones
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 
 class IA3(Adapter):
@@ -28,31 +29,33 @@ class IA3(Adapter):
     kinds = ("einsum", "convolution", "embedding")
     default_targets = ("key", "value", "feedforward_output_dense")
 
-    feedforward_modules: Annotated[Any, Convert(targets.names)] = None
+    feedforward_modules: Annotated[Any, Convert(targets.parse_names)] = None
 
     scales_input = False
     """Whether this is the method at a feed-forward module."""
 
+    @override
     def at(self, path: str) -> "IA3":
-        """Returns the method at `path`."""
         named = self.feedforward_modules is not None or self.target_modules is not None
         spec = self.feedforward_modules if named else ["feedforward_output_dense"]
         local = type(self)(**self.get_config())
         local.scales_input = targets.matches(spec, path)
         return local
 
+    @override
     def can_host(self, layer: Any, site: Site | None) -> bool:
         """Returns whether the layer's input, or its output, has channels to scale."""
         channels = site is not None and (site.kind == "einsum" or getattr(layer, "groups", 0) == 1)
         return super().can_host(layer, site) and (channels or not self.scales_input)
 
+    @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns l."""
         return {"ia3_l": Weight(("channel", 1) if self.scales_input else (1, "out"), ones)}
 
     def _factors(self, p: Any) -> Tensor:
         return 1 + p.gate * (p.ia3_l - 1)
 
+    @override
     def effective(self, w: Tensor, p: Any) -> Tensor:
         """Returns W with scaled rows or columns."""
         factors = self._factors(p)
@@ -60,10 +63,12 @@ class IA3(Adapter):
             factors = ops.concatenate([factors] * (w.shape[-2] // factors.shape[-2]), axis=-2)
         return w * factors
 
+    @override
     def effective_bias(self, b: Tensor, p: Any) -> Tensor:
         """Returns the bias, scaled as the output is."""
         return b if self.scales_input else b * ops.squeeze(self._factors(p), -2)
 
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Scales the input or the output."""
         factors = self._factors(p)

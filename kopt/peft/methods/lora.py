@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from keras import ops
+from typing_extensions import override
 
 from kopt.declare import Convert, Count, Fraction, Positive, Range, checked
 from kopt.peft import targets
-from kopt.peft.adapter import Adapter, Array, Base, Weight, is_bias, normal, uniform, zeros
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.adapter import Adapter, Array, Base, Initializer, Weight, is_bias, normal, uniform, zeros
+from kopt.peft.layers import Site, Tensor
 
 
 def _initialization(value: Any) -> bool | str:
@@ -61,31 +62,36 @@ class LoRA(Adapter):
     use_rslora: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     init_lora_weights: Annotated[Any, Convert(_initialization)] = True
-    rank_pattern: Annotated[Any, Convert(targets.numbers)] = {}
-    alpha_pattern: Annotated[Any, Convert(targets.numbers)] = {}
+    rank_pattern: Annotated[Any, Convert(targets.parse_numbers)] = {}
+    alpha_pattern: Annotated[Any, Convert(targets.parse_numbers)] = {}
 
     @property
     def scaling(self) -> float:
-        """S."""
+        """The factor s: α/r, or α/√r with `use_rslora`."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     @property
     def dropout(self) -> float:
-        """Share of inputs to drop."""
+        """`lora_dropout`, under the name that hosts look for."""
         return self.lora_dropout
 
+    @override
     def at(self, path: str) -> "LoRA":
         """Returns the method with the rank and α that hold at `path`."""
         rank = targets.by_pattern(self.rank_pattern, path, self.r)
         alpha = targets.by_pattern(self.alpha_pattern, path, self.lora_alpha)
         return type(self)(**self.get_config() | {"r": rank, "lora_alpha": alpha})
 
+    @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns A and B."""
-        kind, thin = self.init_lora_weights, uniform(1 / math.sqrt(site.fan_in))
-        a, b = {False: (thin, uniform(1 / math.sqrt(self.r))), "gaussian": (normal(1 / self.r), zeros)}.get(
-            kind, (zeros, normal(1.0)) if site.kind == "embedding" else (thin, zeros)
-        )
+        a: Initializer = uniform(1 / math.sqrt(site.fan_in))
+        b: Initializer = zeros
+        if self.init_lora_weights is False:
+            b = uniform(1 / math.sqrt(self.r))
+        elif self.init_lora_weights == "gaussian":
+            a = normal(1 / self.r)
+        elif site.kind == "embedding":
+            a, b = zeros, normal(1.0)
         factors = {"lora_A": Weight(("in", self.r), a), "lora_B": Weight((self.r, "out"), b)}
         if not self._starts_elsewhere:
             return factors
@@ -98,6 +104,7 @@ class LoRA(Adapter):
     def _starts_elsewhere(self) -> bool:
         return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
+    @override
     def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
         """Sets the factors that depend on the kernel or on each other."""
         if self.init_lora_weights == "orthogonal":
@@ -126,7 +133,7 @@ class LoRA(Adapter):
         return u[..., : self.r] * root[..., None, :], root[..., :, None] * v[..., : self.r, :]
 
     def _svd(self, w: Array, iterations: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-        """Returns about the r largest singular values and their vectors: those of W where it sends random vectors."""
+        """Returns about the r largest singular values of W and their vectors, by iteration from random vectors."""
         q, _ = np.linalg.qr(w @ rng.normal(size=(*w.shape[:-2], w.shape[-1], self.r)))
         for _ in range(iterations):
             q, _ = np.linalg.qr(w @ np.linalg.qr(w.mT @ q)[0])
@@ -150,25 +157,27 @@ class LoRA(Adapter):
 
     @staticmethod
     def dropped(x: Tensor, site: Site, p: Any) -> Tensor:
-        """Returns what of x the factors see; indices are not dropped."""
+        """Returns x with dropout for the factors; indices of an embedding are kept."""
         return x if site.kind == "embedding" else p.dropout(x)
 
+    @override
     def effective(self, w: Tensor, p: Any) -> Tensor:
         """Returns W + s A B."""
         return w + self.change(p)
 
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns x W + s (x A) B."""
         return base(x) + self.low_rank(self.dropped(x, base.site, p), base.site, p)
 
+    @override
     def trains(self, name: str, targeted: bool) -> bool:
-        """Returns whether `bias` says so."""
         return is_bias(name) and (self.bias == "all" or (self.bias == "lora_only" and targeted))
 
 
 @checked
 def lora_plus(ratio: Annotated[float, Range(1)]) -> list[tuple[str, float]]:
-    """Returns `multipliers` for a kopt optimizer with which B learns `ratio` times as fast as A (LoRA+).
+    """Returns `multipliers` for a kopt optimizer with which the learning rate of B is `ratio` times that of A (LoRA+).
 
     Args:
         ratio: ≥ 1; the authors take 16.

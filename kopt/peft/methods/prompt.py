@@ -3,10 +3,11 @@
 from typing import Any
 
 from keras import ops
+from typing_extensions import override
 
 from kopt.declare import Count
 from kopt.peft.adapter import Adapter, Base, Weight, normal
-from kopt.peft.layers.site import Site, Tensor
+from kopt.peft.layers import Site, Tensor
 
 TOKENS, MASK, SEGMENTS = "token_ids", "padding_mask", "segment_ids"
 
@@ -36,10 +37,11 @@ class PromptTuning(Adapter):
 
     num_virtual_tokens: Count = 20
 
+    @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns the prompt."""
         return {"prompt_embeddings": Weight((self.num_virtual_tokens, "out"), normal(1.0))}
 
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Looks tokens beyond the vocabulary up in the prompt."""
         vocabulary = base.site.fan_in
@@ -50,6 +52,7 @@ class PromptTuning(Adapter):
         rows = ops.take(prompt, ops.where(virtual, x - vocabulary, 0), axis=0)
         return ops.where(ops.expand_dims(virtual, -1), rows, y)
 
+    @override
     def prepend(self, inputs: Any, vocabulary: int) -> Any:
         """Returns the inputs of the model with the virtual tokens in front.
 

@@ -1,4 +1,4 @@
-"""Adapters in a model, for users: put in, switch, merge, take out, count."""
+"""What users do with the adapters of a model: add, switch, merge, remove and count them."""
 
 import contextlib
 import dataclasses
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from kopt.peft.adapter import Adapter
-from kopt.peft.host.adapter_layer import Bank
-from kopt.peft.layers.site import original_class
-from kopt.peft.model.adapters import State, state
-from kopt.peft.model.model_class import attach
+from kopt.peft.host import AdapterLayer
+from kopt.peft.layers import flatten_layers, original_class
+from kopt.peft.model.adapters import ModelAdapters, adapters_of
+from kopt.peft.model.model_class import add_adapter
 
 
 def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") -> Any:
     """Adds an adapter to a model, in place, and makes it the active one.
 
-    The base is frozen: only the adapter learns. Layers keep their names and weights; `fit`, `predict`, `save` and
+    The base is frozen: only the adapter is trained. Layers keep their names and weights; `fit`, `predict`, `save` and
     functional calls work as before. A model may have several adapters of different methods.
 
     Args:
@@ -32,26 +32,26 @@ def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") 
         ValueError: the model is not built, the name is taken, or the adapter matches no layer that can host it. The
             model is then as before.
     """
-    attach(model, adapter, adapter_name).switch([adapter_name])
+    add_adapter(model, adapter, adapter_name).switch([adapter_name])
     return model
 
 
 def set_adapter(model: Any, adapter_names: str | Sequence[str]) -> None:
-    """Makes one adapter, or several at once, the active ones: those that are used and that learn.
+    """Makes one adapter, or several at once, the active ones: those that are used and trained.
 
-    Several follow each other in the order in which they came into the model. If other weights learn than before, a
-    compiled model gets a new optimizer of the same configuration.
+    Several are applied in the order in which they were added to the model. If other weights are trainable than before,
+    a compiled model gets a new optimizer of the same configuration.
 
     Raises:
         ValueError: the model has no such adapter.
     """
-    _state(model).switch([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
+    _require_adapters(model).switch([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
 
 
 @contextlib.contextmanager
 def disable_adapter(model: Any) -> Iterator[Any]:
-    """Gives the base model for the time of a `with` block, also inside models and functions compiled before."""
-    current = _state(model)
+    """Turns all adapters off within a `with` block, also in models and functions compiled before."""
+    current = _require_adapters(model)
     current.switch(current.active, enabled=False)
     try:
         yield model
@@ -65,57 +65,57 @@ def delete_adapter(model: Any, adapter_name: str) -> None:
     Raises:
         ValueError: there is none of that name, or it is merged.
     """
-    _state(model).remove(adapter_name)
+    _require_adapters(model).remove(adapter_name)
 
 
 def merge_adapter(model: Any, adapter_names: Sequence[str] | None = None) -> None:
-    """Writes adapters, by default the active ones, into the weights of the base: they then cost nothing.
+    """Adds adapters, by default the active ones, to the weights of the base: they then cost no time.
 
     Raises:
         ValueError: a method cannot be merged, or is merged already.
     """
-    current = _state(model)
+    current = _require_adapters(model)
     current.merge(list(current.active if adapter_names is None else adapter_names))
 
 
 def unmerge_adapter(model: Any) -> None:
-    """Undoes `merge_adapter`: every bit of the base comes back from a kept copy."""
-    _state(model).unmerge()
+    """Undoes `merge_adapter`, bit for bit: the weights of the base were kept."""
+    _require_adapters(model).unmerge()
 
 
 def merge_and_unload(model: Any) -> Any:
-    """Merges the active adapters and removes all: what is left is a plain Keras model with the new weights."""
-    current = _state(model)
+    """Merges the active adapters and removes all: the result is a plain Keras model with the new weights."""
+    current = _require_adapters(model)
     current.merge([name for name in current.active if name not in current.merged])
-    current.leave()
+    current.remove_all()
     return model
 
 
 def unload(model: Any) -> Any:
-    """Removes all adapters: what is left is the model as it was, bit for bit."""
-    current = _state(model)
+    """Removes all adapters: the model is as it was before, bit for bit."""
+    current = _require_adapters(model)
     current.unmerge()
-    current.leave()
+    current.remove_all()
     return model
 
 
 def get_nb_trainable_parameters(model: Any) -> tuple[int, int]:
-    """Returns how many parameters learn, and how many there are with those of adapters."""
-    gates = {id(g) for bank in _banks(model) for g in bank.gates.values()}
+    """Returns the number of trainable parameters, and that of all parameters with those of adapters."""
+    gates = {id(g) for layer in adapter_layers(model) for g in layer.gates.values()}
     everything = sum(int(np.prod(v.shape)) for v in model.weights if id(v) not in gates)
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables), everything
 
 
 def print_trainable_parameters(model: Any) -> None:
-    """Prints how many parameters learn."""
-    learning, everything = get_nb_trainable_parameters(model)
-    share = 100 * learning / max(everything, 1)
-    print(f"trainable params: {learning:,} || all params: {everything:,} || trainable%: {share:.4f}")
+    """Prints the number of trainable parameters and their share of all."""
+    trainable, everything = get_nb_trainable_parameters(model)
+    share = 100 * trainable / max(everything, 1)
+    print(f"trainable params: {trainable:,} || all params: {everything:,} || trainable%: {share:.4f}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelStatus:
-    """What adapters a model has and what they do."""
+    """Which adapters a model has, and which of them are active or merged."""
 
     base_model_type: str
     peft_types: dict[str, str]
@@ -130,9 +130,9 @@ class ModelStatus:
 
 
 def get_model_status(model: Any) -> ModelStatus:
-    """Returns what adapters a model has and what they do."""
-    current = _state(model)
-    learning, everything = get_nb_trainable_parameters(model)
+    """Returns which adapters a model has, and which of them are active or merged."""
+    current = _require_adapters(model)
+    trainable, everything = get_nb_trainable_parameters(model)
     return ModelStatus(
         base_model_type=original_class(model).__name__,
         peft_types={name: adapter.peft_type for name, adapter in current.adapters.items()},
@@ -141,17 +141,18 @@ def get_model_status(model: Any) -> ModelStatus:
         merged_adapters=current.merged,
         enabled=current.enabled,
         num_adapter_layers=len(current.hosts),
-        trainable_params=learning,
+        trainable_params=trainable,
         total_params=everything,
     )
 
 
-def _banks(model: Any) -> list[Bank]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, Bank)]
+def adapter_layers(model: Any) -> list[AdapterLayer]:
+    """Returns the layers that hold the adapters of a model and of the models in it, one for each host."""
+    return [layer for layer in flatten_layers(model) if isinstance(layer, AdapterLayer)]
 
 
-def _state(model: Any) -> State:
-    found = state(model)
+def _require_adapters(model: Any) -> ModelAdapters:
+    found = adapters_of(model)
     if found is None:
         raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
     return found

@@ -8,26 +8,26 @@ from typing import Any
 import keras
 
 from kopt.peft.adapter import Adapter, adapters
-from kopt.peft.layers.site import original_class
-from kopt.peft.model.adapters import STATE, State, state
+from kopt.peft.layers import original_class, set_class
+from kopt.peft.model.adapters import ModelAdapters, adapters_of
 
 NAME = "PeftModel"
 
 
-def attach(
+def add_adapter(
     model: Any, adapter: Adapter, adapter_name: str, targets: Mapping[str, Mapping[str, Any]] | None = None
-) -> State:
+) -> ModelAdapters:
     """Adds an adapter to a model without making it the active one; `targets` is that of `plan`."""
     if not isinstance(adapter, Adapter):
         raise ValueError(f"Expected an adapter, as in kopt.peft.LoRA(r=8). Received: {adapter!r}")
     if hasattr(model, "call_with_cache") and not adapter.gated:
         raise ValueError(f"{type(adapter).__name__} cannot reach text generation, which does not pass through `call`.")
-    found = state(model)
-    current = found or State(model)
+    found = adapters_of(model)
+    current = found or ModelAdapters(model)
     current.add(adapter_name, adapter, targets)
     if found is None:
-        vars(model)[STATE] = current
-        object.__setattr__(model, "__class__", adapted_class(original_class(model)))
+        current.install()
+        set_class(model, adapted_class(original_class(model)))
     current.freeze()
     return current
 
@@ -47,7 +47,7 @@ def adapted_class(base: Any) -> type:
 
         @functools.wraps(base.call)
         def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            current = state(self)
+            current = adapters_of(self)
             return super().call(inputs if current is None else current.prepend(inputs), *args, **kwargs)
 
         def save(self, *args: Any, **kwargs: Any) -> None:
@@ -59,15 +59,15 @@ def adapted_class(base: Any) -> type:
             super().save_weights(*args, **kwargs)
 
         def _refuse_if_merged(self) -> None:
-            current = state(self)
-            for bank in () if current is None else current.hosts.values():
-                bank.refuse_if_merged()
+            current = adapters_of(self)
+            for layer in () if current is None else current.hosts.values():
+                layer.refuse_if_merged()
 
         def get_config(self) -> dict[str, Any]:
-            current = state(self)
+            current = adapters_of(self)
             if current is None:
                 return super().get_config()
-            with _plain(self, *(bank.host() for bank in current.hosts.values())):
+            with _plain(self, *(layer.host() for layer in current.hosts.values())):
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {
@@ -93,7 +93,7 @@ def adapted_class(base: Any) -> type:
             if model.built:
                 _restore(model)
             else:
-                object.__setattr__(model, "__class__", adapted_class(original_class(model)))
+                set_class(model, adapted_class(original_class(model)))
             return model
 
         def build_from_config(self, config: dict[str, Any]) -> None:
@@ -110,11 +110,11 @@ def _restore(model: Any) -> None:
     config = vars(model).pop("kopt_pending", None)
     if config is None:
         return
-    object.__setattr__(model, "__class__", original_class(model))
+    set_class(model, original_class(model))
     for entry in config["adapters"]:
         method = adapters()[entry["method"]]
-        attach(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
-    current = state(model)
+        add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
+    current = adapters_of(model)
     assert current is not None
     current.switch(config["active"])
 
@@ -124,12 +124,12 @@ def _plain(*layers: Any) -> Iterator[None]:
     """Gives layers the classes they had without adapters."""
     classes = [(layer, type(layer)) for layer in layers]
     for layer, _ in classes:
-        object.__setattr__(layer, "__class__", original_class(layer))
+        set_class(layer, original_class(layer))
     try:
         yield
     finally:
         for layer, cls in classes:
-            object.__setattr__(layer, "__class__", cls)
+            set_class(layer, cls)
 
 
 adapted_class(keras.Model)  # registers the name, so that a file can be loaded right after `import kopt`

@@ -9,7 +9,7 @@ import pytest
 from text_data import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentences, write_csv
 
 from kopt import peft
-from kopt.peft.model.adapters import state
+from kopt.peft.model import adapters_of
 from recipes.text_classification import docstrings, language_model, methods, recipe
 
 
@@ -23,7 +23,7 @@ def adapted(made):
         model = language_model.build(backbone, 2, 0.2, pooling)
         methods.add_adapter(model, methods.AdapterFlags(**flags), 0.2, pretrained)
         learning = methods.count_parameters(model)[0] - HEAD
-        adapter = state(model).adapters["default"]
+        adapter = adapters_of(model).adapters["default"]
         peft.unload(model)
         return adapter, learning
 

@@ -137,7 +137,7 @@ def test_export(baseline, made, train, quick, capsys):
     folder = train("--max-steps", "2")[1]
     command(capsys, "export", "--model", folder, "--to", "deep/merged", "--merge")
     whole = keras.models.load_model("deep/merged/model.keras")
-    assert not [layer for layer in whole._flatten_layers() if type(layer).__name__ == "Bank"]
+    assert not [layer for layer in whole._flatten_layers() if type(layer).__name__ == "AdapterLayer"]
     assert {p.name for p in Path("whole").iterdir()} == {"README.md", "labels.json", "model.keras"}
     head = train("--max-steps", "1", "--method", "head")[1]
     command(capsys, "export", "--model", head, "--to", "head")

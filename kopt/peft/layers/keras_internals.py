@@ -1,0 +1,166 @@
+"""What adapters read and change of Keras beyond what it documents.
+
+No other file of this wing but the one for KerasHub does so: after an upgrade of Keras, look here. The names that are
+gone are said by `tests/test_keras_internals.py`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.layers.convolutional.base_conv import BaseConv as BaseConv
+from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose as BaseConvTranspose
+from keras.src.models.functional import Functional as Functional
+from keras.src.utils.naming import to_snake_case as to_snake_case
+
+_CHILD = "kopt_adapters"
+"""The attribute under which a host keeps the child layer with its adapters. Files contain it."""
+_COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
+_KERNELS = ("_kernel", "_embeddings", "kernel", "pointwise_kernel")
+_BOOKKEEPING = ("_layers", "_operations", "_operations_by_depth", "_inbound_nodes", "_outbound_nodes")
+"""Attributes in which Keras lists layers that other attributes hold, or that only lie beside them in a graph."""
+
+# ------------------------------------------------------------------------------------------- the class of a layer
+
+
+def original_class(layer: Any) -> Any:
+    """Returns the class that a layer or model had before it got adapters."""
+    cls = type(layer)
+    return getattr(cls, "kopt_original", cls)
+
+
+def set_class(layer: Any, cls: Any) -> None:
+    """Changes the class of a layer or model, which stays the same object."""
+    object.__setattr__(layer, "__class__", cls)  # past Keras' own __setattr__, which tracks what it is given
+
+
+# ------------------------------------------------------------------------------------- the child that holds adapters
+
+
+def child_of(layer: Any) -> Any:
+    """Returns the child layer with the adapters of a layer, or None if it is no host."""
+    return vars(layer).get(_CHILD)
+
+
+def attach(layer: Any, child: Any, cls: type) -> None:
+    """Makes `child` the child layer with the adapters of `layer`, and `cls` the class of `layer`."""
+    with unlocked(layer):
+        setattr(layer, _CHILD, child)
+    child._parent_path = layer.path or layer.name
+    child._path = f"{child._parent_path}/{child.name}"
+    set_class(layer, cls)
+
+
+def detach(layer: Any) -> None:
+    """Undoes `attach`."""
+    set_class(layer, original_class(layer))
+    with unlocked(layer):
+        layer._tracker.untrack(child_of(layer))
+        delattr(layer, _CHILD)
+
+
+@contextlib.contextmanager
+def unlocked(layer: Any) -> Iterator[None]:
+    """Lets a built layer take or drop variables and child layers."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+# ------------------------------------------------------------------------------------------------- layers of a model
+
+
+def flatten_layers(model: Any) -> list[Any]:
+    """Returns a model or layer and all layers in it, at any depth."""
+    layers: list[Any] = model._flatten_layers()
+    return layers
+
+
+def child_layers(layer: Any) -> list[Any]:
+    """Returns the layers directly below, without the child that holds adapters."""
+    inner = getattr(layer, "_functional", None)  # a Sequential's other view of the same layers
+    return [c for c in layer._layers if c is not inner and c is not child_of(layer)]
+
+
+def attributes_of(layer: Any) -> dict[str, Any]:
+    """Returns the attributes of a layer, without the lists in which Keras and TensorFlow keep the same things again."""
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _BOOKKEEPING and not name.startswith("_self_")  # TensorFlow's
+    }
+
+
+# --------------------------------------------------------------------------------------------- variables of a layer
+
+
+def direct_variables(layer: Any) -> list[Any]:
+    """Returns the variables that a layer itself created to be trained, also while they are frozen."""
+    return list(layer._trainable_variables)
+
+
+def own_variables(layer: Any) -> dict[str, keras.Variable]:
+    """Returns those of the direct variables that the layer keeps as attributes, by attribute."""
+    own = {id(v) for v in direct_variables(layer)}
+    return {name: v for name, v in vars(layer).items() if id(v) in own}
+
+
+def kernel_attribute(layer: Any) -> str | None:
+    """Returns the attribute that holds the kernel or table of embeddings of a layer, if it has one."""
+    attributes = vars(layer)
+    return next((a for a in _KERNELS if isinstance(v := attributes.get(a), keras.Variable) and len(v.shape) >= 2), None)
+
+
+def untrack(layer: Any, variable: keras.Variable) -> None:
+    """Makes an unlocked layer forget a variable."""
+    layer._untrack_variable(variable)
+
+
+def stored_value(variable: keras.Variable) -> Any:
+    """Returns the value of a variable in its own dtype, also inside a layer that computes in another."""
+    return variable._value
+
+
+def is_trainable(layer: Any) -> bool:
+    """Returns the flag of the layer itself."""
+    return bool(layer._trainable)
+
+
+def set_trainable(layer: Any, value: bool) -> None:
+    """Sets the flag of the layer itself; `layer.trainable = value` would set those of all that is in it too."""
+    layer._trainable = value
+
+
+# ------------------------------------------------------------------------------------------- calls and compilation
+
+
+def in_forward_pass() -> bool:
+    """Returns whether some Keras layer is being called."""
+    return global_state.get_global_attribute("current_call_ctx") is not None
+
+
+def strategy_of(variable: keras.Variable) -> contextlib.AbstractContextManager[Any]:
+    """Returns the scope of the distribution strategy that a variable was created under."""
+    strategy = getattr(variable.value, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def causal_padding(convolution: Any) -> Any:
+    """Returns by how much a convolution with padding="causal" pads each axis of its input."""
+    return convolution._compute_causal_padding()
+
+
+def forget_functions(model: Any) -> None:
+    """Makes a model trace its compiled functions anew when they are needed next."""
+    for attr in _COMPILED:
+        if getattr(model, attr, None) is not None:
+            setattr(model, attr, None)
+
+
+def trained_by(optimizer: Any) -> list[Any]:
+    """Returns the variables that an optimizer was built for."""
+    return list(optimizer._trainable_variables)
