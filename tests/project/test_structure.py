@@ -222,11 +222,11 @@ def test_an_optimizer_is_two_classes():
 @pytest.mark.parametrize("name", rules())
 def test_what_is_called_through_self_is_in_one_chain(name):
     for cls in own(rules()[name].__mro__):
-        assert len(own(cls.__bases__)) <= 1, f"{cls.__name__} has several bases"
+        # ScheduleFree alone is both a wrapper and an average of iterates
+        assert len(own(cls.__bases__)) <= 1 or cls is kopt.ScheduleFree, f"{cls.__name__} has several bases"
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("self."):
-                method = ast.unparse(node.func).split(".")[1]
-                assert hasattr(cls, method) or method in ("_held", "setup"), f"{cls.__name__} calls self.{method}"
+            if isinstance(node, ast.Call) and (found := re.fullmatch(r"self\.(\w+)", ast.unparse(node.func))):
+                assert hasattr(cls, found[1]), f"{cls.__name__} calls {found[0]}"
 
 
 @pytest.mark.slow
