@@ -79,7 +79,7 @@ def _optimizer_row(cls: Any) -> Row:
         "name": cls.__name__,
         "slots": list(slots_of(optimizer)),
         "bytes_per_parameter": round(state_bytes(optimizer), 2),
-        "row_wise": cls.row_wise,
+        "row_wise": optimizer.row_wise,
         "about": about(cls),
         "reference": reference(cls),
     }

@@ -11,6 +11,10 @@ import keras
 if TYPE_CHECKING:
 
     class KerasOptimizer:
+        slots: Any  # attributes or properties of a rule
+        shared: Any
+        needs_loss: Any
+
         def __getattr__(self, name: str) -> Any: ...
         def build(self, variables: Any) -> None: ...
         def scale_loss(self, loss: Any) -> Any: ...

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import keras
 from keras import ops
@@ -111,12 +111,13 @@ class Optimizer(Configurable, KerasOptimizer):
     kept = ("built", "nonfinite_steps", "clipped_steps", "gradient_norm")
     # Facts of a rule: class attributes, or properties where they follow from the arguments.
 
-    slots: ClassVar[Any] = {}
-    """What the rule remembers of each weight: a `Slot` by name."""
-    shared: ClassVar[Any] = {}
-    """What all weights share: initial numbers or arrays by name."""
-    needs_loss: ClassVar[Any] = False
-    """Whether the rule looks at the loss: the shared value `loss`."""
+    if not TYPE_CHECKING:  # where `KerasOptimizer` has them, so that checkers take attributes and properties
+        slots = {}
+        """What the rule remembers of each weight: a `Slot` by name."""
+        shared = {}
+        """What all weights share: initial numbers or arrays by name."""
+        needs_loss = False
+        """Whether the rule looks at the loss: the shared value `loss`."""
     row_wise: ClassVar[Any] = True
     """Whether the rule on some rows of a weight gives some rows of the rule."""
     precise: ClassVar[Any] = False
@@ -276,6 +277,7 @@ class Optimizer(Configurable, KerasOptimizer):
             self._held.note_loss(loss)
         return super().scale_loss(loss)
 
+    @backend.unconverted
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Makes one update, or accumulates towards one.
 
@@ -289,7 +291,8 @@ class Optimizer(Configurable, KerasOptimizer):
             FloatingPointError: a gradient is not finite and `on_nonfinite` is "raise" (eager; inside a graph
                 `tf.errors.InvalidArgumentError`).
         """
-        if not (grads := list(grads)):
+        grads = list(grads)
+        if not grads:
             return
         if trainable_variables is None:
             trainable_variables = [p.variable for p in self.setup.parameters]

@@ -70,7 +70,10 @@ def check_new(owner: str, old: Any, new: Any, traced: bool) -> None:
 
 def given(rate: Any) -> Any:
     """Returns a schedule or callable as it is, a number in its shortest form: 0.001, not 0.0010000000474974513."""
-    return float(str(np.asarray(rate.numpy())[()])) if isinstance(rate, keras.Variable) else rate
+    if not isinstance(rate, keras.Variable):
+        return rate
+    with backend.outside_graph():
+        return float(str(np.asarray(rate.numpy())[()]))
 
 
 def serialized(owner: str, config: Mapping[str, Any]) -> dict[str, Any]:
