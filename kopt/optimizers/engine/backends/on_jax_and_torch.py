@@ -53,8 +53,15 @@ def stop_unless(fine: Tensor, message: str) -> None:
 
 
 def raise_on(flags: Tensor, labels: Sequence[str], owner: str) -> None:
-    """Raises `FloatingPointError`."""
-    if not bool(ops.all(flags)):
+    """Raises `FloatingPointError`, in a compiled train step `ValueError` at once."""
+    try:
+        fine = bool(ops.all(flags))
+    except TypeError:  # JAX has no value yet
+        raise ValueError(
+            f"{owner}: on_nonfinite='raise' cannot stop a compiled train step. Use on_nonfinite='skip', or compile the "
+            "model with run_eagerly=True."
+        ) from None
+    if not fine:
         raise FloatingPointError(f"{owner}: a gradient or new weight is not finite; the update was skipped.")
 
 
