@@ -59,7 +59,7 @@ def raise_on(flags: Tensor, labels: Sequence[str], owner: str) -> None:
     except TypeError:  # JAX has no value yet
         raise ValueError(
             f"{owner}: on_nonfinite='raise' cannot stop a compiled train step. Use on_nonfinite='skip', or compile the "
-            "model with run_eagerly=True."
+            "model with jit_compile=False."
         ) from None
     if not fine:
         raise FloatingPointError(f"{owner}: a gradient or new weight is not finite; the update was skipped.")
