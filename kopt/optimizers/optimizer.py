@@ -108,7 +108,7 @@ class Optimizer(Configurable, KerasOptimizer):
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     name: str | None = None
 
-    kept = ("built", "nonfinite_steps", "clipped_steps", "gradient_norm")
+    kept = ("built", "setup", "nonfinite_steps", "clipped_steps", "gradient_norm")
     # Facts of a rule: class attributes, or properties where they follow from the arguments.
 
     if not TYPE_CHECKING:  # where `KerasOptimizer` has them, so that checkers take attributes and properties
@@ -118,6 +118,7 @@ class Optimizer(Configurable, KerasOptimizer):
         """What all weights share: initial numbers or arrays by name."""
         needs_loss = False
         """Whether the rule looks at the loss: the shared value `loss`."""
+
     row_wise: ClassVar[Any] = True
     """Whether the rule on some rows of a weight gives some rows of the rule."""
     precise: ClassVar[Any] = False

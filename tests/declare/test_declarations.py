@@ -221,7 +221,9 @@ def test_an_argument_cannot_have_the_name_of_a_method(name):
         declare(annotations={name: float}, **{name: 0.5})
 
 
-@pytest.mark.parametrize("name", ["fields", "leading", "built", "gradient_norm", "nonfinite_steps", "clipped_steps"])
+@pytest.mark.parametrize(
+    "name", ["fields", "leading", "built", "setup", "gradient_norm", "nonfinite_steps", "clipped_steps"]
+)
 def test_an_argument_cannot_have_the_name_of_what_an_optimizer_keeps(name):
     with pytest.raises(TypeError, match=f"Mine: .* has {name!r} already. Give the argument another name"):
         declare(annotations={name: float}, **{name: 0.5})

@@ -199,6 +199,7 @@ def test_in_a_clone_the_recipes_beside_kopt_are_taken():
     assert recipe.__name__ == "recipes.mnist" and pathlib.Path(recipe.__file__) == ROOT / "recipes" / "mnist.py"
 
 
+@pytest.mark.slow
 def test_inside_of_kopt_they_come_first(tmp_path):
     for folder in ("kopt", "recipes"):
         shutil.copytree(ROOT / folder, tmp_path / ("kopt/recipes" if folder == "recipes" else folder))
@@ -214,6 +215,7 @@ def test_strangers_that_have_been_imported_are_named(monkeypatch):
         load("mnist")
 
 
+@pytest.mark.slow
 def test_a_strangers_recipes_are_not_taken(tmp_path):
     package = tmp_path / "recipes"
     package.mkdir()
@@ -234,6 +236,7 @@ assert not {"tyro", "yaml"} & set(sys.modules) and not [name for name in sys.mod
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_quiet():
     program = "import sys; from kopt.__main__ import main; sys.exit(main(['optimizers']))"
     read, write = os.pipe()
@@ -247,6 +250,7 @@ def test_a_closed_pipe_is_quiet():
     assert "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_greek_letters_there_are_question_marks():
     done = python("-m", "kopt", "info", "lion", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "m ? " in done.stdout, done.stderr
