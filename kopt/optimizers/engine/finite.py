@@ -4,16 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.backends.records import Write
 from kopt.optimizers.engine.parameter import read
 from kopt.optimizers.engine.setup import Setup
-from kopt.optimizers.engine.tensor_math import Tensor, too_large
+from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 
 UNUSUAL = 100.0
 """A learning rate above which new weights and slots are looked at, if `on_nonfinite` asks for finite ones."""
+
+
+def moderate(gradients: Sequence[Tensor]) -> Tensor:
+    """Returns which gradients have squares that stay clear of overflow; none if that of all together does not."""
+    squares = [sum_of_squares(g) for g in gradients]
+    flags = ops.stack([x < too_large(x.dtype) for x in squares])
+    if any(keras.backend.standardize_dtype(x.dtype) == "float64" for x in squares):
+        return flags
+    return _judged_together(flags, sum(squares) < too_large("float32"))
 
 
 def moderate_as_given(setup: Setup, gradients: Sequence[Any]) -> Tensor:
@@ -24,10 +34,20 @@ def moderate_as_given(setup: Setup, gradients: Sequence[Any]) -> Tensor:
     sums = backend.bounds_of_squares([g for _, g in active], dtypes, dtype)
     room = min((setup.options.loss_scale_factor or 1.0) ** 2, 2.0**9)
     flags = sums < ops.convert_to_tensor([too_large(x) * room for x in dtypes], dtype)
-    if dtype == "float64":
-        return flags
-    # Where one is too large by itself, it alone is to blame.
-    return ops.logical_or(ops.logical_and(flags, ops.sum(sums) < too_large(dtype) * room), _blame(flags))
+    return flags if dtype == "float64" else _judged_together(flags, ops.sum(sums) < too_large(dtype) * room)
+
+
+def too_large(dtype: Any) -> float:
+    """Returns the square of a norm that counts as not finite: a rule may multiply it by some hundreds."""
+    return float(np.finfo(keras.backend.standardize_dtype(dtype)).max) / 2**10
+
+
+def _judged_together(flags: Tensor, fine: Tensor) -> Tensor:
+    """Returns the flags, all False unless all gradients together are `fine`.
+
+    Where one is too large by itself, it alone is to blame.
+    """
+    return ops.logical_and(flags, ops.logical_or(fine, ops.logical_not(ops.all(flags))))
 
 
 def needs_care(setup: Setup, rate: Tensor) -> Any:
@@ -63,11 +83,6 @@ def kept_unless(fine: Tensor, write: Write) -> Write:
     """Returns a write that leaves the variable as it is unless all is `fine`."""
     old = read(write.variable, write.rows)
     return Write(write.variable, ops.where(fine, ops.cast(write.value, old.dtype), old), write.rows)
-
-
-def _blame(flags: Tensor) -> Tensor:
-    """Returns the flags if one is False, else none."""
-    return ops.logical_and(flags, ops.logical_not(ops.all(flags)))
 
 
 def _is_float(x: Tensor) -> bool:

@@ -9,10 +9,10 @@ from kopt.optimizers.engine import rule_checks
 from kopt.optimizers.engine.backends.backend import Update, backend
 from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.clipping import Active, clip
-from kopt.optimizers.engine.finite import are_finite, kept_unless
+from kopt.optimizers.engine.finite import are_finite, kept_unless, moderate
 from kopt.optimizers.engine.parameter import Parameter
 from kopt.optimizers.engine.setup import Setup, with_prefix
-from kopt.optimizers.engine.tensor_math import Tensor, moderate
+from kopt.optimizers.engine.tensor_math import Tensor
 
 
 def step(

@@ -1,11 +1,8 @@
 """Pure functions from tensors to tensors, shared by the rules."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import keras
-import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -37,26 +34,6 @@ def with_decay(u: Tensor, w: Tensor, s: Any) -> Tensor:
 def sum_of_squares(x: Tensor) -> Tensor:
     """Squared Euclidean norm over all axes."""
     return ops.sum(ops.square(x))
-
-
-def moderate(gradients: Sequence[Tensor]) -> Tensor:
-    """Returns which gradients have squares that stay clear of overflow; none if that of all together does not."""
-    squares = [sum_of_squares(g) for g in gradients]
-    total = sum(ops.cast(x, "float32") for x in squares)
-    flags = ops.stack([x < too_large(x.dtype) for x in squares])
-    if _any_wide(squares):
-        return flags
-    # Where one is too large by itself, it alone is to blame.
-    return ops.logical_and(flags, ops.logical_or(total < too_large("float32"), ops.logical_not(ops.all(flags))))
-
-
-def too_large(dtype: Any) -> float:
-    """Returns the square of a norm that counts as not finite: a rule may multiply it by some hundreds."""
-    return float(np.finfo(keras.backend.standardize_dtype(dtype)).max) / 2**10
-
-
-def _any_wide(tensors: Sequence[Tensor]) -> bool:
-    return any(keras.backend.standardize_dtype(x.dtype) == "float64" for x in tensors)
 
 
 def beside(numbers: Tensor, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class ModelAdapters:
                     self.hosts[path] = AdapterLayer(step.layer, path)
                     new.append(path)
                 self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng)
-        except Exception:
+        except Exception:  # whatever it is, the model is left as it was
             for path in plans:
                 if path in self.hosts:
                     self.hosts[path].remove(name)

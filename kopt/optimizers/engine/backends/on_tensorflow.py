@@ -172,7 +172,7 @@ def commit_if(condition: tf.Tensor | None, compute: Callable[[], Any]) -> tf.Ten
 
 
 def add_beside(optimizer: Any, like: Any, name: str, shape: Any, dtype: Any, initializer: Any) -> keras.Variable:
-    """Adds a variable on the devices of another one."""
+    """Adds a variable on the devices of another one, under the strategy that the optimizer was made in."""
     label = getattr(like, "path", like.name).replace("/", "_").replace(":", "_")
     with optimizer._distribution_strategy.extended.colocate_vars_with(_native(like)):
         return optimizer.add_variable(shape, initializer, dtype, name=f"{label}_{name}")
