@@ -1,7 +1,7 @@
 """How the state of an optimizer begins, and begins anew.
 
-Keras creates the averages, the accumulators and the counter of batches, and knows the scales of float8; it has no public
-names for them.
+Keras creates the averages, the accumulators and the counter of batches, and knows the scales of float8; it has no
+public names for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
