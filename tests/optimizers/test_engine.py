@@ -91,6 +91,15 @@ def test_repeated_rows_are_summed_before_they_are_clipped():
     np.testing.assert_allclose(one_step(kopt.SGD(1.0, global_clipnorm=1.0), np.zeros((4, 1)), g).ravel(), [0, 0, -1, 0])
 
 
+def test_rate_and_decay_of_each_weight_follow_their_own_factors():
+    """w ← w (1 - m η f λₜ) without a gradient: m from `multipliers`, f from `decay_mask`, λ₁ = 0.8, λ₂ = 0.4."""
+    decay = keras.optimizers.schedules.PolynomialDecay(0.8, decay_steps=2, end_learning_rate=0.0)
+    optimizer = kopt.SGD(0.5, weight_decay=decay, decay_mask=[("kernel", 0.5)], multipliers=[("bias", 0.25)])
+    done = descend(optimizer, [np.ones(1)] * 3, [[np.zeros(1)] * 3] * 2)
+    expected = [(1 - 0.2) * (1 - 0.1), (1 - 0.1) * (1 - 0.05), (1 - 0.4) * (1 - 0.2)]
+    np.testing.assert_allclose(np.ravel(done), expected, rtol=1e-6)
+
+
 def test_watch_keeps_the_norm_only_while_it_is_on():
     optimizer, (v,) = kopt.SGD(0.1), variables([np.zeros(2)])
     optimizer.apply([tf.constant([3.0, 4.0])], [v])
