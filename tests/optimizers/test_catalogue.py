@@ -7,6 +7,8 @@ import re
 import statistics
 import sys
 
+import pytest
+import references
 from registry import RULES, every_rule
 
 from kopt.declare.described import own_arguments
@@ -81,3 +83,8 @@ def test_files_of_rules_are_short():
 def test_rules_share_abstract_bases():
     found = {name for name, cls in RULES.items() if {*cls.__mro__[1:]} & {*RULES.values()}}
     assert found == {*EXTENDING}
+
+
+def test_a_rule_without_a_reference_is_told_where_to_put_it():
+    with pytest.raises(LookupError, match=r"Mine has no reference.*tests/support/references/.*RULES"):
+        references.descend("Mine", [], [])

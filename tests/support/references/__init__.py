@@ -39,7 +39,16 @@ def tilted(weights, first, gradients):
 
 
 def descend(name, weights, gradients, **hyper):
-    """Returns the weights after a step with each of the gradients."""
+    """Returns the weights after a step with each of the gradients.
+
+    Raises:
+        LookupError: no module here has a reference of that name.
+    """
+    if name not in RULES and name not in JOINT:
+        raise LookupError(
+            f"{name} has no reference. Write it from the paper in a module of tests/support/references/, and put it "
+            f"under {name!r} into RULES there (JOINT if it looks at all weights together)."
+        )
     if name in JOINT:
         step = JOINT[name](weights, **hyper)
     else:
