@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from generate import PARITY, PEERS, WITHOUT_PEER, difference
+from generate import COMMAND, PARITY, PEERS, WITHOUT_PEER, difference
 from problems import rules
 
 
@@ -16,9 +16,13 @@ def test_equals_the_reference_in_float32(name, decay):
 
 def test_every_rule_has_its_row():
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PARITY.read_text(encoding="utf-8"), re.M)
-    assert [name for name, _ in rows] == list(rules())
+    assert [name for name, _ in rows] == list(rules()), f"Run `{COMMAND}`."
     for name, cells in rows:
         _, plain, decayed, peer, with_peer, _, why = map(str.strip, cells.split("|"))
         assert float(plain) <= 1e-6 and float(decayed) <= 1e-6
-        assert peer == PEERS[name]["peer"] if name in PEERS else why == WITHOUT_PEER[name]
+        assert name in PEERS or name in WITHOUT_PEER, (
+            f"{name} has no peer. Give it one in benchmarks/parity.py, and run that; or say in WITHOUT_PEER of "
+            f"docs/generate.py why there is none. Then run `{COMMAND}`."
+        )
+        assert peer == PEERS[name]["peer"] if name in PEERS else why == WITHOUT_PEER[name], f"Run `{COMMAND}`."
         assert name not in PEERS or float(with_peer) <= 1e-6 or why, f"{name} differs from its peer: say why"

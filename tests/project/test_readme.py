@@ -53,6 +53,8 @@ def test_optimizers_that_are_named_exist():
     named = re.findall(r"`(\w+)`", table)
     assert len(named) == len(set(named)) > 50
     assert set(named) <= set(rules())
+    missing = sorted(set(rules()) - set(named))
+    assert not missing, f"Give each a place in the table of families in README.md: {missing}"
 
 
 @pytest.mark.slow
