@@ -79,7 +79,8 @@ def test_table_of_optimizers(capsys):
 def test_tables_as_json(command, names, capsys):
     assert ended(command, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in rows} == set(names)
+    found = {row["name"] for row in rows}
+    assert found == set(names), f"registered and not exported, or the reverse: {sorted(found ^ set(names))}"
     assert all(row["about"] and row["reference"] for row in rows)
 
 

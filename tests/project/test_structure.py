@@ -17,6 +17,7 @@ from sources import KOPT, ROOT, SOURCES, imports, tree
 
 import kopt
 import kopt.tensorboard
+from kopt import catalogue
 
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
     r"kopt\.declare\.(kinds|described|registry|path_rules|keras_bases)",
@@ -61,8 +62,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.model\.model_class",
     r"kopt\.peft\.model\.functions",
     r"kopt\.peft\.model",
-    r"kopt\.peft\.methods\.(bitfit|bottleneck|ia3|layer_norm_tuning|lora|prompt)",
-    r"kopt\.peft\.methods\.dora",
+    r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",
     r"kopt\.peft\.methods",
     r"kopt\.peft\.exchange\.(tensor_file|kerashub_converter)",
@@ -80,7 +80,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt",
     r"kopt\.__main__",
 ]
-RULES = next(i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w*"))
+CATALOGUED = [i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w*")]
+"""The layers of the rules and of the methods, of which one may build on another; circles are looked for apart."""
 MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
 
 
@@ -93,15 +94,38 @@ def layer(name):
     for height, pattern in enumerate(LAYERS):
         if re.fullmatch(pattern, name):
             return height
-    raise AssertionError(f"{name} has no layer. Give it one in {__file__}.")
+    place = "in LAYERS in tests/project/test_structure.py: above all that it imports, below all that import it"
+    raise AssertionError(f"{name} has no layer. Give it one {place}.")
 
 
 @pytest.mark.parametrize("name", KOPT)
 def test_imports_point_downwards(name):
     for imported in imports(name) & set(SOURCES):
         assert imported in KOPT, f"{name} imports {imported}"
-        kin = layer(name) == layer(imported) == RULES  # a rule may build on another
+        kin = layer(name) == layer(imported) and layer(name) in CATALOGUED
         assert kin or layer(imported) < layer(name), f"{name} imports {imported}, which is not below it"
+
+
+def test_every_module_is_imported():
+    packages = {name.rpartition(".")[0] for name in KOPT}
+    used = set().union(*(imports(name) for name in KOPT)) | packages | {"kopt.__main__"}
+    for name in KOPT:
+        folder = str(SOURCES[name].parent.relative_to(ROOT))
+        assert name in used, (
+            f"Nothing imports {name}, so that no test sees it. Export its class in {folder}/__init__.py."
+        )
+
+
+def test_every_class_of_a_registry_is_exported():
+    for family, (_, _, module) in catalogue.FAMILIES.items():
+        public, door = sys.modules[module], module.replace(".", "/") + "/__init__.py"
+        for cls in catalogue.classes(family).values():
+            name = cls.__name__
+            line = f"from {cls.__module__} import {name} as {name}"
+            advice = (
+                f"The {family} {name} is not in {module}. Export it in {door}, by way of the facades between: {line}"
+            )
+            assert getattr(public, name, None) is cls, advice
 
 
 def test_imports_are_acyclic():
@@ -188,7 +212,10 @@ def test_facades_only_import():
 
 def test_all_is_what_is_public():
     public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
-    assert set(kopt.__all__) == {name for name in public if name not in ("catalogue", "training")}
+    exported = {name for name in public if name not in ("catalogue", "training")}
+    missing, unknown = sorted(exported - {*kopt.__all__}), sorted({*kopt.__all__} - exported)
+    assert not missing, f"Add to __all__ in kopt/__init__.py, which type checkers read: {missing}"
+    assert not unknown, f"__all__ in kopt/__init__.py has what is not imported there: {unknown}"
     assert kopt.tensorboard.OptimizerStats
 
 
