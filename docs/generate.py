@@ -144,7 +144,7 @@ def adapter_table() -> str:
     lines = ["| method | what it is | merges | file of `peft` | reference |", "|---|---|---|---|---|"]
     for cls in peft.adapters().values():
         if cls.__module__.startswith("kopt."):
-            known = cls.peft_type if cls.peft_type not in catalogue.NO_FILE else "-"
+            known = cls.peft_type if cls.in_peft else "-"
             merges = "yes" if cls.mergeable else "no"
             lines.append(f"| `{cls.__name__}` | {catalogue.about(cls)} | {merges} | {known} | {reference(cls)} |")
     return "\n".join([*lines, ""])

@@ -27,8 +27,6 @@ FAMILIES: dict[str, tuple[Registry, Any, Any]] = {
     "schedule": (SCHEDULES, Schedule, "kopt.schedules"),
 }
 """Registry, base class and public module of each family."""
-NO_FILE = ("BITFIT", "BOTTLENECK")
-"""Types of adapter that Hugging Face peft has no file for."""
 
 
 def classes(family: str) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def adapters() -> list[Row]:
         {
             "name": cls.__name__,
             "merges": cls.mergeable,
-            "peft_file": None if cls.peft_type in NO_FILE else cls.peft_type,
+            "peft_file": cls.peft_type if cls.in_peft else None,
             "about": about(cls),
             "reference": reference(cls),
         }

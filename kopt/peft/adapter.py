@@ -133,6 +133,8 @@ class Adapter(Configurable):
 
     peft_type: ClassVar[str] = ""
     """What `adapter_config.json` calls the method."""
+    in_peft: ClassVar[bool] = False
+    """Whether Hugging Face peft has a method of that `peft_type`. If not, the file also says the class."""
     fixed: ClassVar[dict[str, Any]] = {}
     """Fields of that file that tell classes of one `peft_type` apart."""
     mergeable: ClassVar[bool] = True
@@ -167,7 +169,10 @@ class Adapter(Configurable):
     # ----------------------------------------------------------------------------------------- what a method is
 
     def weights(self, site: Site) -> dict[str, Weight]:
-        """Returns the weights at one site by name. None by default: the method trains copies of own variables only."""
+        """Returns the weights at one site by name. None by default: the method trains copies of own variables only.
+
+        Names that Hugging Face peft does not have begin with `adapter_`: files are read by the names.
+        """
         return {}
 
     def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:

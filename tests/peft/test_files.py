@@ -13,6 +13,8 @@ from probes import outputs, same, scramble
 from safetensors.numpy import load_file
 
 from kopt import peft
+from kopt.declare.registry import ADAPTERS
+from kopt.peft.adapter import Adapter, Weight, ones
 from kopt.peft.exchange.tensor_file import read_tensors
 from kopt.peft.model import adapters_of
 
@@ -194,3 +196,22 @@ def test_imports_are_few():
     program = f"import sys, kopt.peft; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_method_that_peft_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(ADAPTERS, "_classes", ADAPTERS.classes())
+
+    class Scale(Adapter):
+        peft_type = "SCALE"
+
+        def weights(self, site):
+            return {"adapter_scale": Weight(("out",), ones)}
+
+        def effective(self, w, p):
+            return w * (1 + p.gate * (p.adapter_scale - 1))
+
+    model = peft.get_peft_model(image_model(), Scale(target_modules="all-linear"))
+    scramble(model)
+    peft.save_pretrained(model, tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["method"] == "scale"
+    np.testing.assert_allclose(outputs(peft.load_adapter(image_model(), tmp_path), IMAGES), outputs(model, IMAGES))

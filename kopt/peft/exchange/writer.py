@@ -15,8 +15,6 @@ from kopt.peft.exchange.placement import Port
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
 from kopt.peft.host import AdapterLayer
 
-_NAMED_BY_CLASS = ("BITFIT", "BOTTLENECK")
-"""Methods that peft does not know; their files say the class."""
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 """The tasks that peft knows; others are written as none."""
@@ -175,7 +173,7 @@ class Writer:
             (module,) = joined.values()
             config |= {"token_dim": module.tensors[PROMPT].shape[1], "num_transformer_submodules": 1}
             self.task_type = self.task_type or "FEATURE_EXTRACTION"
-        if adapter.peft_type in _NAMED_BY_CLASS:
+        if not adapter.in_peft:
             config["method"] = type(adapter).__name__.lower()
         known = {"base_model_name_or_path": None, "inference_mode": True} | adapter.extra | self.extra
         task_type = self.task_type if self.task_type in _TASKS else None

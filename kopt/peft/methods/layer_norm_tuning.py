@@ -21,6 +21,7 @@ class LayerNormTuning(Adapter):
     """
 
     peft_type = "LN_TUNING"
+    in_peft = True
 
     @override
     def can_host(self, layer: Any, site: Site | None) -> bool:

@@ -53,6 +53,7 @@ class LoRA(Adapter):
     """
 
     peft_type = "LORA"
+    in_peft = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     default_targets = ("query", "value")
 

@@ -30,6 +30,7 @@ class PromptTuning(Adapter):
     """
 
     peft_type = "PROMPT_TUNING"
+    in_peft = True
     mergeable = False
     gated = False
     kinds = ("embedding",)
