@@ -116,7 +116,15 @@ class Parameter:
     # ------------------------------------------------------------------------------------------------- writing
 
     def moved(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor, salt: int) -> list[Write]:
-        """Returns the writes of a weight that an update moves from `old` to `new`: constrained, averaged, rounded."""
+        """Returns the writes of a weight that an update moves from `old` to `new`: constrained, averaged, rounded.
+
+        Args:
+            g: the gradient, which says the rows.
+            old: the weight, or these rows of it, before the step.
+            new: the same after the step.
+            update: the number of this update.
+            salt: tells the random numbers of stochastic rounding apart from those of other weights and slots.
+        """
         constraint = getattr(self.variable, "constraint", None)
         if constraint:  # it sees the whole weight
             if g.rows is not None:
@@ -139,7 +147,7 @@ class Parameter:
         return [*residual, (self.variable, stored)]
 
     def encoded(self, g: Gradient, new: Mapping[str, Tensor], update: Tensor, salt: int) -> list[Write]:
-        """Returns the writes of new slots."""
+        """Returns the writes of new slots; arguments as for `moved`."""
         noise = _noise(update, salt)
         return [
             write(self.slots[name][k], x, g)

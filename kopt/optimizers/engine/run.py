@@ -50,10 +50,12 @@ def _compiled_step(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: T
 
 
 def _fast(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    """Makes a step of which nothing is looked at: nobody asks, or the gradients were judged and no more is needed."""
     return step(setup, gradients, rate, loss, judged=True, careful=False)
 
 
 def _careful(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    """Makes a step with gradients that were judged, and looks at the new weights and slots."""
     return step(setup, gradients, rate, loss, judged=True)
 
 
@@ -96,4 +98,5 @@ def _accumulated(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Ten
 
 
 def _compiled(setup: Setup, function: Callable[..., Any], xla: bool = False) -> Callable[..., Any]:
+    """Returns a function of this module without its first argument, as a graph that `setup` keeps."""
     return backend.compiled(setup.graphs, function.__name__, functools.partial(function, setup), xla)

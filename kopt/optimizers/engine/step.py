@@ -104,7 +104,18 @@ def settle(
     number: Tensor,
     times: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Returns the new shared values: every weight contributes to sums, and each rule settles its own."""
+    """Returns the new shared values: every weight contributes to sums, and each rule settles its own.
+
+    Args:
+        setup: the optimizer.
+        active: the weights that have a gradient.
+        weights: their values, before the update, in the same order.
+        slots: their slots, likewise.
+        shared: the shared values before the update, by name.
+        rate: η.
+        number: of this update, 1, 2, ..., as an integer.
+        times: that number as t, by the dtype in which a rule sees it.
+    """
     t, sums, settled = times[setup.scalar_dtype], dict[str, Tensor](), dict[str, Tensor]()
     for (p, g), w, s in zip(active, weights, slots, strict=True):
         view = setup.view(p, s, shared, rate, number)
