@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kopt.declare.patterns import check_pattern, is_found
+
 Rules = Sequence[tuple[str, float]]
 
 
@@ -25,11 +27,11 @@ def check_rules(rules: Iterable[Any]) -> tuple[tuple[str, float], ...]:
     for rule in rules:
         try:
             pattern, factor = rule
-            re.compile(pattern)
+            pattern = check_pattern(pattern)
             factor = float(factor)
             if not 0 <= factor < math.inf:
                 raise ValueError("the factor must be finite and not negative")
-        except (TypeError, ValueError, re.error) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{wanted}; {rule!r} is none ({error})") from None
         checked.append((pattern, factor))
     return tuple(checked)
@@ -98,10 +100,10 @@ def resolve(owner: str, rules: Rules, paths: Sequence[str], default: float = 1.0
         ValueError: a pattern is found in no path, which is a typing error more often than not.
     """
     for pattern, _ in rules:
-        if paths and not any(re.search(pattern, path) for path in paths):
+        if paths and not any(is_found(pattern, path) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
             raise ValueError(
                 f"{owner}: the pattern {pattern!r} is found in none of the {len(paths)} weights. "
                 f"Nearest: {', '.join(near)}. Correct the pattern or leave it out."
             )
-    return [next((value for pattern, value in rules if re.search(pattern, path)), default) for path in paths]
+    return [next((value for pattern, value in rules if is_found(pattern, path)), default) for path in paths]

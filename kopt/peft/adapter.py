@@ -12,13 +12,17 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from keras import ops
 
-from kopt.declare import Configurable, Convert
+from kopt.declare import Configurable, Convert, Range
 from kopt.declare.registry import ADAPTERS
 from kopt.peft import targets
 from kopt.peft.layers import Site, Tensor
 
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]
+Length = Annotated[int, Range(1, 2**16, closed=True)]
+"""A rank or a number of tokens, up to what no model has ever needed: files of strangers cannot ask for all memory."""
+Scale = Annotated[float, Range(1e-6, 1e6, closed=True)]
+"""A factor that is neither lost in float32 nor more than it holds."""
 
 
 def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

@@ -2,10 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kopt.declare import accept
+from kopt.declare.patterns import check_pattern, matches_end, matches_whole
+
 ALL_LINEAR = "all-linear"
+MOST, LONGEST = 10_000, 1_000
+"""Entries that a list or a mapping may have, and characters of a name."""
 
 
 def parse_names(value: Any) -> str | list[str] | None:
@@ -17,7 +22,7 @@ def parse_names(value: Any) -> str | list[str] | None:
     if isinstance(value, Iterable):
         items = list(value)
         if all(isinstance(item, str) for item in items):
-            return items
+            return _named(items)
     raise ValueError("a list of layer names or a regular expression of a whole path")
 
 
@@ -30,11 +35,7 @@ def parse_targets(value: Any) -> str | list[str] | None:
 
 def parse_pattern(value: str) -> str:
     """Returns `value` if it is a regular expression."""
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"a regular expression ({error})") from None
-    return value
+    return check_pattern(value)
 
 
 def parse_name_list(value: Any) -> list[str] | None:
@@ -43,26 +44,43 @@ def parse_name_list(value: Any) -> list[str] | None:
         return None
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(v, str) for v in value):
         raise ValueError("a list of layer names")
-    return list(value)
+    return _named(list(value))
+
+
+def _named(names: list[str]) -> list[str]:
+    """Returns the names, each once, as peft takes them."""
+    if len(names) > MOST:
+        raise ValueError(f"a list of at most {MOST} layer names; this one has {len(names)}")
+    if any(not name or len(name) > LONGEST for name in names):
+        raise ValueError(f"a list of layer names of 1 to {LONGEST} characters")
+    return list(dict.fromkeys(names))
 
 
 def parse_indices(value: Any) -> list[int] | None:
     """Returns the numbers of layers as a list, or None."""
     if value is None:
         return None
-    items = [value] if isinstance(value, int) else list(value)
-    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
-        raise ValueError("a number or a list of numbers, from 0")
+    items = [value] if isinstance(value, int) else list(value) if isinstance(value, Iterable) else [None]
+    if len(items) > MOST or not all(type(item) is int and 0 <= item < MOST for item in items):
+        raise ValueError(f"a number or a list of numbers, from 0 to {MOST - 1}")
     return items
 
 
-def parse_numbers(value: Any) -> dict[str, float]:
-    """Returns positive numbers by regular expression."""
-    if not isinstance(value, dict) or not all(
-        isinstance(k, str) and isinstance(v, (int, float)) and v > 0 for k, v in value.items()
-    ):
-        raise ValueError("a mapping from regular expressions to positive numbers")
-    return {parse_pattern(k): v for k, v in value.items()}
+def parse_numbers(kind: Any) -> Callable[[Any], dict[str, Any]]:
+    """Returns a function that reads a mapping from regular expressions to numbers of a kind."""
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or len(value) > MOST:
+            raise ValueError(f"a mapping of at most {MOST} regular expressions to numbers")
+        numbers = {}
+        for pattern, number in value.items():
+            try:
+                numbers[parse_pattern(pattern)] = accept(kind, number)
+            except ValueError as error:
+                raise ValueError(f"a mapping from regular expressions to numbers; for {pattern!r} {error}") from None
+        return numbers
+
+    return parse
 
 
 def matches(spec: str | Sequence[str] | None, path: str) -> bool:
@@ -70,7 +88,7 @@ def matches(spec: str | Sequence[str] | None, path: str) -> bool:
     if spec is None:
         return False
     if isinstance(spec, str):
-        return re.fullmatch(spec, path) is not None
+        return matches_whole(spec, path)
     parts = path.split(".")
     prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return any(prefix == name or prefix.endswith(f".{name}") for prefix in prefixes for name in spec)
@@ -78,7 +96,7 @@ def matches(spec: str | Sequence[str] | None, path: str) -> bool:
 
 def by_pattern(patterns: dict[str, float], path: str, default: float) -> float:
     """Returns the value of the first pattern that is the path or its tail after a dot."""
-    return next((v for k, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{k})", path)), default)
+    return next((v for k, v in patterns.items() if matches_end(k, path)), default)
 
 
 def layer_number(path: str, prefixes: Sequence[str] | None) -> int | None:

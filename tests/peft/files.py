@@ -65,11 +65,11 @@ METHODS = {
 
 
 def rewrite(folder, change=None, **fields):
-    """Changes an adapter's tensors by a function and entries of its configuration."""
+    """Changes an adapter's tensors by a function and entries of its configuration, and drops the hashes, as peft does."""
     _, metadata = read_tensors(folder / WEIGHTS)
     tensors = load_file(folder / WEIGHTS)
     if change is not None:
         change(tensors)
-        save_file(tensors, folder / WEIGHTS, metadata)
+    save_file(tensors, folder / WEIGHTS, {k: v for k, v in metadata.items() if "sha256" not in k})
     config = json.loads((folder / CONFIG).read_text()) | fields
     (folder / CONFIG).write_text(json.dumps(config))

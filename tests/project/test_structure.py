@@ -20,6 +20,8 @@ import kopt.tensorboard
 from kopt import catalogue
 
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
+    r"kopt\.digest",
+    r"kopt\.declare\.patterns",
     r"kopt\.declare\.(kinds|described|registry|path_rules|keras_bases)",
     r"kopt\.declare\.fields",
     r"kopt\.declare",
@@ -65,7 +67,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",
     r"kopt\.peft\.methods",
-    r"kopt\.peft\.exchange\.(tensor_file|kerashub_converter)",
+    r"kopt\.peft\.exchange\.(strict_json|pickled_file|kerashub_converter)",
+    r"kopt\.peft\.exchange\.(tensor_file|config_file)",
     r"kopt\.peft\.exchange\.placement",
     r"kopt\.peft\.exchange\.name_map",
     r"kopt\.peft\.exchange\.(torch_layout|fingerprint)",

@@ -1,13 +1,13 @@
 """Route."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
 import keras
 
 from kopt.declare import Convert, path_rules
+from kopt.declare.patterns import check_pattern, is_found
 from kopt.optimizers.composites.composite import Composite
 from kopt.optimizers.engine.state.start import path_of
 from kopt.optimizers.inner import inner
@@ -16,8 +16,8 @@ from kopt.optimizers.optimizer import Any, Optimizer, override
 
 def _routes(value: Any) -> tuple[tuple[str, Optimizer], ...]:
     try:
-        pairs = [(re.compile(pattern).pattern, inner(optimizer)) for pattern, optimizer in value]
-    except (TypeError, ValueError, re.error) as error:
+        pairs = [(check_pattern(pattern), inner(optimizer)) for pattern, optimizer in value]
+    except (TypeError, ValueError) as error:
         raise ValueError(f"pairs (pattern, optimizer or its name), as in [(r'bias$', 'sgd')] ({error})") from None
     if not pairs or len({id(optimizer) for _, optimizer in pairs}) < len(pairs):
         raise ValueError("at least one pair, each with an optimizer of its own")
@@ -65,7 +65,7 @@ class Route(Composite):
 
     @override
     def key_of(self, path: str) -> str:
-        return next(f"{i}." for i, (pattern, _) in enumerate(self.routes) if re.search(pattern, path))
+        return next(f"{i}." for i, (pattern, _) in enumerate(self.routes) if is_found(pattern, path))
 
     @override
     def build(self, variables: Sequence[Any]) -> None:

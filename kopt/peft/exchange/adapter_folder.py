@@ -9,34 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from kopt.peft.adapter import Adapter
-from kopt.peft.adapter import adapters as methods
 from kopt.peft.exchange import kerashub_converter
+from kopt.peft.exchange.config_file import digest_of, find_method, read_config
 from kopt.peft.exchange.fingerprint import find_differences, fingerprint
 from kopt.peft.exchange.name_map import Names, read_checkpoint
+from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
 from kopt.peft.model import adapters_of, add_adapter, plan
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BASE, _PROMPTED = "kopt_base", "kopt_prompted"
+_PICKLED = "adapter_model.bin"
+"""What old versions of peft wrote in place of the weights."""
+_BASE, _PROMPTED, _CONFIG = "kopt_base", "kopt_prompted", "kopt_config_sha256"
 """Entries of the metadata that kopt adds."""
-# What an adapter_config.json can ask for that changes the result and kopt does not do.
-_UNSUPPORTED = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
-_REBASED = ("corda", "lora_ga", "loftq", "mica")  # initializations that change the base
 
 
 def save_pretrained(
@@ -72,9 +59,7 @@ def save_pretrained(
     if current is None:
         raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
     adapter = current.require(adapter_name)
-    base = read_checkpoint(base_model)
-    if base_model is None:
-        base = read_checkpoint(adapter.extra.get("base_model_name_or_path"), required=False)
+    base, named = read_checkpoint(base_model), adapter.extra.get("base_model_name_or_path")
     names = Names(model, base, modules)
     if (
         not names.known
@@ -84,7 +69,7 @@ def save_pretrained(
         warnings.warn(
             "The model has layers of KerasHub but no backbone that KerasHub converts, so the adapter is saved under "
             "Keras' names, which kopt loads and Hugging Face does not. If the model was made from the inputs and "
-            "outputs of a backbone, pass base_model, or call the backbone as a layer.",
+            f"outputs of a backbone, pass base_model, or call the backbone as a layer.{_named_base(named)}",
             stacklevel=2,
         )
     writer = Writer(names, adapter, adapter_name, task_type or adapter.extra.get("task_type"))
@@ -93,13 +78,18 @@ def save_pretrained(
             writer.add(path, layer)
     tensors, config = writer.finish()
     if base.directory is not None:
-        config["base_model_name_or_path"] = adapter.extra.get("base_model_name_or_path") or base.directory
-    metadata = {"format": "pt", _BASE: fingerprint(names, writer.sampled)}
+        config["base_model_name_or_path"] = named or base.directory
+    written = json.dumps(dict(sorted(config.items())), indent=2)
+    metadata = {
+        "format": "pt",
+        _BASE: fingerprint(names, writer.sampled),
+        _CONFIG: digest_of(json.loads(written)),
+    }
     if adapter.peft_type == "PROMPT_TUNING":
         metadata[_PROMPTED] = next(iter(writer.parts))
     files = {
         WEIGHTS: encode(tensors, metadata),
-        CONFIG: (json.dumps(dict(sorted(config.items())), indent=2) + "\n").encode(),
+        CONFIG: f"{written}\n".encode(),
     }
     write_files(pathlib.Path(directory), files)
 
@@ -111,43 +101,54 @@ def load_adapter(
     *,
     base_model: Any = None,
     modules: Mapping[str, str] | None = None,
+    verify: bool = True,
 ) -> Any:
     """Adds an adapter from files that `save_pretrained` or Hugging Face peft wrote, and makes it the active one.
 
     Args:
         model: a built model whose base has the weights that the adapter was trained with.
-        directory: the folder with `adapter_config.json` and `adapter_model.safetensors`.
+        directory: the folder with `adapter_config.json` and `adapter_model.safetensors`, or `adapter_model.bin` of old
+            versions of peft, which needs torch and is read without running code.
         adapter_name: its name in this model.
-        base_model: as for `save_pretrained`.
+        base_model: as for `save_pretrained`. What the file names as its base is never opened.
         modules: as for `save_pretrained`.
+        verify: whether the files must have the SHA-256 that kopt saved with them; files of peft have none. False
+            takes files that were changed on purpose.
 
     Returns:
         `model`, the same object.
 
     Raises:
-        ValueError: a file is missing or damaged; the method or one of its options is not supported; a tensor is
-            missing, unexpected, not finite or of another shape; the base is another. The model is then as before.
+        ValueError: a file is missing, damaged or changed; the method or one of its options is not supported or out of
+            range; a tensor is missing, unexpected, not finite or of another shape; the base is another. The model is
+            then as before.
     """
     if not getattr(model, "built", False):
         raise ValueError(
             f"The model {model.name!r} is not built. Call it once, or build(...), before loading adapters."
         )
     folder = pathlib.Path(directory)
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder} has no {file}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
-    config = _read_config(folder / CONFIG)
-    tensors, metadata = read_tensors(folder / WEIGHTS)
-    for key, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"{folder / WEIGHTS}: {key} has NaN or infinite values.")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} has no {CONFIG}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
+    config = read_config(folder / CONFIG)
+    tensors, metadata, file = _read_weights(folder, verify)
+    if verify and _CONFIG in metadata and metadata[_CONFIG] != digest_of(config):
+        raise ValueError(
+            f"{folder / CONFIG} is not as it was saved with {file}: an entry was changed by hand, or the file is "
+            "damaged. Undo the change or save the adapter again; if the change is meant, pass verify=False."
+        )
+    method = find_method(config, folder / CONFIG)
     base = read_checkpoint(base_model)
-    if base_model is None:
-        base = read_checkpoint(config.get("base_model_name_or_path"), required=False)
-    reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED))
-    adapter, targets = reader.adapter(_method(config, folder))
-    values = reader.values(plan(model, adapter, targets))
-    differ = find_differences(reader.names, metadata[_BASE]) if _BASE in metadata else []
+    try:
+        reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED))
+        adapter, targets = reader.adapter(method)
+        values = reader.values(plan(model, adapter, targets))
+    except ValueError as error:
+        if base_model is not None or "base_model" not in str(error):
+            raise
+        raise ValueError(f"{error}{_named_base(config.get('base_model_name_or_path'))}") from None
+    where = f"{_BASE} in the metadata of {folder / file}"
+    differ = find_differences(reader.names, metadata[_BASE], where) if _BASE in metadata else []
     if differ:
         raise ValueError(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"
@@ -163,30 +164,20 @@ def load_adapter(
     return model
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{path} is no configuration of an adapter: it has no peft_type.")
-    refused = [f"{key}={config[key]!r}" for key in _UNSUPPORTED if config.get(key)]
-    kind = config.get("init_lora_weights")
-    if isinstance(kind, str) and kind in _REBASED:
-        refused.append(f"init_lora_weights={kind!r}, which changes the base")
-    if isinstance(kind, str) and "_niter_" in kind:
-        refused.append(f"init_lora_weights={kind!r}, whose random start is not in the file (nor can peft repeat it)")
-    if refused:
-        raise ValueError(f"{path} asks for what kopt does not do: {', '.join(refused)}.")
-    return config
+def _read_weights(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str], str]:
+    """Returns the tensors of a folder, the metadata, and the name of the file that they are in."""
+    if not (folder / WEIGHTS).exists() and (folder / _PICKLED).is_file():
+        tensors, metadata, file = read_pickled(folder / _PICKLED), dict[str, str](), _PICKLED
+    elif (folder / WEIGHTS).is_file():
+        (tensors, metadata), file = read_tensors(folder / WEIGHTS, verify), WEIGHTS
+    else:
+        raise ValueError(f"{folder} has no {WEIGHTS}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
+    for key, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"{folder / file}: {key} has NaN or infinite values.")
+    return tensors, metadata, file
 
 
-def _method(config: Mapping[str, Any], folder: pathlib.Path) -> type[Adapter]:
-    kind = config["peft_type"]
-    found = [cls for cls in methods().values() if cls.peft_type == kind]
-    fitting = [c for c in found if all((config.get(k) or False) == v for k, v in c.fixed.items())]
-    if not fitting:
-        known = ", ".join(sorted({cls.peft_type for cls in methods().values()}))
-        raise ValueError(f"{folder / CONFIG}: peft_type {kind!r} is not supported. Supported: {known}.")
-    named = [cls for cls in fitting if cls.__name__.lower() == config.get("method")]
-    return (named or fitting)[0]
+def _named_base(name: Any) -> str:
+    """Returns what to add to a text that asks for base_model, where the adapter's file names its base."""
+    return f" The file of the adapter names {name!r}, which is opened only if you pass it." if name else ""

@@ -9,6 +9,7 @@ import numpy as np
 from kopt.peft.adapter import Array
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Port
+from kopt.peft.exchange.strict_json import parse_json
 from kopt.peft.host import as_float32
 from kopt.peft.layers import child_of
 
@@ -36,11 +37,23 @@ def fingerprint(names: Names, ports: Sequence[Port]) -> str:
     return json.dumps(samples)
 
 
-def find_differences(names: Names, text: str) -> list[str]:
-    """Returns the tensors of the base that differ from a fingerprint by more than the rounding of bfloat16."""
+def find_differences(names: Names, text: str, where: str) -> list[str]:
+    """Returns the tensors of the base that differ from a fingerprint by more than the rounding of bfloat16.
+
+    Args:
+        names: the name map of the model.
+        text: the fingerprint.
+        where: where it stands, for errors.
+
+    Raises:
+        ValueError: it is no fingerprint.
+    """
+    samples = parse_json(text, where)
+    if not isinstance(samples, list) or not all(map(_is_sample, samples)):
+        raise ValueError(f"{where} is damaged. Save or download the file again.")
     values: dict[tuple[str, str, int], Array] = {}
     differ: dict[str, None] = {}
-    for module, parameter, number, place, value in json.loads(text):
+    for module, parameter, number, place, value in samples:
         key = (module, parameter, number)
         if key not in values:
             group = [p for p in names.by_module.get(module, ()) if p.parameter == parameter]
@@ -48,3 +61,14 @@ def find_differences(names: Names, text: str) -> list[str]:
         if place >= values[key].size or not np.isclose(values[key][place], value, rtol=1e-2, atol=1e-5):
             differ[f"{module}.{parameter}"] = None
     return list(differ)
+
+
+def _is_sample(sample: Any) -> bool:
+    """Returns whether it is [module, parameter, number, place, value]."""
+    return (
+        isinstance(sample, list)
+        and [type(x) for x in sample[:4]] == [str, str, int, int]
+        and len(sample) == 5
+        and isinstance(sample[4], float | int)
+        and min(sample[2:4]) >= 0
+    )

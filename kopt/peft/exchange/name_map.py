@@ -6,7 +6,6 @@ Face does not know is a module by its Keras path, with the axes in torch's order
 
 import dataclasses
 import difflib
-import json
 import os
 import pathlib
 import re
@@ -27,6 +26,7 @@ from kopt.peft.exchange.placement import (
     placement_key,
     torch_placement,
 )
+from kopt.peft.exchange.strict_json import read_json
 from kopt.peft.exchange.tensor_file import read_shapes
 from kopt.peft.layers import Site, named_layers, own_variables
 
@@ -68,7 +68,7 @@ class Checkpoint:
     directory: str | None = None
 
 
-def read_checkpoint(base_model: Any, required: bool = True) -> Checkpoint:
+def read_checkpoint(base_model: Any) -> Checkpoint:
     """Returns what a configuration, or a directory with `config.json`, says of the base.
 
     Raises:
@@ -80,21 +80,22 @@ def read_checkpoint(base_model: Any, required: bool = True) -> Checkpoint:
         return Checkpoint(dict(base_model))
     folder = pathlib.Path(os.fspath(base_model))
     if not (folder / "config.json").is_file():
-        if not required:
-            return Checkpoint()
         raise ValueError(
             f"base_model must be the configuration of a Hugging Face model, as a dict, or a folder with its "
             f"config.json. Received: {base_model!r}"
         )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            files = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder} cannot be read as a Hugging Face model: {error}") from None
+    config, index = read_json(folder / "config.json"), folder / "model.safetensors.index.json"
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} is no configuration of a model.")
+    files = ["model.safetensors"]
+    if index.is_file():
+        content = read_json(index)
+        listed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(listed, dict) or any(
+            not isinstance(f, str) or f != pathlib.Path(f).name for f in listed.values()
+        ):
+            raise ValueError(f"{index} is no index of files in its folder.")
+        files = sorted(set(listed.values()))
     shapes: dict[str, tuple[int, ...]] = {}
     for name in files:
         if (folder / name).is_file():

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from kopt.declare.patterns import matches_whole
 from kopt.peft.adapter import Adapter, Array
 from kopt.peft.exchange import torch_layout
+from kopt.peft.exchange.config_file import arguments
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
@@ -18,7 +20,6 @@ from kopt.peft.targets import by_pattern
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l|adapter_\w+)(?:\.weight)?")
 _SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 _BY_PATH = ("rank_pattern", "alpha_pattern", "feedforward_modules")
-_ONLY_STARTS = ("eva",)  # initializations that the saved weights have replaced
 
 
 class Reader:
@@ -123,14 +124,17 @@ class Reader:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
         fields, config = method.fields, self.config
         taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
-        options = {k: v for k, v in config.items() if k in fields and k not in taken and v is not None}
-        if options.get("init_lora_weights") in _ONLY_STARTS:
-            options["init_lora_weights"] = True
+        options = {k: v for k, v in arguments(config, method).items() if k not in taken}
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
         whole = [module for module in self.copies if self._is_whole(module)]
         options["modules_to_save"] = sorted(p for m in whole for p in self._paths(m)) or None
         if PROMPT in self.weights:
-            if self.prompted is not None and (module := self.names.find(self.prompted)) is not None:
+            if self.prompted is not None:
+                if (module := self.names.find(self.prompted)) is None:
+                    raise ValueError(
+                        f"The prompt belongs to the module {self.prompted!r}, which the model does not have. Closest "
+                        f"names: {self.names.nearest(self.prompted)}."
+                    )
                 options["target_modules"] = self._paths(module)
             return method(**options), None
         adapted = self.weights or {m: t for m, t in self.copies.items() if m not in whole}
@@ -154,12 +158,12 @@ class Reader:
 
     def _is_whole(self, module: str) -> bool:
         named = self.config.get("modules_to_save") or ()
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", self.spelled[module]) for name in named)
+        return any(matches_whole(rf"(?:.*\.)?(?:{name})(?:\..*)?", self.spelled[module]) for name in named)
 
     def _is_inner(self, module: str) -> bool:
         spec = self.config.get("feedforward_modules") or ()
         if isinstance(spec, str):
-            return re.fullmatch(spec, self.spelled[module]) is not None
+            return matches_whole(spec, self.spelled[module])
         return any(self.spelled[module].endswith(name) for name in spec)
 
     def _local(self, module: str, field: str) -> Any:

@@ -1,15 +1,22 @@
-"""Safetensors files: reading shapes alone, or tensors of any precision as float32, and atomic writing."""
+"""Files of tensors: reading shapes alone, or tensors of any precision as float32, and atomic writing."""
 
 import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from kopt.digest import Digest
+from kopt.peft.exchange.strict_json import parse_json
+
 Array = np.ndarray[Any, Any]
 READABLE = ("F64", "F32", "F16", "BF16")
+LONGEST_NAME = 1_000
+_OWN, _SEAL = "kopt_", "kopt_sha256"
+"""How the entries of the metadata begin that kopt adds, and the one with the hash of tensors and other such entries."""
 
 
 @contextlib.contextmanager
@@ -19,9 +26,20 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
+            _check_header(path)
             yield file
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no complete safetensors file ({error}). Save or download it again.") from None
+
+
+def _check_header(path: pathlib.Path) -> None:
+    """Raises ValueError if one name is there twice, of which safetensors takes any, or if a name is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length), f"The header of {path}")
+    for name in header:
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"{path}: a tensor must have a name of 1 to {LONGEST_NAME} characters. Received: {name!r}")
 
 
 def read_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -34,30 +52,53 @@ def read_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def read_tensors(path: pathlib.Path) -> tuple[dict[str, Array], dict[str, str]]:
+def read_tensors(path: pathlib.Path, verify: bool = True) -> tuple[dict[str, Array], dict[str, str]]:
     """Returns all tensors of a safetensors file as float32, and the metadata.
 
+    Args:
+        path: the file.
+        verify: whether the hash in the metadata is compared, if there is one.
+
     Raises:
-        ValueError: the file is damaged, or a tensor has another type than floating point.
+        ValueError: the file is damaged or changed, or a tensor has another type than floating point.
     """
     tensors = {}
     with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118 - no mapping
+        metadata: dict[str, str] = file.metadata() or {}
+        digest = _digest(metadata)
+        for name in sorted(file.keys()):
             kind = file.get_slice(name).get_dtype()
             if kind not in READABLE:
                 raise ValueError(
                     f"{path}: {name} has the type {kind}. Received where {', '.join(READABLE)} can be read."
                 )
-            tensors[name] = file.get_tensor(name).astype("float32")
-        return tensors, file.metadata() or {}
+            value = file.get_tensor(name)
+            if verify and _SEAL in metadata:
+                digest.add(name, value)
+            tensors[name] = value.astype("float32")
+    if verify and _SEAL in metadata and metadata[_SEAL] != digest.hexdigest():
+        raise ValueError(
+            f"{path} is damaged or was changed: its tensors do not have the SHA-256 that was saved with them. Save or "
+            "download it again; if the change is meant, pass verify=False."
+        )
+    return tensors, metadata
 
 
-def encode(tensors: dict[str, Array], metadata: dict[str, str]) -> bytes:
-    """Returns tensors as a safetensors file of float32."""
+def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Returns tensors as a safetensors file of float32, with their hash in the metadata."""
     from safetensors.numpy import save
 
-    content: bytes = save({name: np.ascontiguousarray(t, "float32") for name, t in tensors.items()}, metadata)
+    plain = {name: np.ascontiguousarray(tensor, "float32") for name, tensor in tensors.items()}
+    digest = _digest(metadata)
+    for name in sorted(plain):
+        digest.add(name, plain[name])
+    content: bytes = save(plain, {**metadata, _SEAL: digest.hexdigest()})
     return content
+
+
+def _digest(metadata: Mapping[str, str]) -> Digest:
+    """Returns a hash that has seen those entries of the metadata that kopt adds."""
+    return Digest(json.dumps(sorted((k, v) for k, v in metadata.items() if k.startswith(_OWN) and k != _SEAL)))
 
 
 def write_files(directory: pathlib.Path, files: dict[str, bytes]) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
+from kopt.digest import digest_of
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
 from kopt.peft.layers import (
@@ -179,9 +180,10 @@ class AdapterLayer(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         """Writes all weights by name: numbers, as Keras has them, would change with each added or deleted adapter."""
         self.refuse_if_merged()
-        for name in self.adapters:
-            for key, variable in (self.weights_of[name] | self.copies[name]).items():
-                store[f"{name}.{key}"] = variable
+        values = {key: np.asarray(variable.numpy()) for key, variable in self._saved().items()}
+        for key, value in values.items():
+            store[key] = value
+        store[_SEAL] = np.frombuffer(digest_of(values).encode(), np.uint8)
 
     def refuse_if_merged(self) -> None:
         """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
@@ -192,12 +194,27 @@ class AdapterLayer(keras.layers.Layer):
 
     @override
     def load_own_variables(self, store: Any) -> None:
-        """Reads all weights. A file of the model without adapters has none: they then stay as they are."""
+        """Reads all weights. A file of the model without adapters has none: they then stay as they are.
+
+        Raises:
+            ValueError: they do not have the SHA-256 that was saved with them.
+        """
         if not store.keys():
             return
-        for name in self.adapters:
-            for key, variable in (self.weights_of[name] | self.copies[name]).items():
-                variable.assign(store[f"{name}.{key}"])
+        variables = self._saved()
+        values = {key: np.asarray(store[key]) for key in variables}
+        if _SEAL in store.keys() and np.asarray(store[_SEAL]).tobytes() != digest_of(values).encode():  # noqa: SIM118
+            raise ValueError(
+                f"{self.host_path}: the saved adapters are damaged or were changed: they do not have the SHA-256 that "
+                "was saved with them. Load another copy of the file."
+            )
+        for key, variable in variables.items():
+            variable.assign(values[key])
+
+    def _saved(self) -> dict[str, keras.Variable]:
+        """Returns the variables that are saved, by their names in files."""
+        tables = {name: self.weights_of[name] | self.copies[name] for name in self.adapters}
+        return {f"{name}.{key}": variable for name, table in tables.items() for key, variable in table.items()}
 
     @override
     def quantize(self, *args: Any, **kwargs: Any) -> None:
@@ -351,6 +368,8 @@ class AdapterLayer(keras.layers.Layer):
 
 
 _thread = threading.local()
+_SEAL = "sha256"
+"""Where the hash of the adapters of a layer is saved. Files of older versions have none."""
 
 
 def as_float32(variable: keras.Variable) -> Array:

@@ -7,19 +7,20 @@ import keras
 from keras import ops
 from typing_extensions import override
 
-from kopt.declare import Convert, Positive, Range
-from kopt.peft.adapter import Adapter, Base, Weight, uniform
+from kopt.declare import Convert, Range
+from kopt.peft.adapter import Adapter, Base, Scale, Weight, uniform
 from kopt.peft.layers import Site, Tensor
 
 
 def _non_linearity(value: Any) -> str:
+    known = isinstance(value, str)  # Keras would make an object of anything else that a file holds
     try:
-        keras.activations.get(value)
+        known = known and keras.activations.get(value) is not None
     except ValueError:
-        value = None
-    if not isinstance(value, str):
+        known = False
+    if not known:
         raise ValueError("the name of a Keras activation")
-    return value
+    return str(value)
 
 
 class Bottleneck(Adapter):
@@ -34,7 +35,7 @@ class Bottleneck(Adapter):
     Args:
         reduction_factor: ≥ 1; m is the host's output width over it, rounded down, at least 1.
         non_linearity: f, the name of a Keras activation.
-        scaling: s > 0.
+        scaling: s, 1e-6 to 1e6.
         parallel: whether it takes the host's input instead of its output.
 
     Reference: Houlsby et al., 2019, arXiv:1902.00751; He et al., 2022, arXiv:2110.04366.
@@ -47,7 +48,7 @@ class Bottleneck(Adapter):
 
     reduction_factor: Annotated[float, Range(1)] = 16.0
     non_linearity: Annotated[Any, Convert(_non_linearity)] = "relu"
-    scaling: Positive = 1.0
+    scaling: Scale = 1.0
     parallel: bool = False
 
     @override
@@ -109,5 +110,5 @@ class ParallelAdapter(Bottleneck):
     Reference: He et al., 2022, arXiv:2110.04366.
     """
 
-    scaling: Positive = 4.0
+    scaling: Scale = 4.0
     parallel: bool = True

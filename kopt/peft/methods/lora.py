@@ -9,16 +9,28 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.declare import Convert, Count, Fraction, Positive, Range, checked
+from kopt.declare import Convert, Fraction, Range, checked
 from kopt.peft import targets
-from kopt.peft.adapter import Adapter, Array, Base, Initializer, Weight, is_bias, normal, uniform, zeros
+from kopt.peft.adapter import (
+    Adapter,
+    Array,
+    Base,
+    Initializer,
+    Length,
+    Scale,
+    Weight,
+    is_bias,
+    normal,
+    uniform,
+    zeros,
+)
 from kopt.peft.layers import Site, Tensor
 
 
 def _initialization(value: Any) -> bool | str:
     if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa", "olora"):
         return value
-    if isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"pissa_niter_\d{1,3}", value):
         return value
     raise ValueError("True, False, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_N' or 'olora'")
 
@@ -31,8 +43,8 @@ class LoRA(Adapter):
     Weights: A [in, r], B [r, out]: r (in + out) parameters. At the start B = 0, so that W' = W.
 
     Args:
-        r: ≥ 1, rank of the change.
-        lora_alpha: α > 0.
+        r: 1 to 65,536, rank of the change.
+        lora_alpha: α, 1e-6 to 1e6.
         lora_dropout: in [0, 1), share of the inputs that A does not see while training; not on embeddings.
         use_rslora: rank-stabilized scaling, α/√r.
         bias: which biases are trained too, as copies: "none", "all" of the model, or "lora_only" those of the hosts.
@@ -57,14 +69,14 @@ class LoRA(Adapter):
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     default_targets = ("query", "value")
 
-    r: Count = 8
-    lora_alpha: Positive = 8.0
+    r: Length = 8
+    lora_alpha: Scale = 8.0
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     init_lora_weights: Annotated[Any, Convert(_initialization)] = True
-    rank_pattern: Annotated[Any, Convert(targets.parse_numbers)] = {}
-    alpha_pattern: Annotated[Any, Convert(targets.parse_numbers)] = {}
+    rank_pattern: Annotated[Any, Convert(targets.parse_numbers(Length))] = {}
+    alpha_pattern: Annotated[Any, Convert(targets.parse_numbers(Scale))] = {}
 
     @property
     def scaling(self) -> float:

@@ -5,8 +5,7 @@ from typing import Any
 from keras import ops
 from typing_extensions import override
 
-from kopt.declare import Count
-from kopt.peft.adapter import Adapter, Base, Weight, normal
+from kopt.peft.adapter import Adapter, Base, Length, Weight, normal
 from kopt.peft.layers import Site, Tensor
 
 TOKENS, MASK, SEGMENTS = "token_ids", "padding_mask", "segment_ids"
@@ -21,7 +20,7 @@ class PromptTuning(Adapter):
     Weights: [num_virtual_tokens, out] at the token embedding. At the start they are drawn from N(0, 1), as in torch.
 
     Args:
-        num_virtual_tokens: ≥ 1.
+        num_virtual_tokens: 1 to 65,536.
 
     Switching it on or off changes shapes: the model's own compiled functions are traced anew, but a model that contains
     it must be compiled again. Text generation does not pass through `call`, so it is refused.
@@ -36,7 +35,7 @@ class PromptTuning(Adapter):
     kinds = ("embedding",)
     default_targets = ("token_embedding",)
 
-    num_virtual_tokens: Count = 20
+    num_virtual_tokens: Length = 20
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:

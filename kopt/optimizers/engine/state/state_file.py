@@ -10,12 +10,15 @@ from typing import Any, Self
 import keras
 import numpy as np
 
+from kopt.digest import Digest, digest_of
 from kopt.optimizers.engine.contract import Options, Rule
 from kopt.optimizers.engine.setup import Setup
 from kopt.optimizers.engine.state.slots import Slot
 
 FORMAT = 1
 MANIFEST = "manifest"
+SEAL = "sha256"
+"""Entry of the manifest: the hash of all that is saved. States of older versions have none."""
 BESIDE = ("residual", "average", "averaged_at", "accumulator", "read")
 """What a parameter may have beside its slots."""
 ALWAYS = ("iteration", "learning_rate")
@@ -80,7 +83,8 @@ class StateFile:
     """Writes and reads the state of one optimizer, a dictionary of variables by name.
 
     Weights are told apart by their order: their paths change when a model is loaded again. The manifest keeps name,
-    shape and dtype of every entry and the path of its weight, for the message when something differs.
+    shape and dtype of every entry and the path of its weight, for the message when something differs, and the SHA-256
+    of all of it.
 
     What is restored before the first step waits for `build`, because there are no slots yet; counter and rate are set
     at once. It is compared as far as it can be when it is loaded, and with the weights in `build`.
@@ -104,9 +108,13 @@ class StateFile:
             paths: those of the weights; None before `build`.
         """
         manifest, arrays = self.waiting or (self._manifest(state, paths), {})
-        for name in manifest["entries"]:
+        digest = Digest(_covered(manifest))
+        for name in sorted(manifest["entries"]):
             waits = name in arrays and name not in ALWAYS
-            store[name] = arrays[name] if waits else state[name].numpy()
+            array = arrays[name] if waits else np.asarray(state[name].numpy())
+            digest.add(name, array)
+            store[name] = array
+        manifest = manifest | {SEAL: digest.hexdigest()}
         store[MANIFEST] = np.frombuffer(json.dumps(manifest).encode(), dtype=np.uint8)
 
     def read(
@@ -199,6 +207,10 @@ class StateFile:
                 raise ValueError(f"The saved {_describe(k, manifest, paths)} is {found}, not as its manifest says.")
             if fault := _fault(k, array):
                 raise ValueError(f"The saved {_describe(k, manifest, paths)} {fault}.")
+        if SEAL in manifest and manifest[SEAL] != digest_of(arrays, _covered(manifest)):
+            raise ValueError(
+                "The saved optimizer state is damaged or was changed: it does not have the SHA-256 that was saved with it."
+            )
         return manifest, arrays
 
     def _compare(self, manifest: State, state: State, paths: Sequence[str]) -> None:
@@ -262,6 +274,11 @@ def name_variables(iterations: Any, learning_rate: Any, setup: Setup | None) -> 
         parts |= {name: getattr(p, name) for name in BESIDE}
         state |= {f"{i}.{k}": v for k, v in parts.items() if v is not None}
     return state
+
+
+def _covered(manifest: State) -> str:
+    """Returns what the hash covers of the manifest: all but itself."""
+    return json.dumps({k: v for k, v in manifest.items() if k != SEAL}, sort_keys=True)
 
 
 def _entries(state: State) -> State:
