@@ -1,9 +1,9 @@
 """Regular expressions that may come from files of strangers: they cannot hang.
 
-`re` may take years for `(a+)+$`. To refuse such patterns by their form is too strict and too lax at once: `(.*\\.)*x` is
-common and harmless where paths are short, and `.*.*.*.*.*x` repeats nothing twice. Engines in linear time, as RE2, lack
-the lookaheads that files of peft use. So patterns keep the syntax of `re`, and are matched by the package `regex`, which
-can be stopped: all matches together have an allowance of processor time, far more than patterns of names ever need.
+`re` may take years for `(a+)+$`. To refuse patterns by their form is too strict and too lax at once: repetitions within
+repetitions are common and harmless where paths are short, and `.*.*.*.*.*x` has none. Engines in linear time, as RE2,
+lack the lookaheads that files of peft use. So patterns keep the syntax of `re` and are matched by the package `regex`,
+which can be stopped: all matches together have an allowance of processor time, far more than names ever need.
 """
 
 import functools

@@ -60,7 +60,7 @@ def parse_indices(value: Any) -> list[int] | None:
     """Returns the numbers of layers as a list, or None."""
     if value is None:
         return None
-    items = [value] if isinstance(value, int) else list(value) if isinstance(value, Iterable) else [None]
+    items: list[Any] = list(value) if isinstance(value, Iterable) else [value]
     if len(items) > MOST or not all(type(item) is int and 0 <= item < MOST for item in items):
         raise ValueError(f"a number or a list of numbers, from 0 to {MOST - 1}")
     return items

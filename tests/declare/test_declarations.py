@@ -204,7 +204,7 @@ def test_a_property_takes_the_place_of_an_argument():
         (kopt.Adam, {}, {"beta_1": 1.5}, "Mine: beta_1 must be"),
         (kopt.Adam, {}, {"amsgrad": 1}, "Mine: amsgrad must be True or False"),
         (schedules.WarmupLinear, {}, {"start": -1}, "Mine: start must be"),
-        (peft.LoRA, {}, {"r": 0}, r"Mine: r must be an integer in \[1, inf\)"),
+        (peft.LoRA, {}, {"r": 0}, r"Mine: r must be an integer in \[1, 65536\]"),
         (kopt.SWA, {}, {"every": 0}, "Mine: every must be"),
     ],
 )

@@ -65,7 +65,7 @@ METHODS = {
 
 
 def rewrite(folder, change=None, **fields):
-    """Changes an adapter's tensors by a function and entries of its configuration, and drops the hashes, as peft does."""
+    """Changes tensors by a function and entries of the configuration, and drops the hashes, as peft does."""
     _, metadata = read_tensors(folder / WEIGHTS)
     tensors = load_file(folder / WEIGHTS)
     if change is not None:

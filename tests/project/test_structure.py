@@ -20,8 +20,7 @@ import kopt.tensorboard
 from kopt import catalogue
 
 LAYERS = [  # of kopt, from the bottom; a module may import from lower layers only
-    r"kopt\.digest",
-    r"kopt\.declare\.patterns",
+    r"kopt\.declare\.(digest|patterns)",
     r"kopt\.declare\.(kinds|described|registry|path_rules|keras_bases)",
     r"kopt\.declare\.fields",
     r"kopt\.declare",

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kopt.digest import Digest
+from kopt.declare.digest import Digest
 from kopt.peft.adapter import Adapter, adapters
 from kopt.peft.exchange.strict_json import read_json
 
@@ -64,7 +64,7 @@ def find_method(config: Mapping[str, Any], path: pathlib.Path) -> type[Adapter]:
     """
     for name, (kind, wanted) in _KINDS.items():
         value = config.get(name)
-        if value is not None and (type(value) is not kind or (kind is int and value < 0)):
+        if value is not None and (type(value) is not kind or (isinstance(value, int) and value < 0)):
             raise ValueError(f"{path}: {name} must be {wanted}. Received: {name}={_shown(value)}")
     _check_mapping(config.get("auto_mapping") or {}, path)
     method = _method(config, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kopt.digest import Digest
+from kopt.declare.digest import Digest
 from kopt.peft.exchange.strict_json import parse_json
 
 Array = np.ndarray[Any, Any]

@@ -34,7 +34,7 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.digest import digest_of
+from kopt.declare.digest import digest_of
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
 from kopt.peft.layers import (

@@ -10,7 +10,7 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from kopt.digest import Digest, digest_of
+from kopt.declare.digest import Digest, digest_of
 from kopt.optimizers.engine.contract import Options, Rule
 from kopt.optimizers.engine.setup import Setup
 from kopt.optimizers.engine.state.slots import Slot
@@ -209,7 +209,7 @@ class StateFile:
                 raise ValueError(f"The saved {_describe(k, manifest, paths)} {fault}.")
         if SEAL in manifest and manifest[SEAL] != digest_of(arrays, _covered(manifest)):
             raise ValueError(
-                "The saved optimizer state is damaged or was changed: it does not have the SHA-256 that was saved with it."
+                "The saved optimizer state is damaged or was changed: it has not the SHA-256 that it was saved with."
             )
         return manifest, arrays
 
