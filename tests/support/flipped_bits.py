@@ -29,7 +29,9 @@ SEED = 7
 
 def small_model():
     """Returns a model that has few weights of its own beside the state of its optimizer."""
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, name="query"), keras.layers.Dense(2, name="out")])
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(6, name="query"), keras.layers.Dense(2, name="out")]
+    )
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
     return model
