@@ -1,0 +1,187 @@
+"""What configurations of peft ask for is done, or refused by name; nothing in them is ignored in silence."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+from files import CONFIG
+
+from kopt import peft
+from kopt.peft.exchange.config_file import arguments, find_method, read_config
+
+EXAMPLES = json.loads((pathlib.Path(__file__).parent / "peft_examples.json").read_text())["configurations"]
+CLASSES = {"IA3": peft.IA3, "LN_TUNING": peft.LayerNormTuning, "PROMPT_TUNING": peft.PromptTuning}
+NOT_DONE = {"use_bdlora": "use_bdlora={", "kasa_config": "kasa_config={", "mica": "init_lora_weights='mica'"}
+
+
+def write(folder, config):
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder / CONFIG
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["files"][0].split("/", 1)[1])
+def test_examples_of_peft(example, tmp_path):
+    config = example["config"]
+    path = write(tmp_path, config)
+    asked = [reason for key, reason in NOT_DONE.items() if config.get(key) or config.get("init_lora_weights") == key]
+    if asked:
+        with pytest.raises(ValueError) as caught:
+            find_method(read_config(path), path)
+        assert str(path) in str(caught.value) and asked[0] in str(caught.value)
+        return
+    method = find_method(read_config(path), path)
+    assert method is CLASSES.get(config["peft_type"], peft.DoRA if config.get("use_dora") else peft.LoRA)
+    made = method(**arguments(config, method))
+    for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "num_virtual_tokens", "bias"):
+        assert config.get(key) is None or getattr(made, key) == config[key]
+    for key in ("target_modules", "feedforward_modules"):
+        assert not config.get(key) or set(getattr(made, key)) == set(config[key])
+
+
+def test_enough_examples_are_there():
+    refused = [
+        e
+        for e in EXAMPLES
+        if any(e["config"].get(k) for k in NOT_DONE) or e["config"].get("init_lora_weights") == "mica"
+    ]
+    assert (len(EXAMPLES), sum(len(e["files"]) for e in EXAMPLES), len(refused)) == (37, 44, 6)
+
+
+# A value for each field that is not its default; with what peft wants beside it.
+LISTS = {"target_modules": ["q"], "exclude_modules": ["k"], "modules_to_save": ["score"]}
+COMMON = LISTS | {
+    "task_type": "CAUSAL_LM",
+    "auto_mapping": {"base_model_class": "Net"},
+    "peft_version": "0.0.1",
+    "base_model_name_or_path": "someone/net",
+    "revision": "main",
+    "inference_mode": True,
+}
+VALUES = {
+    "LoraConfig": COMMON
+    | {
+        "r": 4,
+        "lora_alpha": 5,
+        "lora_dropout": 0.25,
+        "fan_in_fan_out": True,
+        "bias": "lora_only",
+        "use_rslora": True,
+        "init_lora_weights": "gaussian",
+        "layers_to_transform": [1],
+        "layers_pattern": "layers",
+        "rank_pattern": {"q": 3},
+        "alpha_pattern": {"q": 3},
+        "megatron_config": {"a": 1},
+        "megatron_core": "other",
+        "trainable_token_indices": [1],
+        "loftq_config": {"loftq_bits": 4},
+        "eva_config": {"rho": 3.0},
+        "corda_config": {"corda_method": "kpm"},
+        "lora_ga_config": {"scale": "unit"},
+        "use_dora": True,
+        "velora_config": {"num_groups": 3},
+        "alora_invocation_tokens": [1],
+        "use_qalora": True,
+        "qalora_group_size": 8,
+        "monteclora_config": {"num_samples": 3},
+        "layer_replication": [[0, 1]],
+        "lora_bias": True,
+        "target_parameters": ["p"],
+        "use_bdlora": {"nblocks": 2},
+        "arrow_config": {"top_k": 2},
+        "kasa_config": {"beta": 0.1},
+        "ensure_weight_tying": True,
+    },
+    "IA3Config": COMMON | {"feedforward_modules": ["q"], "fan_in_fan_out": True, "init_ia3_weights": False},
+    "LNTuningConfig": COMMON,
+    "PromptTuningConfig": {k: v for k, v in COMMON.items() if k not in LISTS}
+    | {
+        "num_virtual_tokens": 7,
+        "token_dim": 8,
+        "num_transformer_submodules": 2,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "modules_to_save": ["score"],
+        "prompt_tuning_init": "SAMPLE_VOCAB",
+        "prompt_tuning_init_text": "a b",
+        "tokenizer_name_or_path": "someone/net",
+        "tokenizer_kwargs": {"a": 1},
+    },
+}
+BESIDE = {"layers_pattern": {"layers_to_transform": [1]}}
+ABOUT_THE_START_OR_ORIGIN = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_ia3_weights",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "num_attention_heads",
+    "num_layers",
+    "peft_version",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+    "token_dim",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
+"""Fields that change nothing in what a trained adapter does, or, the tying of weights, that are seen in its tensors."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VALUES)
+def test_every_field_of_peft(name, tmp_path):
+    theirs = pytest.importorskip("peft")
+    cls = getattr(theirs, name)
+    own = {"peft_type", "runtime_config"}
+    assert {field.name for field in dataclasses.fields(cls)} - own == set(VALUES[name]), "peft has other fields now"
+    outcomes = {}
+    for field, value in VALUES[name].items():
+        base = json.loads(json.dumps(cls().to_dict(), default=list))
+        assert base.get(field) != value
+        config = base | BESIDE.get(field, {}) | {field: value}
+        path = write(tmp_path, config)
+        try:
+            method = find_method(read_config(path), path)
+        except ValueError as error:
+            assert f"{field}=" in str(error), field
+            outcomes[field] = "refused"
+            continue
+        made = method(**arguments(config, method))
+        if field in made.fields:
+            wanted = [value] if field == "layers_pattern" else value
+            assert getattr(made, field) == wanted
+            outcomes[field] = "honoured"
+        elif field == "use_dora":
+            assert method is peft.DoRA
+        else:
+            assert field in ABOUT_THE_START_OR_ORIGIN
+            outcomes[field] = "changes nothing"
+    refused = {field for field, outcome in outcomes.items() if outcome == "refused"}
+    print(name, len(outcomes), sorted(refused))
+    assert refused == {
+        "LoraConfig": {
+            "alora_invocation_tokens",
+            "arrow_config",
+            "kasa_config",
+            "layer_replication",
+            "lora_bias",
+            "megatron_config",
+            "monteclora_config",
+            "target_parameters",
+            "trainable_token_indices",
+            "use_bdlora",
+            "use_qalora",
+            "velora_config",
+        },
+        "PromptTuningConfig": {"num_transformer_submodules"},
+    }.get(name, set())
