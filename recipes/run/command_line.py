@@ -106,7 +106,7 @@ def _read_mapping(path: Path) -> dict[Any, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}. Give an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}.")

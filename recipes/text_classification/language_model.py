@@ -111,7 +111,9 @@ class Tokenizer:
                     path.name in TOKENIZERS or path.suffix == ".model" for path in Path(pretrained.place).iterdir()
                 ):
                     raise FileNotFoundError(f"the folder has none of {', '.join(TOKENIZERS)}")
-                self._tokenizer = AutoTokenizer.from_pretrained(pretrained.place, local_files_only=True)
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    pretrained.place, local_files_only=True, trust_remote_code=False
+                )
             except Exception as error:  # transformers raises what its formats raise
                 raise _explain(pretrained, "tokenizer", error) from error
 
