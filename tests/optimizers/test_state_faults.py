@@ -344,7 +344,7 @@ def test_two_fits_follow_a_refusal(built, tmp_path):
 
 
 def test_a_state_of_an_older_version_has_no_hash(tmp_path):
-    model, other = train(compiled()), compiled()
+    model, other = train(compiled()), train(compiled(), 1)
     spoil(model, manifest(lambda m: m.pop("sha256") and None))
     model.save_weights(tmp_path / "a.weights.h5")
     other.load_weights(tmp_path / "a.weights.h5")

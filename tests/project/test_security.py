@@ -59,17 +59,19 @@ def test_arrays_are_not_unpickled(tmp_path):
 def test_patterns_of_saved_optimizers_cannot_hang(tmp_path):
     layer = keras.layers.Dense(2, name="a" * 60)
     model = keras.Sequential([keras.Input((2,)), layer])
-    optimizer = kopt.AdamW.from_config(kopt.AdamW(multipliers=[("^(a|aa)+!", 0.5)]).get_config())
+    optimizer = kopt.AdamW.from_config(kopt.AdamW(multipliers=[("/(a|aa)+$", 0.5)]).get_config())
     with pytest.raises(ValueError, match="takes too long to match"):
         optimizer.build(model.trainable_variables)
     with pytest.raises(ValueError, match="takes too long to match"):
-        kopt.Route([("^(a|aa)+!", "sgd"), ("", "adam")]).build(model.trainable_variables)
+        kopt.Route([("/(a|aa)+$", "sgd"), ("", "adam")]).build(model.trainable_variables)
 
 
 def test_every_reader_is_on_the_page():
-    for word in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", ".keras", ".weights.h5", "yaml",
-                 "tf.train.Checkpoint", "config.yaml", "CSV", "JSON", "Parquet", ".npz", "IDX", "Pillow", "TensorBoard", "GGUF",
-                 "model.safetensors.index.json", "SHA-256"):  # fmt: skip
-        assert word in PAGE, word
+    for words in (
+        "adapter_config.json adapter_model.safetensors adapter_model.bin .keras .weights.h5 tf.train.Checkpoint",
+        "config.json model.safetensors.index.json yaml.safe_load config.yaml CSV TSV JSON Parquet .npz .npy IDX Pillow",
+        "TensorBoard GGUF SHA-256",
+    ):
+        assert [word for word in words.split() if word not in PAGE] == []
     assert "](SECURITY.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|@\w+\.\w", PAGE), "the project has no address to name"
+    assert not re.search(r"https?://|@\w+\.\w", PAGE)  # the project has no address to name
