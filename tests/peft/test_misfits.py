@@ -156,3 +156,11 @@ def test_a_name_that_is_taken(adapted, saved):
     with pytest.raises(ValueError, match="has an adapter 'default' already"):
         peft.load_adapter(adapted, saved)
     np.testing.assert_array_equal(outputs(adapted, IMAGES), before)
+
+
+@pytest.mark.parametrize("name", ["", 3, None, "a.b", "a" * 101, ["a"]])
+def test_names_that_are_none(saved, name):
+    with pytest.raises(ValueError, match=r"up to 100 letters, digits, _ and - only\. Received: "):
+        peft.load_adapter(image_model(), saved, name)
+    with pytest.raises(ValueError, match="up to 100 letters"):
+        peft.get_peft_model(image_model(), peft.LoRA(r=1, target_modules=["query"]), name)

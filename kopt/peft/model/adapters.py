@@ -44,8 +44,8 @@ class ModelAdapters:
 
     def add(self, name: str, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] | None) -> None:
         """Adds an adapter, or raises ValueError and leaves the model as it was."""
-        if not re.fullmatch(r"\w[\w-]*", name):
-            raise ValueError(f"The name of an adapter has letters, digits, _ and - only. Received: {name!r}")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
+            raise ValueError(f"The name of an adapter has up to 100 letters, digits, _ and - only. Received: {name!r}")
         if name in self.adapters:
             raise ValueError(f"The model has an adapter {name!r} already. Choose another name or delete_adapter first.")
         plans = plan(self.model, adapter, targets)
