@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -348,8 +349,13 @@ def test_the_pickled_file_of_old_versions(saved, adapted):
     ):
         torch.save(content, saved / PICKLED)
         refuse(saved, PICKLED)
-    (saved / PICKLED).write_bytes(b"")
-    refuse(saved, PICKLED)
+    data = (saved / PICKLED).read_bytes()
+    for content in (b"", data[:100], data[:-30], data[len(data) // 2 :], data[:-60] + b"x" * 20 + data[-40:]):
+        (saved / PICKLED).write_bytes(content)
+        refuse(saved, PICKLED)
+    with zipfile.ZipFile(saved / PICKLED, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"0" * 10**6)
+    refuse(saved, f"{PICKLED} .*compressed")
 
 
 def test_a_malicious_pickle_runs_nothing(saved, tmp_path):

@@ -1,6 +1,7 @@
 """The `adapter_model.bin` of old versions of peft: tensors that torch pickled, read without running what they say."""
 
 import pathlib
+import re
 import zipfile
 from typing import Any
 
@@ -25,14 +26,10 @@ def read_pickled(path: pathlib.Path) -> dict[str, Array]:
         import torch
     except ImportError:
         raise ValueError(f"{path} can be read by torch only. Install torch, or {_CONVERT}.") from None
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _SAFE_TORCH:
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
         raise ValueError(f"{path}: torch {torch.__version__} cannot read it safely. Install torch 2.6, or {_CONVERT}.")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError(f"{path} is compressed, as torch never writes it.")
     try:
+        _check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious pickle raises what it likes
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -50,3 +47,11 @@ def read_pickled(path: pathlib.Path) -> dict[str, Array]:
     if sum(value.numel() for value in content.values()) > path.stat().st_size:  # at least 2 bytes each; some are shared
         raise ValueError(f"{path}: its tensors are larger than the file: it repeats elements.")
     return {key: value.detach().to(torch.float32).contiguous().numpy() for key, value in content.items()}
+
+
+def _check_size(path: pathlib.Path) -> None:
+    """Raises ValueError if a file of zip's form would be larger once read: torch stores without compression."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, as torch never writes it")
