@@ -27,36 +27,14 @@ from kopt.peft.exchange.placement import (
     torch_placement,
 )
 from kopt.peft.exchange.strict_json import read_json
+from kopt.peft.exchange.task_names import HEADS, common_prefix, find_prefix, renamed
 from kopt.peft.exchange.tensor_file import read_shapes
 from kopt.peft.layers import Site, named_layers, own_variables
 
 Array = np.ndarray[Any, Any]
 _PARAMETERS = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "scale": "weight", "beta": "bias"}
-# Where the base sits in a model with a head, for converters that record names without it.
-_PREFIXES = {
-    "bert": "bert",
-    "gpt2": "transformer",
-    "dinov2": "dinov2",
-    "esm": "esm",
-    "swin": "swin",
-    "xlm_roberta": "roberta",
-}
 _MAY_DIFFER = ("image_size", "max_position_embeddings", "n_positions")
 """Entries of the configuration in which a model may differ from its base."""
-# Modules that have another name in transformers 5 than in its checkpoints.
-_ATTENTION = [
-    (r"attention\.(?:attention|self)\.query$", "attention.q_proj"),
-    (r"attention\.(?:attention|self)\.key$", "attention.k_proj"),
-    (r"attention\.(?:attention|self)\.value$", "attention.v_proj"),
-    (r"attention\.output\.dense$", "attention.o_proj"),
-]
-_MLP = [(r"intermediate\.dense$", "mlp.fc1"), (r"output\.dense$", "mlp.fc2")]
-_RENAMED = {
-    "vit": [(r"^encoder\.layer\.", "layers."), *_ATTENTION, *_MLP],
-    "deit": [(r"^encoder\.layer\.", "layers."), *_ATTENTION, *_MLP],
-    "swin": [*_ATTENTION, *_MLP],
-    "dinov2": _ATTENTION,
-}
 
 
 @dataclasses.dataclass
@@ -123,12 +101,14 @@ class Names:
     def __init__(self, model: Any, base: Checkpoint | None = None, modules: Mapping[str, str] | None = None) -> None:
         self.base = base or Checkpoint()
         self.paths = dict(named_layers(model))
-        self.prefix, self._renamed, records = "", [], {}
+        self.prefix, self._converter, records = "", "", {}
+        self._below: str | None = ""
         found = self._record(model)
         if found is not None:
-            name, recorded = found
-            self.prefix = _common_prefix([r.key for r in recorded.values()]) or _PREFIXES.get(name, "")
-            self._renamed, records = _RENAMED.get(name, []), recorded
+            self._converter, records = found
+            keys = [record.key for record in records.values()]
+            self.prefix = common_prefix(keys)
+            self._below = find_prefix(self._converter, keys, self.base.shapes, self.base.config or {})
         self.known = bool(records)
         """Whether Hugging Face knows the model."""
         given = self._checked_modules(modules or {})
@@ -234,17 +214,24 @@ class Names:
         Args:
             module: bare name.
             task: whether the model has a head there, so that the base sits below a prefix.
+
+        Raises:
+            ValueError: the prefix is not known. With a wrong one peft would warn and use the plain base.
         """
         ports = self.by_module.get(module, [])
-        if not any(p.record is not None for p in ports) or module in _outside(ports, self.prefix):
+        if not any(p.record is not None for p in ports) or _outside(ports):
             return module
-        return f"{self.prefix}.{self.renamed(module)}" if task and self.prefix else self.renamed(module)
+        if task and self._below is None:
+            raise ValueError(
+                f"It is not known what models with a head call the base that {module} belongs to. Pass "
+                "base_model=DIRECTORY, the folder of a checkpoint with a head (config.json and model.safetensors), "
+                "or install transformers and torch."
+            )
+        return f"{self._below}.{self.renamed(module)}" if task and self._below else self.renamed(module)
 
     def renamed(self, module: str) -> str:
         """Returns a module's name in transformers 5."""
-        for pattern, name in self._renamed:
-            module = re.sub(pattern, name, module)
-        return module
+        return renamed(self._converter, module)
 
     def find(self, name: str) -> str | None:
         """Returns the bare name of a module in a file, under whatever prefix and in the old or the new spelling."""
@@ -317,18 +304,9 @@ class Names:
         return self._factors[key]
 
 
-def _outside(ports: Sequence[Port], prefix: str) -> set[str]:
-    """Returns the modules that the converter itself puts beside the base, as it does lm_head."""
-    if not prefix:
-        return set()
-    recorded = [p for p in ports if p.record is not None]
-    return {p.module for p in recorded if p.record and p.record.key.split(".")[0] in ("lm_head", "score", "classifier")}
-
-
-def _common_prefix(keys: Iterable[str]) -> str:
-    """Returns the first name of all keys but those of heads, if it is one."""
-    first = {key.split(".")[0] for key in keys} - {"lm_head", "score", "classifier"}
-    return first.pop() if len(first) == 1 else ""
+def _outside(ports: Sequence[Port]) -> bool:
+    """Returns whether the converter itself puts a module beside the base, as it does lm_head."""
+    return any(p.record is not None and p.record.key.split(".")[0] in HEADS for p in ports)
 
 
 def _check_config(config: Mapping[str, Any], derived: Mapping[str, Any]) -> None:

@@ -1,0 +1,84 @@
+"""Where transformers has the base within a model with a head, and what it calls modules that checkpoints call otherwise.
+
+Most of KerasHub's converters, and most checkpoints, say where the base is. What neither says is here, and
+`tests/peft/test_names.py` compares it with transformers. What is not here is asked of transformers, if it is installed.
+"""
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HEADS = ("lm_head", "score", "classifier")
+"""First names of keys that belong to a head."""
+# By converter: the attribute of the task models that holds the base, for converters whose keys are those of the base.
+PREFIXES = {
+    "bart": "model",
+    "bert": "bert",
+    "dinov2": "dinov2",
+    "dinov3": "dinov3_vit",
+    "esm": "esm",
+    "gpt2": "transformer",
+    "qwen3": "model",
+    "swin_transformer": "swin",
+    "xlm_roberta": "roberta",
+}
+# By converter: modules that have another name in transformers 5 than in its checkpoints.
+_ATTENTION = [
+    (r"attention\.(?:attention|self)\.query$", "attention.q_proj"),
+    (r"attention\.(?:attention|self)\.key$", "attention.k_proj"),
+    (r"attention\.(?:attention|self)\.value$", "attention.v_proj"),
+    (r"attention\.output\.dense$", "attention.o_proj"),
+]
+_MLP = [(r"intermediate\.dense$", "mlp.fc1"), (r"output\.dense$", "mlp.fc2")]
+_RENAMED = {
+    "vit": [(r"^encoder\.layer\.", "layers."), *_ATTENTION, *_MLP],
+    "deit": [(r"^encoder\.layer\.", "layers."), *_ATTENTION, *_MLP],
+    "swin_transformer": [*_ATTENTION, *_MLP],
+    "dinov2": _ATTENTION,
+    "dinov3": [(r"^layer\.", "model.layer.")],
+    "mixtral": [(r"\.block_sparse_moe\.", ".mlp.")],
+}
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """Returns the first name of all keys but those of heads, if it is one."""
+    first = {key.split(".")[0] for key in keys} - set(HEADS)
+    return first.pop() if len(first) == 1 else ""
+
+
+def find_prefix(
+    converter: str, keys: Iterable[str], checkpoint: Iterable[str], config: Mapping[str, Any]
+) -> str | None:
+    """Returns the name of the base within a model with a head; None if it is not known.
+
+    Args:
+        converter: KerasHub's, without `convert_`.
+        keys: what it calls the tensors.
+        checkpoint: what the checkpoint calls them.
+        config: the configuration of Hugging Face, as far as it is given.
+    """
+    said = common_prefix(keys := list(keys))
+    own = [key.removeprefix(f"{said}.") for key in keys if key.split(".")[0] not in HEADS]
+    for key in own[:8]:
+        for full in checkpoint:
+            if full.endswith(f".{key}"):
+                return full.removesuffix(f".{key}")
+    return said or PREFIXES.get(converter) or _ask_transformers(config.get("model_type"))
+
+
+def _ask_transformers(model_type: str | None) -> str | None:
+    """Returns what transformers and torch say of an architecture; None without them or where they do not know it."""
+    try:
+        transformers = importlib.import_module("transformers")
+        prefix = transformers.MODEL_MAPPING[transformers.CONFIG_MAPPING[model_type]].base_model_prefix
+    except (ImportError, KeyError, AttributeError, TypeError):
+        return None
+    return str(prefix) or None
+
+
+def renamed(converter: str, module: str) -> str:
+    """Returns a module's name in transformers 5."""
+    for pattern, name in _RENAMED.get(converter, ()):
+        module = re.sub(pattern, name, module)
+    return module

@@ -1,0 +1,165 @@
+"""Every architecture that KerasHub converts from Hugging Face, as a tiny random model, or why it is not tried.
+
+No torch is imported before a model is made, so that lists of the cases can be had without it.
+"""
+
+import dataclasses
+from typing import Any
+
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
+ENCODER = SIZES | {"hidden_size": 32, "max_position_embeddings": 40}
+DECODER = ENCODER | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+HEADS = DECODER | {"head_dim": 8}
+GEMMA = HEADS | {"num_key_value_heads": 1}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+IMAGE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "image_size": 16, "patch_size": 4}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
+BERT = ("query", "key", "value", "intermediate.dense", "output.dense", "word_embeddings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One architecture.
+
+    Args:
+        converter: KerasHub's module, without `convert_`.
+        config: class of its configuration in transformers.
+        options: arguments of that.
+        model: the class of transformers' task model that the checkpoint is of.
+        backbone: KerasHub's class.
+        targets: the modules of Hugging Face that get factors.
+        task: KerasHub's class of a language model, whose logits are compared; None compares the last hidden states.
+        inputs: "tokens", "pixels" or "pairs", of an encoder and a decoder.
+    """
+
+    converter: str
+    config: str
+    options: dict[str, Any]
+    model: str
+    backbone: str
+    targets: tuple[str, ...]
+    task: str | None = None
+    inputs: str = "tokens"
+    published: tuple[tuple[str, Any], ...] = ()
+    """Entries that published configurations have and that transformers 5 leaves out."""
+
+
+def decoder(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
+    """Returns a language model whose parts are called alike in both libraries."""
+    kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name.removesuffix('Text')}ForCausalLM"
+    return Case(converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, f"{hub}CausalLM")
+
+
+def encoder(converter: str, name: str, hub: str, head: str, targets: tuple[str, ...], **options: Any) -> Case:
+    """Returns an encoder of text whose checkpoint is that of a task model."""
+    return Case(converter, f"{name}Config", options, f"{name}For{head}", f"{hub}Backbone", targets)
+
+
+def vision(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
+    """Returns an encoder of images whose checkpoint is that of a classifier."""
+    kind = f"{name}ForImageClassification"
+    return Case(converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, None, "pixels")
+
+
+LINEAR = (*ATTENTION, *FEEDFORWARD)
+CASES = {
+    "ALBERT": encoder(
+        "albert",
+        "Albert",
+        "Albert",
+        "SequenceClassification",
+        ("query", "value", "ffn", "ffn_output"),
+        **ENCODER,
+        embedding_size=16,
+    ),
+    "BART": Case(
+        "bart",
+        "BartConfig",
+        {"vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
+        | {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40},
+        "BartForConditionalGeneration",
+        "BartBackbone",
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        None,
+        "pairs",
+    ),
+    "BERT": encoder("bert", "Bert", "Bert", "SequenceClassification", BERT, **ENCODER),
+    "DeiT": vision("deit", "DeiT", "DeiT", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE, intermediate_size=48),
+    "DINOv2": vision("dinov2", "Dinov2", "DINOV2", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE),
+    "DINOv3": Case(
+        "dinov3",
+        "DINOv3ViTConfig",
+        IMAGE | {"intermediate_size": 48, "num_register_tokens": 2},
+        "DINOv3ViTModel",
+        "DINOV3Backbone",
+        ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+        None,
+        "pixels",
+    ),
+    "DistilBERT": encoder(
+        "distilbert",
+        "DistilBert",
+        "DistilBert",
+        "MaskedLM",
+        ("q_lin", "v_lin", "out_lin", "lin1", "lin2"),
+        vocab_size=60,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=40,
+    ),
+    "ESM": encoder(
+        "esm",
+        "Esm",
+        "ESM",
+        "MaskedLM",
+        BERT[:-1],
+        **ENCODER,
+        position_embedding_type="rotary",
+        pad_token_id=1,
+        mask_token_id=59,
+        token_dropout=False,
+    ),
+    "Gemma": decoder("gemma", "Gemma", "Gemma", LINEAR, **GEMMA),
+    "Gemma 2": decoder("gemma", "Gemma2", "Gemma", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
+    "Gemma 3": decoder("gemma3", "Gemma3Text", "Gemma3", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
+    "GPT-2": decoder(
+        "gpt2",
+        "GPT2",
+        "GPT2",
+        ("c_attn", "c_proj", "c_fc"),
+        vocab_size=60,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+    ),
+    "Llama 3": decoder("llama3", "Llama", "Llama3", LINEAR, **DECODER),
+    "Mistral": decoder("mistral", "Mistral", "Mistral", LINEAR, **DECODER),
+    "Mixtral": decoder("mixtral", "Mixtral", "Mixtral", ATTENTION, **DECODER, num_local_experts=4),
+    "Qwen 2": decoder("qwen", "Qwen2", "Qwen", LINEAR, **DECODER),
+    "Qwen 2 MoE": decoder(
+        "qwen_moe", "Qwen2Moe", "QwenMoe", ATTENTION, **DECODER, **EXPERTS, shared_expert_intermediate_size=24
+    ),
+    "Qwen 3": decoder("qwen3", "Qwen3", "Qwen3", LINEAR, **HEADS),
+    "Qwen 3 MoE": decoder("qwen3_moe", "Qwen3Moe", "Qwen3Moe", ATTENTION, **HEADS, **EXPERTS),
+    "Qwen 3.5": decoder("qwen3_5", "Qwen3_5Text", "Qwen3_5", LINEAR, **HEADS),
+    "RoBERTa": encoder("roberta", "Roberta", "Roberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
+    "SmolLM3": decoder("smollm3", "SmolLM3", "SmolLM3", LINEAR, **DECODER),
+    "Swin": vision(
+        "swin_transformer",
+        "Swin",
+        "SwinTransformer",
+        ("q_proj", "v_proj", "o_proj", "fc1", "fc2"),
+        image_size=32,
+        patch_size=2,
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+    ),
+    "ViT": vision("vit", "ViT", "ViT", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE, intermediate_size=48),
+    "XLM-RoBERTa": encoder("xlm_roberta", "XLMRoberta", "XLMRoberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
+}

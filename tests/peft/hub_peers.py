@@ -1,0 +1,132 @@
+"""A tiny model of a case on both sides, and how far outputs differ there after an adapter has gone each way."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import keras_hub
+import numpy as np
+import peft
+import torch
+import transformers
+from hub_cases import Case
+
+import kopt.peft
+from kopt.peft.model import adapters_of
+
+Array = np.ndarray[Any, Any]
+R = 3
+
+
+class Peers:
+    """A checkpoint of a case, made in a folder, and its outputs in both libraries."""
+
+    def __init__(self, case: Case, folder: pathlib.Path) -> None:
+        self.case, self.folder = case, folder / "base"
+        torch.manual_seed(3)
+        config = getattr(transformers, case.config)(**case.options)
+        model = getattr(transformers, case.model)(config)
+        for parameter in model.parameters():
+            scale, start = (0.08, 0.0) if parameter.ndim > 1 else (0.05, parameter.data)
+            parameter.data = start + torch.randn(parameter.shape) * scale
+        for name, parameter in model.named_parameters():
+            if case.converter in ("roberta", "esm") and "token_type_embeddings" in name:
+                parameter.data.zero_()  # KerasHub leaves out what is zero in all published checkpoints
+        model.save_pretrained(self.folder)
+        file = self.folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(case.published)))
+        rng = np.random.default_rng(0)
+        size = case.options.get("image_size", 0)
+        self.pixels = rng.normal(size=(2, 3, size, size)).astype("float32")
+        self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
+        self.mask = np.ones((3, 12), "int32")
+        self.mask[1, 8:] = 0
+        self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
+
+    def torch_model(self, base: bool) -> Any:
+        """Returns the task model, or the base alone."""
+        cls = transformers.AutoModel if base else getattr(transformers, self.case.model)
+        options = {"add_pooling_layer": False} if base and self.case.converter in ("roberta", "xlm_roberta") else {}
+        return cls.from_pretrained(self.folder, attn_implementation="eager", dtype=torch.float32, **options).eval()
+
+    def keras_model(self) -> Any:
+        """Returns KerasHub's model."""
+        hub = keras_hub.models
+        backbone = getattr(hub, self.case.backbone).from_preset(str(self.folder), dtype="float32")
+        return backbone if self.case.task is None else getattr(hub, self.case.task)(backbone, preprocessor=None)
+
+    def torch_output(self, model: Any) -> Array:
+        """Returns logits of a language model, else the last hidden states."""
+        ids, mask = torch.tensor(self.ids).long(), torch.tensor(self.mask).long()
+        with torch.no_grad():
+            if self.case.inputs == "pixels":
+                out = model(pixel_values=torch.tensor(self.pixels))
+            elif self.case.inputs == "pairs":
+                out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids, decoder_attention_mask=mask)
+            else:
+                out = model(input_ids=ids, attention_mask=mask)
+        return (out.logits if self.case.task else out.last_hidden_state).numpy()[self.rows]
+
+    def keras_output(self, model: Any) -> Array:
+        """Returns the same of KerasHub's model."""
+        ids, mask = self.ids, self.mask
+        values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+        values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
+        values |= {
+            "images": np.transpose(self.pixels, (0, 2, 3, 1)),
+            "pixel_values": np.transpose(self.pixels, (0, 2, 3, 1)),
+        }
+        names = list(model.input) if isinstance(model.input, dict) else None
+        out = model({n: values[n] for n in names} if names else values["images"], training=False)
+        if isinstance(out, dict):
+            out = out[next(n for n in ("sequence_output", "decoder_sequence_output") if n in out)]
+        return np.asarray(out)[self.rows]
+
+
+def measure(case: Case, folder: pathlib.Path) -> dict[str, float]:
+    """Returns the largest differences of outputs, relative to the largest output of the plain base.
+
+    Returns:
+        "base": of the plain bases; "in": with an adapter that peft wrote; "out": with one that kopt wrote; "head": the
+        same below the head of a task; "effect": the least that an adapter changed.
+    """
+    peers = Peers(case, folder)
+    language = case.task is not None
+    plain = peers.torch_model(base=not language)
+    reference = peers.torch_output(plain)
+    model = peers.keras_model()
+    found = {"base": float(np.abs(peers.keras_output(model) - reference).max())}
+
+    config = peft.LoraConfig(
+        r=R, lora_alpha=2 * R, target_modules=list(case.targets), task_type="CAUSAL_LM" if language else None
+    )
+    theirs = peft.get_peft_model(plain, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    theirs.save_pretrained(str(folder / "theirs"))
+    expected = peers.torch_output(theirs)
+    kopt.peft.load_adapter(model, folder / "theirs", base_model=peers.folder)
+    found["in"] = float(np.abs(peers.keras_output(model) - expected).max())
+    found["effect"] = float(np.abs(expected - reference).max())
+
+    fresh = peers.keras_model()
+    hosts = [re.sub(r"^\w+_backbone(_\d+)?\.", "", path) for path in adapters_of(model).hosts]
+    kopt.peft.get_peft_model(fresh, kopt.peft.LoRA(r=R, target_modules=hosts))
+    rng = np.random.default_rng(2)
+    for layer in adapters_of(fresh).hosts.values():
+        for variable in layer.weights_of["default"].values():
+            variable.assign(variable.numpy() + rng.normal(size=variable.shape) * 0.05)
+    ours = peers.keras_output(fresh)
+    found["effect"] = min(found["effect"], float(np.abs(ours - reference).max()))
+    kopt.peft.save_pretrained(fresh, folder / "ours", base_model=peers.folder)
+    back = peft.PeftModel.from_pretrained(peers.torch_model(base=not language), str(folder / "ours")).eval()
+    found["out"] = float(np.abs(peers.torch_output(back) - ours).max())
+    if not language and case.model.partition("For")[1]:
+        kopt.peft.save_pretrained(fresh, folder / "below", base_model=peers.folder, task_type="SOME_HEAD")
+        below = peft.PeftModel.from_pretrained(peers.torch_model(base=False), str(folder / "below")).eval()
+        inside = below.base_model.model.base_model
+        found["head"] = float(np.abs(peers.torch_output(inside) - ours).max())
+    return found
