@@ -2,11 +2,12 @@
 
     python docs/generate.py              # brings all of them up to date
     python docs/generate.py --check      # writes nothing; fails and names the pages that are out of date
-    python docs/generate.py --measure    # also measures every rule against its reference anew, for parity.md
+    python docs/generate.py --measure    # also measures anew: rules against references for parity.md, and, with torch,
+                                         # the adapters of every architecture for peft-architectures.md
 
 What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand. Figures that were
 measured stay until they are measured again: the results of runs that are not under saved_models/, and without
-`--measure` the rules that parity.md already has.
+`--measure` what parity.md and peft-architectures.md already have.
 """
 
 import argparse
@@ -16,14 +17,16 @@ import pathlib
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
+sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in ("support", "peft")]
 
 import numpy as np
 import references
 import yaml
+from hub_cases import CASES, REMARKS, UNTRIED, WITHOUT_CONVERTER
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 
 from kopt import catalogue, peft
@@ -32,6 +35,7 @@ from recipes.run.flags import flatten
 ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
 OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
+ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
 COMMAND = "python docs/generate.py"
 
 ROOMS = {"wrappers": "Wrappers", "composites": "Several rules in one", "full_batch": "Full batch"}
@@ -99,12 +103,15 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: bool) -> dict[pathlib
         found: the metrics of runs by their commands, see `runs`.
         measure: whether every rule is measured against its reference, or only those that parity.md lacks.
     """
-    text = {path: path.read_text(encoding="utf-8") for path in (README, OPTIMIZERS, PARITY, RECIPES)}
+    text = {path: path.read_text(encoding="utf-8") for path in (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES)}
     text[README] = replaced(text[README], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
         text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
     text[PARITY] = replaced(text[PARITY], "parity", parity_table("" if measure else section(text[PARITY], "parity")))
+    known = "" if measure else section(text[ARCHITECTURES], "architectures")
+    text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "architectures", architecture_table(known))
+    text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "untried", untried_table())
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}
         text[RECIPES] = replaced(text[RECIPES], name, result_table(recipe, own, section(text[RECIPES], name)))
@@ -187,6 +194,36 @@ def parity_table(before: str) -> str:
     return "\n".join([*lines, ""])
 
 
+# ------------------------------------------------------------------------------------------------- architectures
+
+
+def architecture_table(before: str) -> str:
+    """Returns every architecture tried beside torch peft; what stands in the table before is not measured again."""
+    known = dict(re.findall(r"^\| ([^|]+) \| `\w+` \| (\S+ \| \S+ \| \S+ \| \S* ?\| \S+) \|", before, re.MULTILINE))
+    lines = [
+        "| architecture | converter | base | peft to kopt | kopt to peft | below a head | effect | remark |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, case in CASES.items():
+        if name not in known:
+            from hub_peers import measure
+
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure(case, pathlib.Path(folder))
+            known[name] = " | ".join(
+                f"{found[k]:.1e}" if k in found else "-" for k in ("base", "in", "out", "head", "effect")
+            )
+        lines.append(f"| {name} | `{case.converter}` | {known[name]} | {REMARKS.get(name, '')} |")
+    return "\n".join([*lines, ""])
+
+
+def untried_table() -> str:
+    """Returns the architectures that are not tried, and why."""
+    rows = [f"| `{name}` | {why} |" for name, why in UNTRIED.items()]
+    rows += [f"| {name} | KerasHub does not convert its checkpoints from Hugging Face |" for name in WITHOUT_CONVERTER]
+    return "\n".join(["| converter or architecture | why not |", "|---|---|", *rows, ""])
+
+
 # ------------------------------------------------------------------------------------------------- results of runs
 
 
@@ -240,7 +277,7 @@ def main(arguments: list[str] | None = None) -> str | None:
     """Writes the pages, or checks them; returns what is wrong with them."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
-    parser.add_argument("--measure", action="store_true", help="measure every rule against its reference anew")
+    parser.add_argument("--measure", action="store_true", help="measure rules and architectures anew")
     flags = parser.parse_args(arguments)
     if flags.check:
         stale = out_of_date()

@@ -31,7 +31,7 @@ class Peers:
             scale, start = (0.08, 0.0) if parameter.ndim > 1 else (0.05, parameter.data)
             parameter.data = start + torch.randn(parameter.shape) * scale
         for name, parameter in model.named_parameters():
-            if case.converter in ("roberta", "esm") and "token_type_embeddings" in name:
+            if case.converter == "roberta" and "token_type_embeddings" in name:
                 parameter.data.zero_()  # KerasHub leaves out what is zero in all published checkpoints
         model.save_pretrained(self.folder)
         file = self.folder / "config.json"
@@ -42,6 +42,7 @@ class Peers:
         self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
         self.mask = np.ones((3, 12), "int32")
         self.mask[1, 8:] = 0
+        self.ids[1, 8:] = getattr(config, "pad_token_id", None) or 0
         self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
 
     def torch_model(self, base: bool) -> Any:
@@ -54,7 +55,9 @@ class Peers:
         """Returns KerasHub's model."""
         hub = keras_hub.models
         backbone = getattr(hub, self.case.backbone).from_preset(str(self.folder), dtype="float32")
-        return backbone if self.case.task is None else getattr(hub, self.case.task)(backbone, preprocessor=None)
+        return (
+            backbone if self.case.task is None else getattr(hub, self.case.task)(backbone=backbone, preprocessor=None)
+        )
 
     def torch_output(self, model: Any) -> Array:
         """Returns logits of a language model, else the last hidden states."""
@@ -73,10 +76,7 @@ class Peers:
         ids, mask = self.ids, self.mask
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
-        values |= {
-            "images": np.transpose(self.pixels, (0, 2, 3, 1)),
-            "pixel_values": np.transpose(self.pixels, (0, 2, 3, 1)),
-        }
+        values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
         names = list(model.input) if isinstance(model.input, dict) else None
         out = model({n: values[n] for n in names} if names else values["images"], training=False)
         if isinstance(out, dict):

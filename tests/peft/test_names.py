@@ -1,6 +1,7 @@
 """The name map to Hugging Face: recorded from KerasHub's converters, and plain for what Hugging Face does not know."""
 
 import json
+import types
 
 import keras
 import numpy as np
@@ -35,6 +36,7 @@ BACKBONES = {
     "gpt2": gpt2,
     "llama": lambda: keras_hub.models.Llama3Backbone(50, 2, 4, 32, 48, 2),
     "mistral": lambda: keras_hub.models.MistralBackbone(50, 2, 4, 32, 48, 2),
+    "qwen3": lambda: keras_hub.models.Qwen3Backbone(50, 2, 4, 2, 8, 32, 48, tie_word_embeddings=True),
     "albert": lambda: keras_hub.models.AlbertBackbone(50, 1, 2, 8, 16, 32, max_sequence_length=20),
     "vit": lambda: keras_hub.models.ViTBackbone((16, 16, 3), (4, 4), 2, 4, 24, 48),
 }
@@ -57,6 +59,7 @@ EXPECTED = {  # a Keras path, its module in the checkpoint, and what transformer
     ],
     "llama": [("transformer_layer_1.self_attention.query", "layers.1.self_attn.q_proj", "model.")],
     "mistral": [("transformer_layer_1.self_attention.query", "layers.1.self_attn.q_proj", "model.")],
+    "qwen3": [("transformer_layer_1.self_attention.query", "layers.1.self_attn.q_proj", "model.")],
     "albert": [("token_embedding", "embeddings.word_embeddings", "albert.")],
     "vit": [],
 }
@@ -90,6 +93,20 @@ def test_the_converter_gets_what_it_reads_of_a_configuration():
     ((backbone, converter),) = find_backbones(gpt2())
     config = derive_config(converter, backbone)
     assert (config["n_embd"], config["n_layer"], config["n_head"], config["n_positions"]) == (16, 2, 2, 20)
+
+
+def test_a_list_in_a_configuration_is_given_back_whole():
+    """A converter that makes a list of an entry, as those of Swin and SmolLM3, once never came to an end."""
+
+    class Converter:
+        backbone_cls = None
+
+        @staticmethod
+        def convert_backbone_config(config):
+            return {"depths": list(config["depths"]), "size": (config["height"], config["width"])}
+
+    backbone = types.SimpleNamespace(depths=[2, 6, 2], size=(3, 4))
+    assert derive_config(Converter, backbone) == {"depths": [2, 6, 2], "height": 3, "width": 4}
 
 
 def test_places_are_where_the_converter_reads(named):

@@ -66,7 +66,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",
     r"kopt\.peft\.methods",
-    r"kopt\.peft\.exchange\.(strict_json|pickled_file|kerashub_converter)",
+    r"kopt\.peft\.exchange\.(strict_json|pickled_file|kerashub_converter|task_names)",
     r"kopt\.peft\.exchange\.(tensor_file|config_file)",
     r"kopt\.peft\.exchange\.placement",
     r"kopt\.peft\.exchange\.name_map",

@@ -187,12 +187,18 @@ class _Tag(int):
     """
 
     keys: tuple[str, ...]
+    whole: bool
+    """Whether it stands for all elements of a list."""
 
-    def __new__(cls, keys: tuple[str, ...]) -> "_Tag":
+    def __new__(cls, keys: tuple[str, ...], whole: bool = False) -> "_Tag":
         """Returns a small number: converters may count up to it."""
         tag = super().__new__(cls, 2)
-        tag.keys = keys
+        tag.keys, tag.whole = keys, whole
         return tag
+
+    def __iter__(self) -> "Iterator[_Tag]":
+        """Yields one tag for all elements: without an end of its own, `list(config["depths"])` would never return."""
+        yield _Tag(self.keys, whole=True)
 
     def __getitem__(self, key: str) -> "_Tag":
         return _Tag((*self.keys, key))
@@ -214,7 +220,9 @@ def derive_config(converter: Any, backbone: Any) -> dict[str, Any]:
         return config
     for name, tag in arguments.items():
         value = getattr(backbone, name, None)
-        if isinstance(tag, (tuple, list)) and isinstance(value, (tuple, list)):
+        if isinstance(tag, (tuple, list)) and len(tag) == 1 and getattr(tag[0], "whole", False):
+            pairs = [(tag[0], value)]
+        elif isinstance(tag, (tuple, list)) and isinstance(value, (tuple, list)):
             pairs = list(zip(tag, value, strict=False))
         else:
             pairs = [(tag, value)]

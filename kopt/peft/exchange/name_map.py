@@ -103,6 +103,7 @@ class Names:
         self.paths = dict(named_layers(model))
         self.prefix, self._converter, records = "", "", {}
         self._below: str | None = ""
+        self._inside: set[str] = set()
         found = self._record(model)
         if found is not None:
             self._converter, records = found
@@ -142,11 +143,13 @@ class Names:
             return None
         if found:
             (backbone, converter), owner = found[0], kerashub_converter.locate_variables(model)
+            inner = {id(layer) for _, layer in named_layers(backbone)}
         elif config is not None and (made := kerashub_converter.build_twin(model, config)) is not None:
             backbone, converter = made
             owner = kerashub_converter.locate_variables(backbone)
         else:
             return None
+        self._inside = {path for path, layer in self.paths.items() if id(layer) in inner} if found else set()
         if config is not None:
             _check_config(config, kerashub_converter.derive_config(converter, backbone))
         records: dict[tuple[str, str], kerashub_converter.Record] = {}
@@ -247,8 +250,19 @@ class Names:
         return ", ".join(difflib.get_close_matches(name, spelled, n=3, cutoff=0.0))
 
     def check(self, module: str, parameter: str) -> None:
-        """Raises ValueError if the checkpoint of the base has no such tensor: peft would say nothing."""
-        known = any(p.record is not None for p in self.by_module.get(module, ()))
+        """Raises ValueError if the checkpoint of the base has no such tensor: peft would say nothing.
+
+        Warns of a layer of the backbone that no tensor of the checkpoint alone becomes.
+        """
+        ports = self.by_module.get(module, ())
+        known = any(p.record is not None for p in ports)
+        if not known and any(p.path in self._inside for p in ports):
+            warnings.warn(
+                f"{ports[0].path} is no module of its own at Hugging Face, so its adapter is saved under its Keras "
+                "name, which kopt loads and Hugging Face does not. Leave it out of target_modules for a file that "
+                "Hugging Face can use.",
+                stacklevel=5,
+            )
         if not known or not self._shapes or f"{module}.{parameter}" in self._shapes:
             return
         raise ValueError(

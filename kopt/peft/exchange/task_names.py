@@ -1,4 +1,4 @@
-"""Where transformers has the base within a model with a head, and what it calls modules that checkpoints call otherwise.
+"""Where transformers has the base within a model with a head, and modules that have another name in checkpoints.
 
 Most of KerasHub's converters, and most checkpoints, say where the base is. What neither says is here, and
 `tests/peft/test_names.py` compares it with transformers. What is not here is asked of transformers, if it is installed.
@@ -16,7 +16,6 @@ PREFIXES = {
     "bart": "model",
     "bert": "bert",
     "dinov2": "dinov2",
-    "dinov3": "dinov3_vit",
     "esm": "esm",
     "gpt2": "transformer",
     "qwen3": "model",
