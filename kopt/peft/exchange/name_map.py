@@ -101,7 +101,8 @@ class Names:
     def __init__(self, model: Any, base: Checkpoint | None = None, modules: Mapping[str, str] | None = None) -> None:
         self.base = base or Checkpoint()
         self.paths = dict(named_layers(model))
-        self.prefix, self._converter, records = "", "", {}
+        self.prefix, self._converter = "", ""
+        records: dict[tuple[str, str], kerashub_converter.Record] = {}
         self._below: str | None = ""
         self._inside: set[str] = set()
         found = self._record(model)
@@ -254,7 +255,7 @@ class Names:
 
         Warns of a layer of the backbone that no tensor of the checkpoint alone becomes.
         """
-        ports = self.by_module.get(module, ())
+        ports = self.by_module.get(module, [])
         known = any(p.record is not None for p in ports)
         if not known and any(p.path in self._inside for p in ports):
             warnings.warn(

@@ -68,6 +68,8 @@ def find_prefix(
 
 def _ask_transformers(model_type: str | None) -> str | None:
     """Returns what transformers and torch say of an architecture; None without them or where they do not know it."""
+    if model_type is None:
+        return None
     try:
         transformers = importlib.import_module("transformers")
         prefix = transformers.MODEL_MAPPING[transformers.CONFIG_MAPPING[model_type]].base_model_prefix
