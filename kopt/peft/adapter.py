@@ -16,6 +16,7 @@ from kopt.declare import Configurable, Convert, Range
 from kopt.declare.registry import ADAPTERS
 from kopt.peft import targets
 from kopt.peft.layers import Site, Tensor
+from kopt.peft.peft_fields import FIELDS
 
 Array = np.ndarray[Any, Any]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -149,11 +150,20 @@ class Adapter(Configurable):
     """Kinds of site that can host it. On opaque ones only `effective` is used."""
     default_targets: ClassVar[tuple[str, ...]] = ()
     """Layers to adapt when none are named."""
+    takes: ClassVar[str] = ""
+    """The layers that can host it, in words, for errors; "" says `kinds`."""
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "targets": "target_modules",
+        "modules": "target_modules",
+        "exclude": "exclude_modules",
+        "layers": "target_modules or layers_to_transform",
+        **dict.fromkeys(FIELDS, "an argument of LoraConfig, IA3Config, LNTuningConfig and PromptTuningConfig"),
+    }
 
     target_modules: Annotated[Any, Convert(targets.parse_targets)] = None
     exclude_modules: Annotated[Any, Convert(targets.parse_names)] = None
     layers_to_transform: Annotated[Any, Convert(targets.parse_indices)] = None
-    layers_pattern: Annotated[Any, Convert(targets.parse_name_list)] = None
+    layers_pattern: Annotated[Any, Convert(targets.parse_prefixes)] = None
     modules_to_save: Annotated[Any, Convert(targets.parse_name_list)] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -162,6 +172,10 @@ class Adapter(Configurable):
             ADAPTERS.register(cls, serializable=False)
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            raise TypeError(f"{type(self).__name__} takes arguments by name: write **{dict(args[0])}. Received: {args}")
+        if len(args) == 1 and isinstance(args[0], (str, list, tuple)):
+            raise TypeError(f"{type(self).__name__}: write target_modules={args[0]!r}. Received: {args}")
         self.extra: dict[str, Any] = dict(options.pop("extra", {}))
         """Entries of an `adapter_config.json` that kopt does not use; they are written back as they were read."""
         super().__init__(*args, **options)
@@ -219,6 +233,25 @@ class Adapter(Configurable):
 def is_bias(name: str) -> bool:
     """Returns whether a variable of that name is added to activations: also the shift of a normalization."""
     return name in ("bias", "beta")
+
+
+def require_method(model: Any, adapter: Any) -> None:
+    """Raises ValueError, which says what to write, if these are not a model and a method."""
+    if isinstance(adapter, Adapter) and hasattr(model, "layers"):
+        return
+    name = next((c.__name__ for c in (model, adapter) if isinstance(c, type) and issubclass(c, Adapter)), "LoRA")
+    text, received = f"Expected an adapter, as in get_peft_model(model, kopt.peft.{name}(r=8))", f"{adapter!r}"
+    if isinstance(model, Adapter) or (isinstance(model, type) and issubclass(model, Adapter)):
+        text, received = "Expected the model first: get_peft_model(model, adapter)", f"{model!r}, {adapter!r}"
+    elif isinstance(adapter, Adapter):
+        text, received = "Expected a Keras model", repr(model)
+    elif isinstance(adapter, type) and issubclass(adapter, Adapter):
+        text = f"Expected an adapter, not its class: write {name}() or {name}(argument=...)"
+    elif isinstance(adapter, Mapping):
+        text = "Expected an adapter, not its arguments: write kopt.peft.LoraConfig(**arguments)"
+    elif hasattr(adapter, "peft_type"):
+        text = f"Expected an adapter of kopt: write kopt.peft.{type(adapter).__name__}(...) with the same arguments"
+    raise ValueError(f"{text}. Received: {received}")
 
 
 def adapters() -> dict[str, type[Adapter]]:

@@ -56,6 +56,11 @@ def _named(names: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def parse_prefixes(value: Any) -> list[str] | None:
+    """Returns `value` as a list of names; one alone may be given as it is."""
+    return parse_name_list([value] if isinstance(value, str) else value)
+
+
 def parse_indices(value: Any) -> list[int] | None:
     """Returns the numbers of layers as a list, or None."""
     if value is None:

@@ -104,9 +104,11 @@ def _squares(layer: AdapterLayer, name: str) -> np.ndarray[Any, Any]:
     adapter, weights, copies = layer.adapters[name], layer.weights_of[name], layer.copies[name]
     learning = [*(v for v in weights.values() if v.trainable), *copies.values()]
     pairs = [(as_float32(copy), as_float32(layer.owned[attr])) for attr, copy in copies.items()]
-    if weights and adapter.mergeable and layer.site is not None:
-        base = layer.site.matrix(as_float32(layer.site.variable))
-        effective = adapter.effective(ops.convert_to_tensor(base), layer.parameters(name, ops.ones(())))
+    for site in layer.sites.values() if adapter.mergeable else ():
+        if not layer.weights_at(name, site):
+            continue
+        base = site.matrix(as_float32(site.variable))
+        effective = adapter.effective(ops.convert_to_tensor(base), layer.parameters(name, site, ops.ones(())))
         pairs.append((ops.convert_to_numpy(effective), base))
     return np.array(
         [

@@ -194,7 +194,7 @@ def test_mirrored_strategy(two_devices):
 def test_names_of_hugging_face():
     assert type(peft.LoraConfig(r=4, use_dora=True)) is peft.DoRA
     assert type(peft.LoraConfig(r=4)) is peft.LoRA
-    assert peft.IA3Config is peft.IA3
+    assert type(peft.IA3Config()) is peft.IA3
     assert peft.PromptTuningConfig is peft.PromptTuning
     assert peft.LNTuningConfig is peft.LayerNormTuning
 

@@ -38,6 +38,11 @@ class Writer:
     def add(self, path: str, layer: AdapterLayer) -> None:
         """Takes what the adapter has at one layer."""
         names, name = self.names, self.adapter_name
+        if others := [k for k in layer.kernels_of(name) if k != path]:
+            raise ValueError(
+                f"{others[0]} is adapted by target_parameters, which is not written in the form of peft: there is no "
+                "map yet from such kernels to its modules. model.save(...) keeps the adapter."
+            )
         whole = targets.matches(self.adapter.modules_to_save, path)
         for attr, copy in layer.copies[name].items():
             port = names.ports[path, attr]
@@ -47,7 +52,7 @@ class Writer:
         if layer.weights_of[name]:
             assert layer.site is not None
             port = names.ports[path, layer.site.attr]
-            values = {key: np.asarray(v.numpy(), "float32") for key, v in layer.weights_of[name].items()}
+            values = {key: np.asarray(v.numpy(), "float32") for key, v in layer.weights_at(name, layer.site).items()}
             place = names.factors(port, layer.site)
             part = torch_layout.Part(path, layer.site, place, layer.adapters[name], values)
             self.parts.setdefault(port.module, []).append(part)

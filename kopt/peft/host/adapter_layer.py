@@ -26,7 +26,7 @@ Each thread has its own, because a strategy calls the same layer in one thread f
 import collections
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -37,6 +37,7 @@ from typing_extensions import override
 from kopt.declare.digest import digest_of
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
+from kopt.peft.host.host_tensors import as_float32, as_kernel, dtype_of, stored_tensor, tensor_of
 from kopt.peft.layers import (
     Site,
     Tensor,
@@ -47,7 +48,7 @@ from kopt.peft.layers import (
     is_trainable,
     original_class,
     own_variables,
-    stored_value,
+    parameter_site,
     strategy_of,
     unlocked,
     untrack,
@@ -67,12 +68,15 @@ class AdapterLayer(keras.layers.Layer):
     host: Callable[[], Any]
     """Returns the host."""
     site: Site | None
+    """The kernel that the host itself applies."""
+    sites: dict[str, Site]
+    """All adapted kernels by attribute: beside `site` those that the host's `call` only reads."""
     owned: dict[str, keras.Variable]
     """The variables that the host itself created to be trained, by attribute."""
     adapters: dict[str, Adapter]
     """The methods by name, with the arguments that hold here."""
     weights_of: dict[str, dict[str, keras.Variable]]
-    """Weights beside the kernel, by adapter and name."""
+    """Weights beside the kernels, by adapter and name; those of other kernels than `site` as "attribute.name"."""
     copies: dict[str, dict[str, keras.Variable]]
     """Trained copies of own variables, by adapter and attribute."""
     gates: dict[str, keras.Variable]
@@ -84,10 +88,12 @@ class AdapterLayer(keras.layers.Layer):
     def __init__(self, layer: Any, path: str) -> None:
         super().__init__(name="adapters", dtype="float32")
         self.built = True
+        site = find_site(layer)
         state: dict[str, Any] = {
             "host_path": path,
             "host": weakref.ref(layer),  # no attribute of it may be the host: Keras would save in a circle
-            "site": find_site(layer),
+            "site": site,
+            "sites": {} if site is None else {site.attr: site},
             "owned": own_variables(layer),
             "adapters": {},
             "weights_of": {},
@@ -102,7 +108,15 @@ class AdapterLayer(keras.layers.Layer):
 
     # ------------------------------------------------------------------------------------------ variables
 
-    def add(self, name: str, adapter: Adapter, targeted: bool, whole: bool, rng: np.random.Generator) -> None:
+    def add(
+        self,
+        name: str,
+        adapter: Adapter,
+        targeted: bool,
+        whole: bool,
+        rng: np.random.Generator,
+        parameters: Sequence[str] = (),
+    ) -> None:
         """Creates the variables of an adapter.
 
         Args:
@@ -111,22 +125,43 @@ class AdapterLayer(keras.layers.Layer):
             targeted: whether the kernel is adapted.
             whole: whether all own variables are trained, as copies.
             rng: source of the initial values.
+            parameters: attributes with other kernels that are adapted.
         """
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
         with unlocked(self), strategy_of(next(iter(self.owned.values()))):
             self.gates[name] = self._variable(name, "gate", np.zeros(()), trainable=False)
             self.copies[name] = {a: self._variable(name, v.name, v.numpy()) for a, v in own.items()}
             self.weights_of[name] = {}
-            if targeted and self.site is not None:
-                site, declared = self.site, adapter.weights(self.site)
-                values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
-                adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
-                for key, weight in declared.items():
-                    self.weights_of[name][key] = self._variable(name, key, values[key], weight.trainable)
+            for attr in parameters:
+                self.sites.setdefault(attr, parameter_site(self.host(), attr))
+            for attr in [*([self.site.attr] if targeted and self.site is not None else []), *parameters]:
+                self._add_weights(name, adapter, self.sites[attr], rng)
             rate = getattr(adapter, "dropout", 0.0)
             if rate:
                 setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
         self.adapters[name] = adapter
+
+    def _add_weights(self, name: str, adapter: Adapter, site: Site, rng: np.random.Generator) -> None:
+        declared = adapter.weights(site)
+        values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
+        adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
+        for key, weight in declared.items():
+            key = self._key(site, key)
+            self.weights_of[name][key] = self._variable(name, key, values[key.rpartition(".")[2]], weight.trainable)
+
+    def _key(self, site: Site, key: str) -> str:
+        return key if site is self.site else f"{site.attr}.{key}"
+
+    def weights_at(self, name: str, site: Site | None) -> dict[str, keras.Variable]:
+        """Returns the weights of an adapter at one kernel of the host, as its method names them."""
+        start = "" if site is None else self._key(site, "")
+        own = {key: v for key, v in self.weights_of.get(name, {}).items() if key.rpartition(".")[0] == start[:-1]}
+        return {key.removeprefix(start): v for key, v in own.items()}
+
+    def kernels_of(self, name: str) -> list[str]:
+        """Returns the paths of the kernels that an adapter changes; all but the host's end in an attribute."""
+        found = [site for site in self.sites.values() if self.weights_at(name, site)]
+        return [self.host_path if site is self.site else f"{self.host_path}.{site.attr}" for site in found]
 
     def _variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
         variable = self.add_weight(
@@ -170,9 +205,11 @@ class AdapterLayer(keras.layers.Layer):
             variable.trainable = False
         for name, adapter in self.adapters.items():
             trained = is_trainable(self.host()) and name in self.active
-            declared = adapter.weights(self.site) if self.site is not None and self.weights_of[name] else {}
-            for key, variable in self.weights_of[name].items():
-                variable.trainable = trained and declared[key].trainable
+            for site in self.sites.values():
+                weights = self.weights_at(name, site)
+                declared = adapter.weights(site) if weights else {}
+                for key, variable in weights.items():
+                    variable.trainable = trained and declared[key].trainable
             for variable in self.copies[name].values():
                 variable.trainable = trained
 
@@ -233,14 +270,15 @@ class AdapterLayer(keras.layers.Layer):
         in_use = self._in_use
         if attr == ACTIVATION:
             return None if in_use else value
-        if self.site is None or attr != self.site.attr:
+        site = self.sites.get(attr)
+        if site is None:
             return self._own(attr, value)
-        if in_use:
-            return self._own(attr, value) if in_use[-1] is None else self._as_kernel(in_use[-1], value)
-        chain = [n for n in self._chain() if self.adapters[n].mergeable]
+        if in_use and site is self.site:
+            return self._own(attr, value) if in_use[-1] is None else as_kernel(site, in_use[-1], value)
+        chain = [n for n in self._chain(site) if self.adapters[n].mergeable]
         if not chain:
             return self._own(attr, value)
-        return self._as_kernel(self._base(chain, lambda x: x).kernel(), value)
+        return as_kernel(site, self._base(site, chain, lambda x: x).kernel(), value)
 
     @property
     def _in_use(self) -> list[Tensor | None]:
@@ -255,32 +293,26 @@ class AdapterLayer(keras.layers.Layer):
         for name, copies in self.copies.items():
             copy = copies.get(attr)
             if copy is not None:
-                value = ops.where(self.gates[name] > 0.5, ops.cast(copy, _dtype(value)), _read(value))
+                value = ops.where(self.gates[name] > 0.5, ops.cast(copy, dtype_of(value)), tensor_of(value))
         return value
 
-    def _as_kernel(self, matrix: Tensor, value: Any) -> Tensor:
-        """Returns [*batch, in, out] in the shape and dtype of the host's own kernel, `value`."""
-        assert self.site is not None
-        return ops.cast(self.site.kernel(matrix), _dtype(value))
-
-    def _chain(self) -> list[str]:
-        """Returns the adapters of the kernel in the order of their work: those that can be merged come first.
+    def _chain(self, site: Site) -> list[str]:
+        """Returns the adapters of a kernel in the order of their work: those that can be merged come first.
 
         Adapters that are off take part, multiplied by zero: then switching needs no new trace.
         """
-        names = [n for n in self.weights_of if self.weights_of[n] and (n in self.active or self.adapters[n].gated)]
+        of_site = [n for n in self.weights_of if self.weights_at(n, site)]
+        names = [n for n in of_site if n in self.active or self.adapters[n].gated]
         return sorted(names, key=lambda n: not self.adapters[n].mergeable)
 
-    def parameters(self, name: str, gate: Tensor | None = None) -> Weights:
-        """Returns the weights of an adapter for `Adapter.forward` and `Adapter.effective`."""
-        values = {key: _read(v) for key, v in self.weights_of[name].items()}
+    def parameters(self, name: str, site: Site, gate: Tensor | None = None) -> Weights:
+        """Returns the weights of an adapter at a kernel for `Adapter.forward` and `Adapter.effective`."""
+        values = {key: tensor_of(v) for key, v in self.weights_at(name, site).items()}
         dropout = getattr(self, f"{name}_dropout", lambda x: x)
-        return Weights(values, _read(self.gates[name]) if gate is None else gate, dropout)
+        return Weights(values, tensor_of(self.gates[name]) if gate is None else gate, dropout)
 
-    def _base(self, names: list[str], call: Callable[..., Tensor]) -> Base:
-        """Returns the host with the adapters `names` applied."""
-        site = self.site
-        assert site is not None
+    def _base(self, site: Site, names: list[str], call: Callable[..., Tensor]) -> Base:
+        """Returns the host with the adapters `names` applied to a kernel."""
 
         def run(x: Tensor, kernel: Tensor | None = None) -> Tensor:
             self._in_use.append(kernel)
@@ -290,15 +322,15 @@ class AdapterLayer(keras.layers.Layer):
                 self._in_use.pop()
 
         def kernel() -> Tensor:
-            return site.matrix(ops.cast(_master(self._own(site.attr, site.variable)), "float32"))
+            return site.matrix(ops.cast(stored_tensor(self._own(site.attr, site.variable)), "float32"))
 
         def bias() -> Tensor | None:
             variable = self.owned.get("bias")
-            return None if variable is None else site.vector(_read(self._own("bias", variable)))
+            return None if variable is None else site.vector(tensor_of(self._own("bias", variable)))
 
         base = Base(site, run, run, kernel, bias)
         for name in names:
-            base = self._above(base, self.adapters[name], self.parameters(name))
+            base = self._above(base, self.adapters[name], self.parameters(name, site))
         return base
 
     @staticmethod
@@ -323,14 +355,14 @@ class AdapterLayer(keras.layers.Layer):
         site = self.site
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
-        chain = self._chain() if site is not None and site.kind != "opaque" else []
+        chain = self._chain(site) if site is not None and site.kind != "opaque" else []
         if not chain:
             return call(*args, **kwargs)
         assert site is not None
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("inputs"), ())
         if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
             return call(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
-        y = self._base(chain, lambda x: call(x, *rest, **kwargs))(x)
+        y = self._base(site, chain, lambda x: call(x, *rest, **kwargs))(x)
         activation = vars(self.host()).get(ACTIVATION)
         return y if activation is None else activation(y)
 
@@ -342,12 +374,11 @@ class AdapterLayer(keras.layers.Layer):
             return
         adapter, one = self.adapters[name], ops.ones(())
         new = {attr: copy.numpy() for attr, copy in self.copies[name].items()}
-        if self.weights_of[name]:
-            assert self.site is not None
-            p, site = self.parameters(name, one), self.site
+        for site in [site for site in self.sites.values() if self.weights_at(name, site)]:
+            p = self.parameters(name, site, one)
             beneath = ops.convert_to_tensor(site.matrix(as_float32(site.variable)))
             new[site.attr] = site.kernel(ops.convert_to_numpy(adapter.effective(beneath, p)))
-            bias = self.owned.get("bias")
+            bias = self.owned.get("bias") if site is self.site else None
             if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
                 flat = site.vector(ops.convert_to_tensor(as_float32(bias)))
                 new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
@@ -370,20 +401,3 @@ class AdapterLayer(keras.layers.Layer):
 _thread = threading.local()
 _SEAL = "sha256"
 """Where the hash of the adapters of a layer is saved. Files of older versions have none."""
-
-
-def as_float32(variable: keras.Variable) -> Array:
-    """Returns the value of a variable as float32."""
-    return np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
-
-
-def _read(value: Any) -> Tensor:
-    return ops.convert_to_tensor(value.value) if isinstance(value, keras.Variable) else value
-
-
-def _master(value: Any) -> Tensor:
-    return ops.convert_to_tensor(stored_value(value)) if isinstance(value, keras.Variable) else value
-
-
-def _dtype(value: Any) -> str:
-    return keras.backend.standardize_dtype(_read(value).dtype)

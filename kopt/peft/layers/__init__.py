@@ -21,3 +21,5 @@ from kopt.peft.layers.layer_paths import named_layers as named_layers
 from kopt.peft.layers.site import Site as Site
 from kopt.peft.layers.site import Tensor as Tensor
 from kopt.peft.layers.site import find_site as find_site
+from kopt.peft.layers.site import is_output_matrix as is_output_matrix
+from kopt.peft.layers.site import parameter_site as parameter_site

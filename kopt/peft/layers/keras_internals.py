@@ -138,6 +138,11 @@ def set_trainable(layer: Any, value: bool) -> None:
 # ------------------------------------------------------------------------------------------- calls and compilation
 
 
+def symbolic_calls(layer: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Returns the arguments of the calls of a layer that are nodes of a graph."""
+    return [(node.arguments.args, node.arguments.kwargs) for node in layer._inbound_nodes]
+
+
 def in_forward_pass() -> bool:
     """Returns whether some Keras layer is being called."""
     return global_state.get_global_attribute("current_call_ctx") is not None

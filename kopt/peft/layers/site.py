@@ -14,6 +14,7 @@ from kopt.peft.layers.keras_internals import (
     causal_padding,
     kernel_attribute,
     original_class,
+    symbolic_calls,
 )
 
 Tensor = Any
@@ -247,3 +248,17 @@ def find_site(layer: Any) -> Site | None:
     elif isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
         inner, outer = axes[:-2], axes[-2:]
     return Site(layer, attr, known, inner, outer)
+
+
+def parameter_site(layer: Any, attr: str) -> Site:
+    """Returns another kernel than the one that `find_site` knows, [in, out] or a batch of them, [batch, in, out]."""
+    *batch, inner, outer = range(len(vars(layer)[attr].shape))
+    return Site(layer, attr, "opaque", [inner], [outer], batch)
+
+
+def is_output_matrix(model: Any, layer: Any) -> bool:
+    """Returns whether the embeddings of a layer are, transposed, the output matrix of a model too."""
+    if not getattr(layer, "tie_weights", False):
+        return False
+    reversed_somewhere = any(kw.get("reverse") or any(a is True for a in args) for args, kw in symbolic_calls(layer))
+    return reversed_somewhere or hasattr(model, "call_with_cache")

@@ -1,18 +1,90 @@
-"""The names that Hugging Face peft has for the configurations of methods."""
+"""The names that Hugging Face peft has for the configurations of methods, with all fields that they have there."""
 
-from typing import Any
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+from kopt.declare.fields import plain
+from kopt.peft.adapter import Adapter
 from kopt.peft.methods.dora import DoRA
 from kopt.peft.methods.ia3 import IA3
 from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
 from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.prompt import PromptTuning
+from kopt.peft.peft_fields import CARRIED, FIELDS, STARTS, UNSUPPORTED
 
-IA3Config = IA3
-LNTuningConfig = LayerNormTuning
-PromptTuningConfig = PromptTuning
+Method = TypeVar("Method", bound=Adapter)
 
 
-def LoraConfig(*, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802
-    """Returns `LoRA(**options)`, or `DoRA(**options)` with `use_dora`."""
-    return DoRA(**options) if use_dora else LoRA(**options)
+def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802
+    """Returns `LoRA(r=r, **options)`, or `DoRA(...)` with `use_dora`, from any fields of peft's `LoraConfig`.
+
+    `task_type`, `base_model_name_or_path`, `revision` and others that say where an adapter belongs are kept in `extra`
+    and written by `save_pretrained`; `fan_in_fan_out` and others that kopt finds in the model need not be given.
+
+    Args:
+        r: ≥ 1, rank of the change.
+        use_dora: whether the lengths of the outputs' weights are learned apart.
+        **options: arguments of `LoRA`, and fields of peft.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("LoraConfig", DoRA if use_dora else LoRA, {"r": r} | options)
+
+
+def IA3Config(**options: Any) -> IA3:  # noqa: N802
+    """Returns `IA3(**options)` from any fields of peft's `IA3Config`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("IA3Config", IA3, options)
+
+
+def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802
+    """Returns `LayerNormTuning(**options)` from any fields of peft's `LNTuningConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("LNTuningConfig", LayerNormTuning, options)
+
+
+def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802
+    """Returns `PromptTuning(**options)` from any fields of peft's `PromptTuningConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("PromptTuningConfig", PromptTuning, options)
+
+
+def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> Method:
+    """Returns the method that fields of peft ask for."""
+    own = {name: value for name, value in options.items() if name in method.fields or name == "extra"}
+    foreign = {name: plain(value) for name, value in options.items() if name not in own}
+    for name, value in foreign.items():
+        if name not in FIELDS:
+            raise ValueError(f"{owner} has no argument {name!r}. {_hint(name, method)}")
+        if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, *STARTS[name])):
+            raise ValueError(f"{owner}: {name} is not supported. Received: {name}={value!r}")
+    if foreign.get("inference_mode"):
+        raise ValueError(
+            f"{owner}: inference_mode=True is an adapter that is never trained. Leave it out; a trained adapter comes "
+            "with load_adapter(model, folder). Received: inference_mode=True"
+        )
+    if (kind := foreign.get("peft_type")) not in (None, method.peft_type):
+        raise ValueError(f"{owner}: peft_type must be {method.peft_type!r}. Received: peft_type={kind!r}")
+    if own.get("target_parameters") and own.get("target_modules") == []:
+        own["target_modules"] = None  # so peft says that only the parameters are meant
+    carried = {name: value for name, value in foreign.items() if name in CARRIED and value is not None}
+    return method(**own | {"extra": carried | dict(own.get("extra", {}))})
+
+
+def _hint(name: str, method: type[Adapter]) -> str:
+    """Returns what was meant by an unknown name."""
+    if hint := method.elsewhere.get(name):
+        return f"That is {hint} here."
+    near = difflib.get_close_matches(name, [*method.fields, *FIELDS], n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(method.fields)}."

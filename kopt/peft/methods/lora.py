@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -55,6 +55,10 @@ class LoRA(Adapter):
             stays as it is. False draws both factors and is not the identity.
         rank_pattern: r by regular expression of the end of a path.
         alpha_pattern: α likewise.
+        target_parameters: other kernels than those that layers apply themselves, by the end of their path, as
+            "cell.recurrent_kernel" of an LSTM or "expert_bank.expert_feedforward_gate_dense" of a mixture of experts:
+            matrices [in, out] or [batch, in, out], which need not be those of a layer that adapters know. Without
+            `target_modules` nothing else is adapted. The layer computes with W', and `lora_dropout` has no effect.
 
     Differs from Hugging Face peft: "pissa" and "olora" do not rewrite the base, and are saved as plain LoRA of rank
     2 r. A file of peft that says "pissa" lacks A₀, B₀. They are found anew, and where two singular values are close,
@@ -68,6 +72,7 @@ class LoRA(Adapter):
     in_peft = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     default_targets = ("query", "value")
+    elsewhere: ClassVar[Mapping[str, str]] = {**Adapter.elsewhere, "rank": "r", "lora_r": "r", "lora_rank": "r"}
 
     r: Length = 8
     lora_alpha: Scale = 8.0
@@ -77,6 +82,7 @@ class LoRA(Adapter):
     init_lora_weights: Annotated[Any, Convert(_initialization)] = True
     rank_pattern: Annotated[Any, Convert(targets.parse_numbers(Length))] = {}
     alpha_pattern: Annotated[Any, Convert(targets.parse_numbers(Scale))] = {}
+    target_parameters: Annotated[Any, Convert(targets.parse_name_list)] = None
 
     @property
     def scaling(self) -> float:

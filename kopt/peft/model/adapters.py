@@ -56,7 +56,7 @@ class ModelAdapters:
                 if path not in self.hosts:
                     self.hosts[path] = AdapterLayer(step.layer, path)
                     new.append(path)
-                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng)
+                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng, step.parameters)
         except Exception:  # whatever it is, the model is left as it was
             for path in plans:
                 if path in self.hosts:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter, adapters
+from kopt.peft.adapter import Adapter, adapters, require_method
 from kopt.peft.layers import original_class, set_class
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
 
@@ -18,8 +18,7 @@ def add_adapter(
     model: Any, adapter: Adapter, adapter_name: str, targets: Mapping[str, Mapping[str, Any]] | None = None
 ) -> ModelAdapters:
     """Adds an adapter to a model without making it the active one; `targets` is that of `plan`."""
-    if not isinstance(adapter, Adapter):
-        raise ValueError(f"Expected an adapter, as in kopt.peft.LoRA(r=8). Received: {adapter!r}")
+    require_method(model, adapter)
     if hasattr(model, "call_with_cache") and not adapter.gated:
         raise ValueError(f"{type(adapter).__name__} cannot reach text generation, which does not pass through `call`.")
     found = adapters_of(model)
@@ -78,7 +77,7 @@ def adapted_class(base: Any) -> type:
                         "method": type(adapter).__name__.lower(),
                         "config": adapter.get_config(),
                         "targets": {
-                            p: b.adapters[name].get_config() for p, b in current.hosts.items() if b.weights_of.get(name)
+                            p: b.adapters[name].get_config() for b in current.hosts.values() for p in b.kernels_of(name)
                         },
                     }
                     for name, adapter in current.adapters.items()

@@ -1,0 +1,134 @@
+"""The layers of a model, and the kernels in them, that an adapter's arguments name; a name of none is an error."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from kopt.peft.adapter import Adapter
+from kopt.peft.layers import Site, child_of, find_site, own_variables
+from kopt.peft.targets import ALL_LINEAR, by_pattern, layer_number, matches, nearest
+
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def site_of(layer: Any) -> Site | None:
+    """Returns the kernel of a layer; of a host the one that its adapters know."""
+    child = child_of(layer)
+    return find_site(layer) if child is None else child.site
+
+
+def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
+    """Returns the paths of the layers that the adapter goes to.
+
+    Raises:
+        ValueError: there are none, one cannot host the method, or a name, pattern or number matches nothing.
+    """
+    parameters = getattr(adapter, "target_parameters", None)
+    if parameters and adapter.target_modules is None:
+        _check_names(adapter, named, [])
+        return set()
+    spec = adapter.target_modules or list(adapter.default_targets) or None
+    possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, site_of(layer))]
+    wanted = [path for path, layer in named.items() if _is_wanted(spec, path, layer)]
+    wanted = [p for p in wanted if not matches(adapter.exclude_modules, p) and not matches(adapter.modules_to_save, p)]
+    if isinstance(spec, list):
+        named_alone = [p for p in wanted if any(p == n or p.endswith(f".{n}") for n in spec)]
+        if refused := [p for p in named_alone if p not in set(possible) and own_variables(named[p])]:
+            kind = type(named[refused[0]]).__name__
+            takes = adapter.takes or f"layers whose kernel is of the kinds: {', '.join(adapter.kinds)}"
+            raise ValueError(
+                f"{type(adapter).__name__} cannot go to {', '.join(refused[:5])} ({kind}). It takes {takes}."
+            )
+    hosts = [p for p in wanted if p in set(possible)]
+    numbers = {p: layer_number(p, adapter.layers_pattern) for p in hosts}
+    if adapter.layers_to_transform is not None:
+        hosts = [p for p in hosts if numbers[p] in adapter.layers_to_transform]
+    if isinstance(adapter.target_modules, list):
+        for name in adapter.target_modules:
+            _require(name, "target_modules", any(matches([name], p) for p in possible), possible, adapter)
+    if not hosts and not numbers:
+        raise ValueError(
+            f"target_modules={spec!r} matches no layer that can host {type(adapter).__name__}. "
+            f"Closest layer names: {nearest(spec, possible) or 'none'}."
+        )
+    _check_names(adapter, named, hosts)
+    for number in adapter.layers_to_transform or ():
+        if number not in numbers.values():
+            there = sorted({n for n in numbers.values() if n is not None})
+            raise ValueError(
+                f"layers_to_transform: no target is in a block with the number {number}. The targets have the numbers "
+                f"{', '.join(map(str, there)) or 'of no block'}."
+            )
+    return set(hosts)
+
+
+def _is_wanted(spec: Any, path: str, layer: Any) -> bool:
+    if spec == ALL_LINEAR:
+        return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site_of(layer) is not None
+    return spec is None or matches(spec, path)
+
+
+def _check_names(adapter: Adapter, named: Mapping[str, Any], hosts: list[str]) -> None:
+    """Raises ValueError if a name or pattern beside the targets matches nothing."""
+    excluded = adapter.exclude_modules
+    for name in [excluded] if isinstance(excluded, str) else excluded or ():
+        spec = name if isinstance(excluded, str) else [name]
+        _require(name, "exclude_modules", any(matches(spec, p) for p in named), named, adapter)
+    for name in adapter.layers_pattern or ():
+        _require(name, "layers_pattern", any(layer_number(p, [name]) is not None for p in named), named, adapter)
+    reached = [*hosts, *select_parameters(adapter, named)]
+    for field in _PATTERNS:
+        for pattern in getattr(adapter, field, {}):
+            _require(pattern, field, any(by_pattern({pattern: 1.0}, p, 0.0) for p in reached), reached, adapter)
+
+
+def _require(name: str, field: str, found: bool, paths: Iterable[str], adapter: Adapter) -> None:
+    if not found:
+        of = {
+            "target_modules": f" that can host {type(adapter).__name__}",
+            **dict.fromkeys(_PATTERNS, " of the targets"),
+        }
+        raise ValueError(
+            f"{field}: {name!r} matches no layer{of.get(field, '')}. Closest layer names: "
+            f"{nearest(name, list(paths)) or 'none'}."
+        )
+
+
+def select_parameters(adapter: Adapter, named: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the attributes with kernels that `target_parameters` names, by the path of their layer."""
+    wanted = getattr(adapter, "target_parameters", None) or ()
+    return parameters_of(named, wanted)
+
+
+def parameters_of(named: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the attributes that hold the variables called `wanted`, by the path of their layer.
+
+    A variable is called by the end of its path: that of the layer and its own name, or its attribute.
+
+    Raises:
+        ValueError: there is none of a name, or it is no kernel.
+    """
+    spelled: dict[str, tuple[str, str]] = {}
+    for path, layer in named.items():
+        for attr, variable in own_variables(layer).items():
+            for name in (variable.name, attr, attr.removeprefix("_")):
+                spelled.setdefault(f"{path}.{name}", (path, attr))
+    found: dict[str, list[str]] = {}
+    for name in wanted:
+        hits = [entry for full, entry in spelled.items() if full == name or full.endswith(f".{name}")]
+        if not hits:
+            kernels = [full for full, (path, attr) in spelled.items() if len(vars(named[path])[attr].shape) in (2, 3)]
+            raise ValueError(
+                f"target_parameters: the model has no weight {name!r}. Closest names: {nearest(name, kernels)}."
+            )
+        for path, attr in hits:
+            shape = tuple(vars(named[path])[attr].shape)
+            if len(shape) not in (2, 3):
+                raise ValueError(
+                    f"target_parameters: {path}.{attr} has the shape {shape}. A low-rank change takes a matrix "
+                    "[in, out], or a batch of them, [batch, in, out]."
+                )
+            if attr not in found.setdefault(path, []):
+                found[path].append(attr)
+    return found

@@ -1,0 +1,107 @@
+"""What adapters a model has, layer by layer: as data and as a table."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kopt.peft.host import AdapterLayer
+from kopt.peft.layers import original_class
+from kopt.peft.model.adapters import adapters_of
+
+_SHOWN = 20
+"""Layers that a table shows unless all are asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStatus:
+    """The adapters of one layer; each table is by the name of the adapter."""
+
+    name: str
+    """Path of the layer in the model."""
+    module_type: str
+    """Class of the layer."""
+    enabled: bool
+    """Whether adapters are on; `disable_adapter` turns all off."""
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    available_adapters: list[str]
+    methods: dict[str, str]
+    """Class of the method, with rank and α if it has these."""
+    weights: dict[str, dict[str, tuple[int, ...]]]
+    """Shapes of the weights and of trained copies by name; other kernels' weights are "attribute.name"."""
+    trainable_params: dict[str, int]
+    """How many numbers are trained now: none of an adapter that is not active."""
+
+
+def layer_status(model: Any) -> list[LayerStatus]:
+    """Returns the adapters of each layer that has some, in the order of the model; none if the model has no adapters.
+
+    Args:
+        model: a model, with adapters or without.
+    """
+    current = adapters_of(model)
+    return [] if current is None else [_status(layer, current.enabled) for layer in current.hosts.values()]
+
+
+def _status(layer: AdapterLayer, enabled: bool) -> LayerStatus:
+    variables = {name: layer.weights_of[name] | layer.copies[name] for name in layer.adapters}
+    return LayerStatus(
+        name=layer.host_path,
+        module_type=original_class(layer.host()).__name__,
+        enabled=enabled,
+        active_adapters=list(layer.active),
+        merged_adapters=list(dict.fromkeys(name for name, _ in layer.replaced)),
+        available_adapters=list(layer.adapters),
+        methods={name: _method(adapter) for name, adapter in layer.adapters.items()},
+        weights={
+            name: {key.removeprefix("_"): tuple(v.shape) for key, v in own.items()} for name, own in variables.items()
+        },
+        trainable_params={
+            name: sum(int(np.prod(v.shape)) for v in own.values() if v.trainable) for name, own in variables.items()
+        },
+    )
+
+
+def _method(adapter: Any) -> str:
+    rank, alpha = getattr(adapter, "r", None), getattr(adapter, "lora_alpha", None)
+    return type(adapter).__name__ + ("" if rank is None else f" r={rank} α={alpha:g}")
+
+
+def summary(model: Any, all: bool = False) -> None:
+    """Prints the adapters of a model as a table, a row for each adapter of each layer.
+
+    The columns are the layer, its class, the adapter, its method, its weights, the numbers that are trained, and its
+    state: "on"; "off" if it is not active or all are disabled; "merged".
+
+    Args:
+        model: a model, with adapters or without.
+        all: whether a table of more than 20 rows is printed whole; else its middle is left out.
+    """
+    found = layer_status(model)
+    if not found:
+        print(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
+        return
+    rows = [row for status in found for row in _rows(status)]
+    shown: list[Sequence[str]] = list(rows)
+    if len(rows) > _SHOWN and not all:
+        shown = [*rows[: _SHOWN - 4], (f"... {len(rows) - _SHOWN + 1} more rows: all=True",), *rows[-3:]]
+    head = ("layer", "class", "adapter", "method", "weights", "trained", "state")
+    widths = [max(len(row[i]) for row in [head, *shown] if len(row) == len(head)) for i in range(len(head))]
+    for row in [head, ["-" * width for width in widths], *shown]:
+        cells = [cell.rjust(w) if i == 5 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=False))]
+        print("  ".join(cells).rstrip())
+    total = sum(sum(status.trainable_params.values()) for status in found)
+    print(f"{total:,} trained in {len(found)} layers")
+
+
+def _rows(status: LayerStatus) -> list[tuple[str, ...]]:
+    rows = []
+    for name in status.available_adapters:
+        on = status.enabled and name in status.active_adapters
+        state = "merged" if name in status.merged_adapters else "on" if on else "off"
+        weights = ", ".join(f"{key} {'×'.join(map(str, shape))}" for key, shape in status.weights[name].items())
+        trained = f"{status.trainable_params[name]:,}"
+        rows.append((status.name, status.module_type, name, status.methods[name], weights, trained, state))
+    return rows
