@@ -5,6 +5,7 @@ from kopt.peft.adapter import Base as Base
 from kopt.peft.adapter import Weight as Weight
 from kopt.peft.adapter import adapters as adapters
 from kopt.peft.exchange import load_adapter as load_adapter
+from kopt.peft.exchange import load_config as load_config
 from kopt.peft.exchange import save_pretrained as save_pretrained
 from kopt.peft.methods import IA3 as IA3
 from kopt.peft.methods import BitFit as BitFit
@@ -21,15 +22,18 @@ from kopt.peft.methods import Pfeiffer as Pfeiffer
 from kopt.peft.methods import PromptTuning as PromptTuning
 from kopt.peft.methods import PromptTuningConfig as PromptTuningConfig
 from kopt.peft.methods import lora_plus as lora_plus
+from kopt.peft.model import LayerStatus as LayerStatus
 from kopt.peft.model import ModelStatus as ModelStatus
 from kopt.peft.model import delete_adapter as delete_adapter
 from kopt.peft.model import disable_adapter as disable_adapter
 from kopt.peft.model import get_model_status as get_model_status
 from kopt.peft.model import get_nb_trainable_parameters as get_nb_trainable_parameters
 from kopt.peft.model import get_peft_model as get_peft_model
+from kopt.peft.model import layer_status as layer_status
 from kopt.peft.model import merge_adapter as merge_adapter
 from kopt.peft.model import merge_and_unload as merge_and_unload
 from kopt.peft.model import print_trainable_parameters as print_trainable_parameters
 from kopt.peft.model import set_adapter as set_adapter
+from kopt.peft.model import summary as summary
 from kopt.peft.model import unload as unload
 from kopt.peft.model import unmerge_adapter as unmerge_adapter

@@ -195,8 +195,8 @@ def test_names_of_hugging_face():
     assert type(peft.LoraConfig(r=4, use_dora=True)) is peft.DoRA
     assert type(peft.LoraConfig(r=4)) is peft.LoRA
     assert type(peft.IA3Config()) is peft.IA3
-    assert peft.PromptTuningConfig is peft.PromptTuning
-    assert peft.LNTuningConfig is peft.LayerNormTuning
+    assert type(peft.PromptTuningConfig()) is peft.PromptTuning
+    assert type(peft.LNTuningConfig()) is peft.LayerNormTuning
 
 
 def test_status_and_counts(capsys):

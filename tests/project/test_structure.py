@@ -62,7 +62,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.model\.selection",
     r"kopt\.peft\.model\.adapters",
     r"kopt\.peft\.model\.model_class",
-    r"kopt\.peft\.model\.functions",
+    r"kopt\.peft\.model\.(functions|reports)",
     r"kopt\.peft\.model",
     r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",
@@ -74,6 +74,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.exchange\.(torch_layout|fingerprint)",
     r"kopt\.peft\.exchange\.(writer|reader)",
     r"kopt\.peft\.exchange\.adapter_folder",
+    r"kopt\.peft\.exchange\.config_of_folder",
     r"kopt\.peft\.exchange",
     r"kopt\.peft",
     r"kopt\.tensorboard\.event_file",

@@ -24,3 +24,4 @@ A Part of each of the three layers is combined into one adapter of the module, a
 
 from kopt.peft.exchange.adapter_folder import load_adapter as load_adapter
 from kopt.peft.exchange.adapter_folder import save_pretrained as save_pretrained
+from kopt.peft.exchange.config_of_folder import load_config as load_config

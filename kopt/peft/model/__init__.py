@@ -16,5 +16,8 @@ from kopt.peft.model.functions import set_adapter as set_adapter
 from kopt.peft.model.functions import unload as unload
 from kopt.peft.model.functions import unmerge_adapter as unmerge_adapter
 from kopt.peft.model.model_class import add_adapter as add_adapter
+from kopt.peft.model.reports import LayerStatus as LayerStatus
+from kopt.peft.model.reports import layer_status as layer_status
+from kopt.peft.model.reports import summary as summary
 from kopt.peft.model.selection import Plan as Plan
 from kopt.peft.model.selection import plan as plan

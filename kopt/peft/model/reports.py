@@ -90,7 +90,9 @@ def summary(model: Any, all: bool = False) -> None:
     head = ("layer", "class", "adapter", "method", "weights", "trained", "state")
     widths = [max(len(row[i]) for row in [head, *shown] if len(row) == len(head)) for i in range(len(head))]
     for row in [head, ["-" * width for width in widths], *shown]:
-        cells = [cell.rjust(w) if i == 5 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=False))]
+        cells = [
+            cell.rjust(w) if i == 5 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=False))
+        ]
         print("  ".join(cells).rstrip())
     total = sum(sum(status.trainable_params.values()) for status in found)
     print(f"{total:,} trained in {len(found)} layers")
