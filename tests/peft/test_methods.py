@@ -63,6 +63,18 @@ def test_layer_norm_tuning_takes_normalizations_alone():
     assert peft.get_nb_trainable_parameters(model)[0] == 8
 
 
+def test_layer_norm_tuning_leaves_other_normalizations_alone():
+    kinds = (layers.LayerNormalization, layers.RMSNormalization, layers.BatchNormalization, layers.GroupNormalization)
+    normal = [kind(name=f"n{i}") if i < 3 else kind(2, name=f"n{i}") for i, kind in enumerate(kinds)]
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), *normal, layers.UnitNormalization()])
+    peft.get_peft_model(model, peft.LayerNormTuning())
+    assert [status.name for status in peft.layer_status(model)] == ["n0", "n1"]
+    assert peft.get_nb_trainable_parameters(model)[0] == 4 + 4 + 4
+    peft.unload(model)
+    with pytest.raises(ValueError, match=r"cannot go to n2 \(BatchNormalization\).*statistics of batches"):
+        peft.get_peft_model(model, peft.LayerNormTuning(target_modules=["n0", "n2"]))
+
+
 def test_bitfit_takes_all_shifts():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(3, use_bias=False)(layers.LayerNormalization()(layers.Dense(4)(inputs))))

@@ -5,7 +5,7 @@ import enum
 import json
 
 import pytest
-from files import CONFIG
+from files import CONFIG, image_model, rewrite
 from zoo import dense
 
 from kopt import peft
@@ -42,7 +42,11 @@ def test_a_tutorial_works_and_its_fields_come_into_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (peft.LoraConfig, {"layer_replication": [[0, 2]]}, r"^LoraConfig: layer_replication is not supported\. Received"),
+        (
+            peft.LoraConfig,
+            {"layer_replication": [[0, 2]]},
+            r"^LoraConfig: layer_replication is not supported\. Received",
+        ),
         (peft.LoraConfig, {"loftq_config": {"loftq_bits": 4}}, "LoraConfig: loftq_config is not supported"),
         (peft.LoraConfig, {"inference_mode": True}, "inference_mode=True is an adapter that is never trained"),
         (peft.LoraConfig, {"peft_type": "IA3"}, "peft_type must be 'LORA'"),
@@ -60,7 +64,9 @@ def test_fields_that_are_refused(make, options, message):
 
 def test_fields_at_values_that_do_nothing():
     assert peft.LoraConfig(layer_replication=None, loftq_config={}, use_bdlora=None, lora_bias=False).extra == {}
-    assert peft.PromptTuningConfig(prompt_tuning_init="RANDOM", token_dim=8, num_virtual_tokens=3).num_virtual_tokens == 3
+    assert (
+        peft.PromptTuningConfig(prompt_tuning_init="RANDOM", token_dim=8, num_virtual_tokens=3).num_virtual_tokens == 3
+    )
     assert peft.LoraConfig(target_modules=[], target_parameters=["cell.kernel"]).target_modules is None
 
 
@@ -109,8 +115,15 @@ def test_the_method_of_a_folder_without_its_weights(saved):
     assert (type(method), method.r) == (peft.LoRA, 5)
     assert method.target_modules == ["conv", "feedforward_output_dense", "query"]
     assert "inference_mode" not in method.extra
-    with pytest.raises(ValueError, match="has no adapter_config.json"):
+    with pytest.raises(ValueError, match="has no adapter_config"):
         peft.load_config(saved / "nothing")
+
+
+def test_a_file_may_name_what_other_models_have(saved):
+    rewrite(saved, target_modules=["conv", "query", "feedforward_output_dense", "gate_proj"])
+    with pytest.warns(UserWarning, match="names 'gate_proj', for which it holds no weights"):
+        model = peft.load_adapter(image_model(), saved)
+    assert len(peft.layer_status(model)) == 3
 
 
 @pytest.mark.slow

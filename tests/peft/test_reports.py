@@ -32,7 +32,7 @@ def test_the_table(capsys):
     text = capsys.readouterr().out
     rows = [line.split() for line in text.splitlines()]
     assert rows[0] == ["layer", "class", "adapter", "method", "weights", "trained", "state"]
-    assert rows[2] == "a Dense default LoRA r=2 α=4 lora_A 5×2, lora_B 2×6 0 off".split()
+    assert rows[2] == ["a", "Dense", "default", "LoRA", "r=2", "α=4", "lora_A", "5×2,", "lora_B", "2×6", "0", "off"]
     assert rows[4][-2:] == ["6", "on"]
     assert len({line.index(word) for line, word in zip(text.splitlines()[2:4], ("LoRA", "LoRA"), strict=True)}) == 1
     assert text.splitlines()[-1] == "6 trained in 2 layers"

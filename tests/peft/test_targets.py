@@ -78,6 +78,54 @@ def test_errors_leave_the_model_alone(options, message):
     assert len(model.trainable_variables) == len(model.weights) == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["a", "bb"]}, r"^target_modules: 'bb' matches no layer that can host LoRA.*names: b"),
+        ({"exclude_modules": ["a", "c"]}, "^exclude_modules: 'c' matches no layer"),
+        ({"exclude_modules": "c.*"}, r"^exclude_modules: 'c\.\*' matches no layer"),
+        ({"target_modules": ["a"], "rank_pattern": {"b": 2}}, "^rank_pattern: 'b' matches no layer of the targets"),
+        ({"alpha_pattern": {"^z$": 2}}, "^alpha_pattern: "),
+        ({"modules_to_save": ["hed"]}, "^modules_to_save: "),
+    ],
+)
+def test_every_name_matches_something(options, message):
+    model, _ = dense()
+    with pytest.raises(ValueError, match=message):
+        peft.get_peft_model(model, peft.LoRA(**{"target_modules": "all-linear"} | options))
+    peft.get_peft_model(model, peft.LoRA(target_modules=["a", "b"], exclude_modules="b", rank_pattern={"a": 2}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers_to_transform": [0, 7]}, r"no target is in a block with the number 7.*have the numbers 0, 1\."),
+        ({"layers_to_transform": [0], "layers_pattern": "blok"}, "layers_pattern: 'blok' matches no layer"),
+    ],
+)
+def test_every_number_is_that_of_a_block(options, message):
+    model = keras.Sequential([keras.Input((4,)), *(layers.Dense(4, name=f"block_{i}") for i in range(2))])
+    with pytest.raises(ValueError, match=message):
+        peft.get_peft_model(model, peft.LoRA(target_modules="all-linear", **options))
+    peft.get_peft_model(model, peft.LoRA(target_modules="all-linear", layers_to_transform=[1], layers_pattern="block"))
+    assert list(adapters_of(model).hosts) == ["block_1"]
+
+
+def test_a_tied_embedding_is_not_trained_whole():
+    def model(tied):
+        inputs = keras.Input((5,), dtype="int32")
+        tokens = layers.ReversibleEmbedding(9, 4, tie_weights=tied, name="tokens")
+        return keras.Model(inputs, tokens(layers.Dense(4, name="a")(tokens(inputs)), reverse=True))
+
+    options = {"target_modules": ["a"], "modules_to_save": ["tokens"]}
+    with pytest.raises(ValueError, match=r"embedding tokens is the output matrix too.*target_modules of LoRA"):
+        peft.get_peft_model(tied := model(True), peft.LoRA(**options))
+    assert not tied.get_config().get("adapters")
+    peft.get_peft_model(model(False), peft.LoRA(**options))
+    peft.get_peft_model(tied, peft.LoRA(target_modules=["a", "tokens"]))
+    assert list(adapters_of(tied).hosts) == ["tokens", "a"]
+
+
 def test_a_failed_second_adapter_leaves_nothing():
     model, _ = dense()
     peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))

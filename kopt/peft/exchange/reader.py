@@ -1,6 +1,7 @@
 """What a file of Hugging Face peft holds for the layers of a Keras model."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,6 +124,7 @@ class Reader:
     def adapter(self, method: type[Adapter]) -> tuple[Adapter, dict[str, dict[str, Any]] | None]:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
         fields, config = method.fields, self.config
+        self._look_at_names()
         taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
         options = {k: v for k, v in arguments(config, method).items() if k not in taken}
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
@@ -151,6 +153,18 @@ class Reader:
             inner = [path for module in adapted if self._is_inner(module) for path in paths[module]]
             options["feedforward_modules"] = sorted(inner) or None
         return method(**options), targets
+
+    def _look_at_names(self) -> None:
+        """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have."""
+        named, there = self.config.get("target_modules"), self.spelled.values()
+        if not isinstance(named, list) or PROMPT in self.weights:
+            return
+        if idle := [n for n in named if not any(m == n or m.endswith(f".{n}") for m in there)]:
+            warnings.warn(
+                f"target_modules of the file names {', '.join(map(repr, idle))}, for which it holds no weights. They "
+                "are passed over.",
+                stacklevel=4,
+            )
 
     def _paths(self, module: str, kernels: bool = False) -> list[str]:
         ports = self.names.by_module[module]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kopt.peft.host import AdapterLayer
-from kopt.peft.layers import original_class
+from kopt.peft.layers import named_layers, original_class
 from kopt.peft.model.adapters import adapters_of
 
 _SHOWN = 20
@@ -42,7 +42,10 @@ def layer_status(model: Any) -> list[LayerStatus]:
         model: a model, with adapters or without.
     """
     current = adapters_of(model)
-    return [] if current is None else [_status(layer, current.enabled) for layer in current.hosts.values()]
+    if current is None:
+        return []
+    hosts = [current.hosts[path] for path, _ in named_layers(model) if path in current.hosts]
+    return [_status(layer, current.enabled) for layer in hosts]
 
 
 def _status(layer: AdapterLayer, enabled: bool) -> LayerStatus:
