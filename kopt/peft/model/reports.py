@@ -102,7 +102,7 @@ def summary(model: Any, all: bool = False) -> None:
 
 
 def _rows(status: LayerStatus) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in status.available_adapters:
         on = status.enabled and name in status.active_adapters
         state = "merged" if name in status.merged_adapters else "on" if on else "off"
