@@ -1,35 +1,47 @@
 """The fields of the configurations of Hugging Face peft that no method of kopt has as an argument.
 
-What people write, and what files say: the functions `LoraConfig`, ... and the readers of files share these lists.
+What people write, and what files say: the functions `LoraConfig`, ... and the readers of files share these tables.
 """
 
 from typing import Any
 
-CARRIED = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "megatron_config",
-    "megatron_core",
-    "peft_version",
-    "revision",
-    "task_type",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-)
-"""Say where an adapter belongs. They are kept, and written into files."""
-FOUND = (
-    "ensure_weight_tying",
-    "fan_in_fan_out",
-    "inference_mode",
-    "num_attention_heads",
-    "num_layers",
-    "num_transformer_submodules",
-    "peft_type",
-    "qalora_group_size",
-    "runtime_config",
-    "token_dim",
-)
+CARRIED: dict[str, type] = {
+    "auto_mapping": dict,
+    "base_model_name_or_path": str,
+    "megatron_config": dict,
+    "megatron_core": str,
+    "peft_version": str,
+    "revision": str,
+    "task_type": str,
+    "tokenizer_kwargs": dict,
+    "tokenizer_name_or_path": str,
+}
+"""Say where an adapter belongs, with the type of each. They are kept, and written into files."""
+FOUND: dict[str, type] = {
+    "ensure_weight_tying": bool,
+    "fan_in_fan_out": bool,
+    "inference_mode": bool,
+    "num_attention_heads": int,
+    "num_layers": int,
+    "num_transformer_submodules": int,
+    "peft_type": str,
+    "qalora_group_size": int,
+    "runtime_config": dict,
+    "token_dim": int,
+}
 """Say what kopt finds in the model or does anyway, and what matters only beside an option that is not supported."""
+STARTS: dict[str, type] = {
+    "corda_config": dict,
+    "eva_config": dict,
+    "init_ia3_weights": bool,
+    "loftq_config": dict,
+    "lora_ga_config": dict,
+    "prompt_tuning_init": str,
+    "prompt_tuning_init_text": str,
+}
+"""Say how weights start. In files the saved weights have replaced it."""
+USUAL_STARTS: dict[str, Any] = {"init_ia3_weights": True, "prompt_tuning_init": "RANDOM"}
+"""What kopt does; of the others it does none."""
 UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -43,15 +55,5 @@ UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-"""Change the result, and kopt does not do it."""
-STARTS: dict[str, tuple[Any, ...]] = {
-    "corda_config": (),
-    "eva_config": (),
-    "init_ia3_weights": (True,),
-    "loftq_config": (),
-    "lora_ga_config": (),
-    "prompt_tuning_init": ("RANDOM",),
-    "prompt_tuning_init_text": (),
-}
-"""Say how weights start, with what kopt does; None and {} are nothing. In files the saved weights have replaced it."""
-FIELDS = (*CARRIED, *FOUND, *UNSUPPORTED, *STARTS)
+"""Change the result, and no file of peft with them can be read. kopt does not do them, but for `target_parameters`."""
+FIELDS = (*CARRIED, *FOUND, *STARTS, *UNSUPPORTED)

@@ -8,32 +8,14 @@ from typing import Any
 from kopt.declare.digest import Digest
 from kopt.peft.adapter import Adapter, adapters
 from kopt.peft.exchange.strict_json import read_json
+from kopt.peft.peft_fields import CARRIED, FOUND, STARTS, UNSUPPORTED
 
 ONLY_STARTS = ("eva",)
 """Initializations that the saved weights have replaced."""
 _REBASED = ("corda", "lora_ga", "loftq", "mica")  # initializations that change the base
-# Entries that change nothing in what a trained adapter does: where it comes from, and how its training began.
-_TEXTS = (
-    "base_model_name_or_path",
-    "megatron_core",
-    "method",
-    "peft_type",
-    "peft_version",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "revision",
-    "task_type",
-    "tokenizer_name_or_path",
-)
-_FLAGS = ("ensure_weight_tying", "fan_in_fan_out", "inference_mode", "init_ia3_weights", "use_dora")
-_NUMBERS = ("num_attention_heads", "num_layers", "qalora_group_size", "token_dim")
-_MAPPINGS = ("auto_mapping", "corda_config", "eva_config", "loftq_config", "lora_ga_config", "tokenizer_kwargs")
-_KINDS: dict[str, tuple[type, str]] = {
-    **{name: (str, "a text") for name in _TEXTS},
-    **{name: (bool, "true or false") for name in _FLAGS},
-    **{name: (int, "a whole number") for name in _NUMBERS},
-    **{name: (dict, "an object") for name in _MAPPINGS},
-}
+_KINDS = {"method": str, "use_dora": bool} | CARRIED | FOUND | STARTS
+"""Entries that change nothing in what a trained adapter does: where it comes from, and how its training began."""
+_WORDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object"}
 
 
 def digest_of(config: Mapping[str, Any]) -> str:
@@ -62,10 +44,10 @@ def find_method(config: Mapping[str, Any], path: pathlib.Path) -> type[Adapter]:
     Raises:
         ValueError: the method is not supported; an entry is unknown, of the wrong type or out of range.
     """
-    for name, (kind, wanted) in _KINDS.items():
+    for name, kind in _KINDS.items():
         value = config.get(name)
         if value is not None and (type(value) is not kind or (isinstance(value, int) and value < 0)):
-            raise ValueError(f"{path}: {name} must be {wanted}. Received: {name}={_shown(value)}")
+            raise ValueError(f"{path}: {name} must be {_WORDS[kind]}. Received: {name}={_shown(value)}")
     _check_mapping(config.get("auto_mapping") or {}, path)
     method = _method(config, path)
     refused = [f"{k}={_shown(v)}" for k, v in sorted(config.items()) if not _is_known(k, v, method)]
@@ -104,7 +86,9 @@ def _is_known(name: str, value: Any, method: type[Adapter]) -> bool:
     """Returns whether an entry is honoured, or is known to change nothing."""
     if name == "num_transformer_submodules":  # 2 is a prompt for the encoder and another for the decoder
         return value is None or (type(value) is int and value == 1)
-    return name in method.fields or name in _KINDS or value is None or value is False or value in ([], {}, "")
+    if value is None or value is False or value in ([], {}, ""):
+        return True
+    return name not in UNSUPPORTED and (name in method.fields or name in _KINDS)
 
 
 def _check_mapping(mapping: Mapping[str, Any], path: pathlib.Path) -> None:

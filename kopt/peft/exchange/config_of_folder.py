@@ -5,7 +5,8 @@ import pathlib
 from typing import Any
 
 from kopt.peft.adapter import Adapter
-from kopt.peft.exchange.adapter_folder import CONFIG, _method, _read_config
+from kopt.peft.exchange.adapter_folder import CONFIG
+from kopt.peft.exchange.config_file import arguments, find_method, read_config
 from kopt.peft.peft_fields import CARRIED, FIELDS
 
 
@@ -28,8 +29,8 @@ def load_config(directory: str | os.PathLike[str], **changes: Any) -> Adapter:
     path = pathlib.Path(directory) / CONFIG
     if not path.is_file():
         raise ValueError(f"{directory} has no {CONFIG}. An adapter is a folder with that file.")
-    config = _read_config(path)
-    method = _method(config, path.parent)
-    own = {k: v for k, v in config.items() if k in method.fields and k not in FIELDS and v is not None}
+    config = read_config(path)
+    method = find_method(config, path)
+    own = {k: v for k, v in arguments(config, method).items() if k not in FIELDS}
     extra = {k: v for k, v in config.items() if k in CARRIED and v is not None}
     return method(**{"extra": extra} | own | changes)

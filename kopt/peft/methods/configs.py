@@ -11,7 +11,7 @@ from kopt.peft.methods.ia3 import IA3
 from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
 from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.prompt import PromptTuning
-from kopt.peft.peft_fields import CARRIED, FIELDS, STARTS, UNSUPPORTED
+from kopt.peft.peft_fields import CARRIED, FIELDS, STARTS, UNSUPPORTED, USUAL_STARTS
 
 Method = TypeVar("Method", bound=Adapter)
 
@@ -67,7 +67,7 @@ def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> 
     for name, value in foreign.items():
         if name not in FIELDS:
             raise ValueError(f"{owner} has no argument {name!r}. {_hint(name, method)}")
-        if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, *STARTS[name])):
+        if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, USUAL_STARTS.get(name))):
             raise ValueError(f"{owner}: {name} is not supported. Received: {name}={value!r}")
     if foreign.get("inference_mode"):
         raise ValueError(
