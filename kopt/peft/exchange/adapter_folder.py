@@ -17,7 +17,7 @@ from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
-from kopt.peft.model import adapters_of, add_adapter, plan
+from kopt.peft.model import adapters_of, plan, put_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE, _PROMPTED = "kopt_base", "kopt_prompted"
@@ -111,8 +111,13 @@ def load_adapter(
     *,
     base_model: Any = None,
     modules: Mapping[str, str] | None = None,
+    is_trainable: bool = True,
 ) -> Any:
     """Adds an adapter from files that `save_pretrained` or Hugging Face peft wrote, and makes it the active one.
+
+    If the model has an adapter of that name, of the same method and configuration, it gets the weights of the files:
+    nothing is traced anew, which makes it a quick exchange. Moments of other values are stale, so the state that
+    optimizers have of it is put back to its start; counters start anew too, the learning rate stays.
 
     Args:
         model: a built model whose base has the weights that the adapter was trained with.
@@ -120,13 +125,16 @@ def load_adapter(
         adapter_name: its name in this model.
         base_model: as for `save_pretrained`.
         modules: as for `save_pretrained`.
+        is_trainable: False if the adapter is used but never trained, also after `set_adapter`, in `.keras` files and in
+            pickles.
 
     Returns:
         `model`, the same object.
 
     Raises:
         ValueError: a file is missing or damaged; the method or one of its options is not supported; a tensor is
-            missing, unexpected, not finite or of another shape; the base is another. The model is then as before.
+            missing, unexpected, not finite or of another shape; the base is another; the adapter of that name is of
+            another configuration. The model is then as before.
     """
     if not getattr(model, "built", False):
         raise ValueError(
@@ -153,13 +161,7 @@ def load_adapter(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"
             f"{' and others' if len(differ) > 3 else ''}. Load it into the model that it was trained on."
         )
-    current = add_adapter(model, adapter, adapter_name, targets)
-    for path, own in values.items():
-        layer = current.hosts[path]
-        for key, value in own.items():
-            variable = layer.weights_of[adapter_name].get(key)
-            (layer.copies[adapter_name][key] if variable is None else variable).assign(value)
-    current.switch([adapter_name])
+    put_adapter(model, adapter, adapter_name, targets, values, is_trainable)
     return model
 
 

@@ -26,7 +26,7 @@ Each thread has its own, because a strategy calls the same layer in one thread f
 import collections
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
+from kopt.peft.host.merging import as_float32, between, merged_values
 from kopt.peft.layers import (
     Site,
     Tensor,
@@ -76,9 +77,14 @@ class AdapterLayer(keras.layers.Layer):
     """Trained copies of own variables, by adapter and attribute."""
     gates: dict[str, keras.Variable]
     """1.0 while an adapter is on and 0.0 while it is off, by adapter."""
+    given: dict[str, tuple[bool, bool]]
+    """What `add` was told of each adapter: whether the kernel is adapted, and whether all own variables are."""
     active: list[str]
-    replaced: list[tuple[str, dict[str, Array]]]
-    """What merging replaced: (adapter, own values by attribute), in the order of merging."""
+    trained: list[str]
+    merged: dict[str, float]
+    """The adapters that the host's own variables contain, each with its scale."""
+    replaced: dict[str, Array]
+    """What merging replaced: own values by attribute."""
 
     def __init__(self, layer: Any, path: str) -> None:
         super().__init__(name="adapters", dtype="float32")
@@ -92,8 +98,11 @@ class AdapterLayer(keras.layers.Layer):
             "weights_of": {},
             "copies": {},
             "gates": {},
+            "given": {},
             "active": [],
-            "replaced": [],
+            "trained": [],
+            "merged": {},
+            "replaced": {},
         }
         self.__dict__.update(state)  # past Keras' tracking, which would take the host and its variables for children
         read = {*self.owned, *({ACTIVATION} if ACTIVATION in vars(layer) else ())}
@@ -125,7 +134,7 @@ class AdapterLayer(keras.layers.Layer):
             rate = getattr(adapter, "dropout", 0.0)
             if rate:
                 setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
-        self.adapters[name] = adapter
+        self.adapters[name], self.given[name] = adapter, (targeted, whole)
 
     def _variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
         variable = self.add_weight(
@@ -146,29 +155,47 @@ class AdapterLayer(keras.layers.Layer):
                 untrack(self, variable)
             if hasattr(self, f"{name}_dropout"):
                 delattr(self, f"{name}_dropout")
-        for table in (self.adapters, self.weights_of, self.copies, self.gates):
+        for table in (self.adapters, self.weights_of, self.copies, self.gates, self.given):
             table.pop(name, None)
-        self.__dict__["active"] = [n for n in self.active if n != name]
+        for names in (self.active, self.trained):
+            names[:] = [n for n in names if n != name]
 
     def variables_of(self, name: str) -> list[keras.Variable]:
         """Returns all variables of an adapter here."""
         tables = (self.weights_of.get(name, {}), self.copies.get(name, {}))
         return [v for table in tables for v in table.values()] + ([self.gates[name]] if name in self.gates else [])
 
-    def switch(self, active: list[str], enabled: bool) -> None:
-        """Turns adapters on and the others off."""
-        self.__dict__["active"] = [name for name in active if name in self.adapters]
-        merged = {name for name, _ in self.replaced}
+    def settle(
+        self,
+        active: Sequence[str],
+        trained: Collection[str],
+        scales: Mapping[str, float],
+        merged: Mapping[str, float],
+    ) -> None:
+        """Brings the host to a state, from whatever state it is in.
+
+        Args:
+            active: the chosen adapters; those that are not here are left out.
+            trained: those of them that are trained.
+            scales: the adapters that are on, each with its scale.
+            merged: those of them that the host's own variables are to contain, in their order.
+        """
+        wanted = {name: scale for name, scale in merged.items() if name in self.adapters}
+        if list(wanted.items()) != list(self.merged.items()):
+            self.unmerge()
+            self.merge(wanted)
+        self.active[:] = [name for name in active if name in self.adapters]
+        self.trained[:] = [name for name in self.active if name in trained]
         for name, gate in self.gates.items():
-            gate.assign(float(enabled and name in self.active and name not in merged))
+            gate.assign(0.0 if name in self.merged else scales.get(name, 0.0))
         self.freeze()
 
     def freeze(self) -> None:
-        """Makes the active adapters trainable and freezes the rest of the host."""
+        """Makes the trained adapters trainable and freezes the rest of the host."""
         for variable in self.owned.values():
             variable.trainable = False
         for name, adapter in self.adapters.items():
-            trained = is_trainable(self.host()) and name in self.active
+            trained = is_trainable(self.host()) and name in self.trained
             declared = adapter.weights(self.site) if self.site is not None and self.weights_of[name] else {}
             for key, variable in self.weights_of[name].items():
                 variable.trainable = trained and declared[key].trainable
@@ -185,7 +212,7 @@ class AdapterLayer(keras.layers.Layer):
 
     def refuse_if_merged(self) -> None:
         """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
-        if self.replaced:
+        if self.merged:
             raise ValueError(
                 f"{self.host_path}: its adapters are merged. Call unmerge_adapter or merge_and_unload first."
             )
@@ -195,9 +222,18 @@ class AdapterLayer(keras.layers.Layer):
         """Reads all weights. A file of the model without adapters has none: they then stay as they are."""
         if not store.keys():
             return
-        for name in self.adapters:
-            for key, variable in (self.weights_of[name] | self.copies[name]).items():
-                variable.assign(store[f"{name}.{key}"])
+        wanted = {
+            f"{name}.{key}": variable
+            for name in self.adapters
+            for key, variable in (self.weights_of[name] | self.copies[name]).items()
+        }
+        if missing := sorted(wanted.keys() - set(store.keys())):
+            raise ValueError(
+                f"{self.host_path}: the file has no weights for {', '.join(missing)}, but for "
+                f"{', '.join(sorted(store.keys()))}. It was written by a model with other adapters."
+            )
+        for key, variable in wanted.items():
+            variable.assign(store[key])
 
     @override
     def quantize(self, *args: Any, **kwargs: Any) -> None:
@@ -220,7 +256,7 @@ class AdapterLayer(keras.layers.Layer):
             return self._own(attr, value)
         if in_use:
             return self._own(attr, value) if in_use[-1] is None else self._as_kernel(in_use[-1], value)
-        chain = [n for n in self._chain() if self.adapters[n].mergeable]
+        chain = [n for n in self.chain() if self.adapters[n].mergeable]
         if not chain:
             return self._own(attr, value)
         return self._as_kernel(self._base(chain, lambda x: x).kernel(), value)
@@ -238,7 +274,7 @@ class AdapterLayer(keras.layers.Layer):
         for name, copies in self.copies.items():
             copy = copies.get(attr)
             if copy is not None:
-                value = ops.where(self.gates[name] > 0.5, ops.cast(copy, _dtype(value)), _read(value))
+                value = between(_read(value), ops.cast(copy, _dtype(value)), _read(self.gates[name]))
         return value
 
     def _as_kernel(self, matrix: Tensor, value: Any) -> Tensor:
@@ -246,7 +282,7 @@ class AdapterLayer(keras.layers.Layer):
         assert self.site is not None
         return ops.cast(self.site.kernel(matrix), _dtype(value))
 
-    def _chain(self) -> list[str]:
+    def chain(self) -> list[str]:
         """Returns the adapters of the kernel in the order of their work: those that can be merged come first.
 
         Adapters that are off take part, multiplied by zero: then switching needs no new trace.
@@ -306,7 +342,7 @@ class AdapterLayer(keras.layers.Layer):
         site = self.site
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
-        chain = self._chain() if site is not None and site.kind != "opaque" else []
+        chain = self.chain() if site is not None and site.kind != "opaque" else []
         if not chain:
             return call(*args, **kwargs)
         assert site is not None
@@ -319,31 +355,27 @@ class AdapterLayer(keras.layers.Layer):
 
     # ------------------------------------------------------------------------------------------- merging
 
-    def merge(self, name: str) -> None:
-        """Writes what an adapter makes of the host's own variables into them, and turns the adapter off."""
-        if name not in self.adapters:
-            return
-        adapter, one = self.adapters[name], ops.ones(())
-        new = {attr: copy.numpy() for attr, copy in self.copies[name].items()}
-        if self.weights_of[name]:
-            assert self.site is not None
-            p, site = self.parameters(name, one), self.site
-            beneath = ops.convert_to_tensor(site.matrix(as_float32(site.variable)))
-            new[site.attr] = site.kernel(ops.convert_to_numpy(adapter.effective(beneath, p)))
-            bias = self.owned.get("bias")
-            if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
-                flat = site.vector(ops.convert_to_tensor(as_float32(bias)))
-                new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
-        self.replaced.append((name, {attr: self.owned[attr].numpy() for attr in new}))
+    def merge(self, scales: Mapping[str, float], keep: bool = True) -> None:
+        """Writes what adapters make of the host's own variables into them.
+
+        Args:
+            scales: the adapters, each with its scale.
+            keep: whether what is replaced is kept for `unmerge`.
+        """
+        scales = {name: scale for name, scale in scales.items() if name in self.adapters}
+        new = merged_values(self, scales)
+        if keep:
+            self.replaced.update({attr: self.owned[attr].numpy() for attr in new})
+        self.merged.update(scales)
         for attr, value in new.items():
             self.owned[attr].assign(value)
 
     def unmerge(self) -> None:
         """Undoes all merging, bit for bit."""
-        for _, values in reversed(self.replaced):
-            for attr, value in values.items():
-                self.owned[attr].assign(value)
+        for attr, value in self.replaced.items():
+            self.owned[attr].assign(value)
         self.replaced.clear()
+        self.merged.clear()
 
     def remove_host(self) -> None:
         """Makes the host a plain layer again."""
@@ -351,11 +383,6 @@ class AdapterLayer(keras.layers.Layer):
 
 
 _thread = threading.local()
-
-
-def as_float32(variable: keras.Variable) -> Array:
-    """Returns the value of a variable as float32."""
-    return np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
 
 
 def _read(value: Any) -> Tensor:

@@ -54,6 +54,8 @@ class LoRA(Adapter):
 
     peft_type = "LORA"
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
+    additive = True
+    selects = (*Adapter.selects, "bias", "init_lora_weights", "rank_pattern", "alpha_pattern")
     default_targets = ("query", "value")
 
     r: Count = 8

@@ -2,14 +2,16 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter, adapters
-from kopt.peft.layers import original_class, set_class
+from kopt.peft.adapter import Adapter, Array, adapters
+from kopt.peft.host import TRAINABLE, is_guarded
+from kopt.peft.layers import flatten_layers, original_class, set_class, unpickler
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
+from kopt.peft.model.selection import Plan, plan
 
 NAME = "PeftModel"
 
@@ -28,8 +30,74 @@ def add_adapter(
     if found is None:
         current.install()
         set_class(model, adapted_class(original_class(model)))
-    current.freeze()
+    current.settle()
     return current
+
+
+def put_adapter(
+    model: Any,
+    adapter: Adapter,
+    adapter_name: str,
+    targets: Mapping[str, Mapping[str, Any]] | None,
+    values: Mapping[str, Mapping[str, Array]],
+    is_trainable: bool,
+) -> None:
+    """Adds an adapter with given values and makes it the active one.
+
+    If there is one of that name, of the same method and configuration, it gets the values. Nothing is traced anew then,
+    and the state that the optimizer has of it is put back to its start.
+
+    Args:
+        model: a built model.
+        adapter: the method.
+        adapter_name: its name.
+        targets: as for `plan`.
+        values: by path and by key, as `AdapterLayer` has them.
+        is_trainable: whether it is ever trained.
+
+    Raises:
+        ValueError: as for `add_adapter`, or the adapter of that name differs. The model is then as before.
+    """
+    current = adapters_of(model)
+    swaps = current is not None and adapter_name in current.adapters
+    if current is None or not swaps:
+        current = add_adapter(model, adapter, adapter_name, targets)
+    else:
+        _check_same(current, adapter_name, plan(model, adapter, targets))
+    for path, own in values.items():
+        layer = current.hosts[path]
+        variables = layer.weights_of[adapter_name] | layer.copies[adapter_name]
+        for key, value in own.items():
+            variables[key].assign(value)
+    (current.fixed.discard if is_trainable else current.fixed.add)(adapter_name)
+    if swaps:
+        current.optimizers.restart(current.variables_of(adapter_name))
+        current.values_changed()
+    current.choose([adapter_name])
+
+
+def _check_same(current: ModelAdapters, name: str, plans: Mapping[str, Plan]) -> None:
+    """Raises ValueError unless the adapter is what `plans` would make."""
+    there = {path: layer for path, layer in current.hosts.items() if name in layer.adapters}
+    differ = [f"it goes to {path} in one of them only" for path in sorted(plans.keys() ^ there.keys())]
+    for path, step in plans.items() if not differ else ():
+        ours, layer = there[path].adapters[name], there[path]
+        a, b = ours.get_config(), step.adapter.get_config()
+        if type(ours) is not type(step.adapter):
+            differ.append(f"{type(ours).__name__} and {type(step.adapter).__name__}")
+        else:
+            differ += [f"{k}={a[k]!r} and {b[k]!r} at {path}" for k in a if k not in ours.selects and a[k] != b[k]]
+        shapes = {key: tuple(v.shape) for key, v in layer.weights_of[name].items()}
+        declared = step.adapter.weights(layer.site) if layer.site is not None and step.targeted else {}
+        wanted = {key: weight.shape(layer.site) for key, weight in declared.items()} if layer.site is not None else {}
+        copied = {a for a, v in layer.owned.items() if step.whole or step.adapter.trains(v.name, step.targeted)}
+        if shapes != wanted or copied != layer.copies[name].keys():
+            differ.append(f"other weights at {path}")
+    if differ:
+        raise ValueError(
+            f"The model has an adapter {name!r} already, of another configuration: {'; '.join(differ[:3])}. Call "
+            f"delete_adapter(model, {name!r}) first, or choose another name."
+        )
 
 
 @functools.cache
@@ -41,6 +109,7 @@ def adapted_class(base: Any) -> type:
 
     class Adapted(base):
         kopt_original = base
+        trainable = TRAINABLE
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             return base(*args, **kwargs)  # a clone is a plain model
@@ -58,6 +127,20 @@ def adapted_class(base: Any) -> type:
             self._refuse_if_merged()
             super().save_weights(*args, **kwargs)
 
+        def load_weights(self, *args: Any, **kwargs: Any) -> None:
+            self._refuse_if_merged()
+            super().load_weights(*args, **kwargs)
+
+        def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
+            current = adapters_of(self)
+            if current is not None:
+                current.refuse_vain_training()
+            return super().make_train_function(*args, **kwargs)
+
+        def __reduce__(self) -> Any:
+            _, arguments = super().__reduce__()
+            return unpickler(base), arguments  # pickle finds `base` by its name
+
         def _refuse_if_merged(self) -> None:
             current = adapters_of(self)
             for layer in () if current is None else current.hosts.values():
@@ -67,10 +150,11 @@ def adapted_class(base: Any) -> type:
             current = adapters_of(self)
             if current is None:
                 return super().get_config()
-            with _plain(self, *(layer.host() for layer in current.hosts.values())):
+            with _plain(layer for layer in flatten_layers(self) if is_guarded(layer)):
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {
+                "needs": "import kopt before this file is loaded: the model has adapters of kopt",
                 "base": plain,
                 "adapters": [
                     {
@@ -80,6 +164,8 @@ def adapted_class(base: Any) -> type:
                         "targets": {
                             p: b.adapters[name].get_config() for p, b in current.hosts.items() if b.weights_of.get(name)
                         },
+                        "trainable": name not in current.fixed,
+                        "scale": current.scales.get(name, 1.0),
                     }
                     for name, adapter in current.adapters.items()
                 ],
@@ -101,7 +187,8 @@ def adapted_class(base: Any) -> type:
                 super().build_from_config(config)
             _restore(self)
 
-    Adapted.__name__, Adapted.__qualname__, Adapted.__module__ = base.__name__, base.__qualname__, base.__module__
+    Adapted.__name__, Adapted.__qualname__ = base.__name__, base.__qualname__
+    Adapted.__module__ = "kopt.peft"  # what Keras names where the file is loaded without `import kopt`
     keras.saving.register_keras_serializable("kopt", NAME)(Adapted)
     return Adapted
 
@@ -113,14 +200,16 @@ def _restore(model: Any) -> None:
     set_class(model, original_class(model))
     for entry in config["adapters"]:
         method = adapters()[entry["method"]]
-        add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
-    current = adapters_of(model)
-    assert current is not None
-    current.switch(config["active"])
+        current = add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
+        if not entry.get("trainable", True):
+            current.fixed.add(entry["name"])
+        if entry.get("scale", 1.0) != 1.0:
+            current.scales[entry["name"]] = entry["scale"]
+    current.choose(config["active"])
 
 
 @contextlib.contextmanager
-def _plain(*layers: Any) -> Iterator[None]:
+def _plain(layers: Iterable[Any]) -> Iterator[None]:
     """Gives layers the classes they had without adapters."""
     classes = [(layer, type(layer)) for layer in layers]
     for layer, _ in classes:
