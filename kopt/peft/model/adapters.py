@@ -80,7 +80,7 @@ class ModelAdapters:
         if self.prompts != self._prompted:  # all else is a matter of gates
             self._prompted = self.prompts
             self.optimizers.forget_functions()
-        self.optimizers.choose()
+        self.optimizers.choose(frozen=bool(trained))
 
     def choose(self, names: Sequence[str]) -> None:
         """Makes these adapters the active ones. Merged ones stay merged if they are among them and can be."""
@@ -251,6 +251,21 @@ class ModelAdapters:
         del vars(self.model)[_ADAPTERS]
         self.optimizers.forget_functions()
         self.optimizers.choose()
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Gives the layers the classes and flags that they had without adapters, within a block."""
+        now = [(layer, type(layer), is_trainable(layer)) for layer in flatten_layers(self.model)]
+        for layer, *_ in now:
+            set_class(layer, original_class(layer))
+        for layer, trainable, _ in self._flags_before:
+            set_trainable(layer, trainable)
+        try:
+            yield
+        finally:
+            for layer, cls, trainable in now:
+                set_class(layer, cls)
+                set_trainable(layer, trainable)
 
     def install(self) -> None:
         """Makes these the adapters of the model."""

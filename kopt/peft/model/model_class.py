@@ -1,15 +1,14 @@
 """The class of a model with adapters. Its `.keras` files keep them: nothing is merged, and loading puts them back."""
 
-import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from kopt.peft.adapter import Adapter, Array, adapters
-from kopt.peft.host import TRAINABLE, is_guarded
-from kopt.peft.layers import flatten_layers, original_class, set_class, unpickler
+from kopt.peft.host import TRAINABLE
+from kopt.peft.layers import original_class, set_class, unpickler
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
 from kopt.peft.model.selection import Plan, plan
 
@@ -150,7 +149,7 @@ def adapted_class(base: Any) -> type:
             current = adapters_of(self)
             if current is None:
                 return super().get_config()
-            with _plain(layer for layer in flatten_layers(self) if is_guarded(layer)):
+            with current.plain():
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {
@@ -206,19 +205,6 @@ def _restore(model: Any) -> None:
         if entry.get("scale", 1.0) != 1.0:
             current.scales[entry["name"]] = entry["scale"]
     current.choose(config["active"])
-
-
-@contextlib.contextmanager
-def _plain(layers: Iterable[Any]) -> Iterator[None]:
-    """Gives layers the classes they had without adapters."""
-    classes = [(layer, type(layer)) for layer in layers]
-    for layer, _ in classes:
-        set_class(layer, original_class(layer))
-    try:
-        yield
-    finally:
-        for layer, cls in classes:
-            set_class(layer, cls)
 
 
 adapted_class(keras.Model)  # registers the name, so that a file can be loaded right after `import kopt`

@@ -26,10 +26,13 @@ class Optimizers:
         self._trained: frozenset[int] | None = None
         self._parked: dict[frozenset[int], _Parked] = {}
 
-    def choose(self) -> None:
+    def choose(self, frozen: bool = False) -> None:
         """Gives the model the optimizer of the weights that are trainable now: a parked one, or one of no steps.
 
         A new one has the configuration of the last, with its learning rate as it stands.
+
+        Args:
+            frozen: whether nothing is trainable only because the user froze what would be; the optimizer then stays.
         """
         model, trained = self.model, _ids(self.model.trainable_variables)
         if compilation(model) is not self._compiled:  # `compile` begins anew
@@ -40,7 +43,7 @@ class Optimizers:
         if function is not None and before != trained:
             model.train_function = None
         optimizer = getattr(model, "optimizer", None)
-        if optimizer is None or not trained:
+        if optimizer is None or (frozen and not trained):
             return
         if optimizer.built:
             held = _ids(trained_by(optimizer))
