@@ -50,7 +50,8 @@ def save_pretrained(
 ) -> None:
     """Writes an adapter as Hugging Face peft does, so that peft loads it if the model is one of KerasHub's.
 
-    Layers that Hugging Face does not know are named by their Keras paths; `load_adapter` reads those as well.
+    Layers that Hugging Face does not know are named by their Keras paths; `load_adapter` reads those as well. The
+    weights are written as they were trained, whatever `set_scale` says.
 
     Args:
         model: a model with adapters.
