@@ -26,6 +26,7 @@ from kopt.peft.model import LayerStatus as LayerStatus
 from kopt.peft.model import ModelStatus as ModelStatus
 from kopt.peft.model import delete_adapter as delete_adapter
 from kopt.peft.model import disable_adapter as disable_adapter
+from kopt.peft.model import get_adapter_state as get_adapter_state
 from kopt.peft.model import get_model_status as get_model_status
 from kopt.peft.model import get_nb_trainable_parameters as get_nb_trainable_parameters
 from kopt.peft.model import get_peft_model as get_peft_model
@@ -34,6 +35,8 @@ from kopt.peft.model import merge_adapter as merge_adapter
 from kopt.peft.model import merge_and_unload as merge_and_unload
 from kopt.peft.model import print_trainable_parameters as print_trainable_parameters
 from kopt.peft.model import set_adapter as set_adapter
+from kopt.peft.model import set_adapter_state as set_adapter_state
+from kopt.peft.model import set_scale as set_scale
 from kopt.peft.model import summary as summary
 from kopt.peft.model import unload as unload
 from kopt.peft.model import unmerge_adapter as unmerge_adapter

@@ -119,6 +119,22 @@ class Base:
         change = self.run(x, kernel - self.kernel())
         return self(x) + change - self.run(x, ops.zeros_like(kernel))
 
+    def above(self, adapter: "Adapter", p: Weights) -> "Base":
+        """Returns what lies beneath the next adapter: this one applied, with its weights p."""
+
+        def bias() -> Tensor | None:
+            own = self.bias()
+            return None if own is None else adapter.effective_bias(own, p)
+
+        return Base(
+            self.site,
+            lambda x: adapter.forward(x, self, p),
+            self.run,
+            lambda: adapter.effective(self.kernel(), p),
+            bias,
+            beneath=self,
+        )
+
 
 class Adapter(Configurable):
     """Base of all methods.
@@ -146,6 +162,17 @@ class Adapter(Configurable):
     """Whether `effective` can stand for the method, so that it can be merged into the kernel."""
     gated: ClassVar[bool] = True
     """Whether it is switched by a multiplication; else switching changes shapes, so that the model is traced anew."""
+    additive: ClassVar[bool] = False
+    """Whether it adds to the kernel what does not depend on the kernel, so that its place among others is free."""
+    selects: ClassVar[tuple[str, ...]] = (
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "extra",
+    )
+    """Arguments that say where the method goes and how it starts, not what it computes there."""
     kinds: ClassVar[tuple[str, ...]] = ("einsum", "convolution", "embedding", "opaque")
     """Kinds of site that can host it. On opaque ones only `effective` is used."""
     default_targets: ClassVar[tuple[str, ...]] = ()

@@ -93,6 +93,7 @@ def objects():
 
 OWNERS = {  # where kopt looks for a private name
     "_call_has_training_arg": ["model"],
+    "_compile_config": ["model"],
     "_compute_causal_padding": ["convolution"],
     "_embeddings": ["embedding"],
     "_flatten_layers": ["model", "layer"],
@@ -111,6 +112,7 @@ OWNERS = {  # where kopt looks for a private name
     "_tracker": ["layer"],
     "_trainable": ["model", "layer"],
     "_trainable_variables": ["layer", "optimizer"],
+    "_unpickle_model": ["model", "layer"],
     "_untrack_variable": ["layer"],
     "_value": ["variable"],
 }

@@ -17,7 +17,7 @@ from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
-from kopt.peft.model import adapters_of, add_adapter, plan
+from kopt.peft.model import adapters_of, plan, put_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
@@ -37,7 +37,8 @@ def save_pretrained(
 ) -> None:
     """Writes an adapter as Hugging Face peft does, so that peft loads it if the model is one of KerasHub's.
 
-    Layers that Hugging Face does not know are named by their Keras paths; `load_adapter` reads those as well.
+    Layers that Hugging Face does not know are named by their Keras paths; `load_adapter` reads those as well. The
+    weights are written as they were trained, whatever `set_scale` says.
 
     Args:
         model: a model with adapters.
@@ -102,8 +103,13 @@ def load_adapter(
     base_model: Any = None,
     modules: Mapping[str, str] | None = None,
     verify: bool = True,
+    is_trainable: bool = True,
 ) -> Any:
     """Adds an adapter from files that `save_pretrained` or Hugging Face peft wrote, and makes it the active one.
+
+    If the model has an adapter of that name, of the same method and configuration, it gets the weights of the files:
+    nothing is traced anew, which makes it a quick exchange. Moments of other values are stale, so the state that
+    optimizers have of it is put back to its start; counters start anew too, the learning rate stays.
 
     Args:
         model: a built model whose base has the weights that the adapter was trained with.
@@ -114,14 +120,16 @@ def load_adapter(
         modules: as for `save_pretrained`.
         verify: whether the files must have the SHA-256 that kopt saved with them; files of peft have none. False
             takes files that were changed on purpose.
+        is_trainable: False if the adapter is used but never trained, also after `set_adapter`, in `.keras` files and in
+            pickles.
 
     Returns:
         `model`, the same object.
 
     Raises:
         ValueError: a file is missing, damaged or changed; the method or one of its options is not supported or out of
-            range; a tensor is missing, unexpected, not finite or of another shape; the base is another. The model is
-            then as before.
+            range; a tensor is missing, unexpected, not finite or of another shape; the base is another; the adapter of
+            that name is of another configuration. The model is then as before.
     """
     if not getattr(model, "built", False):
         raise ValueError(
@@ -154,13 +162,7 @@ def load_adapter(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"
             f"{' and others' if len(differ) > 3 else ''}. Load it into the model that it was trained on."
         )
-    current = add_adapter(model, adapter, adapter_name, targets)
-    for path, own in values.items():
-        layer = current.hosts[path]
-        for key, value in own.items():
-            variable = layer.weights_of[adapter_name].get(key)
-            (layer.copies[adapter_name][key] if variable is None else variable).assign(value)
-    current.switch([adapter_name])
+    put_adapter(model, adapter, adapter_name, targets, values, is_trainable)
     return model
 
 

@@ -19,9 +19,8 @@ _LAYERS, _PLACES = 12, 4
 def base_value(port: Port) -> Array:
     """Returns a variable of the base, also while adapters are merged into it."""
     child = child_of(port.layer)
-    for _, values in child.replaced if child is not None else ():
-        if port.attr in values:
-            return np.asarray(values[port.attr], "float32")
+    if child is not None and port.attr in child.replaced:
+        return np.asarray(child.replaced[port.attr], "float32")
     return as_float32(port.variable)
 
 

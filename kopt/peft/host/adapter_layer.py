@@ -26,7 +26,7 @@ Each thread has its own, because a strategy calls the same layer in one thread f
 import collections
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,10 +34,11 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.declare.digest import digest_of
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
-from kopt.peft.host.host_tensors import as_float32, as_kernel, dtype_of, stored_tensor, tensor_of
+from kopt.peft.host.host_tensors import as_float32, as_kernel, between, dtype_of, stored_tensor, tensor_of
+from kopt.peft.host.merging import merged_values
+from kopt.peft.host.saving import read_weights, write_weights
 from kopt.peft.layers import (
     Site,
     Tensor,
@@ -81,9 +82,14 @@ class AdapterLayer(keras.layers.Layer):
     """Trained copies of own variables, by adapter and attribute."""
     gates: dict[str, keras.Variable]
     """1.0 while an adapter is on and 0.0 while it is off, by adapter."""
+    given: dict[str, tuple[bool, bool, tuple[str, ...]]]
+    """What `add` was told of each adapter: `targeted`, `whole` and `parameters`."""
     active: list[str]
-    replaced: list[tuple[str, dict[str, Array]]]
-    """What merging replaced: (adapter, own values by attribute), in the order of merging."""
+    trained: list[str]
+    merged: dict[str, float]
+    """The adapters that the host's own variables contain, each with its scale."""
+    replaced: dict[str, Array]
+    """What merging replaced: own values by attribute."""
 
     def __init__(self, layer: Any, path: str) -> None:
         super().__init__(name="adapters", dtype="float32")
@@ -99,8 +105,11 @@ class AdapterLayer(keras.layers.Layer):
             "weights_of": {},
             "copies": {},
             "gates": {},
+            "given": {},
             "active": [],
-            "replaced": [],
+            "trained": [],
+            "merged": {},
+            "replaced": {},
         }
         self.__dict__.update(state)  # past Keras' tracking, which would take the host and its variables for children
         read = {*self.owned, *({ACTIVATION} if ACTIVATION in vars(layer) else ())}
@@ -139,7 +148,7 @@ class AdapterLayer(keras.layers.Layer):
             rate = getattr(adapter, "dropout", 0.0)
             if rate:
                 setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
-        self.adapters[name] = adapter
+        self.adapters[name], self.given[name] = adapter, (targeted, whole, tuple(parameters))
 
     def _add_weights(self, name: str, adapter: Adapter, site: Site, rng: np.random.Generator) -> None:
         declared = adapter.weights(site)
@@ -182,29 +191,47 @@ class AdapterLayer(keras.layers.Layer):
                 untrack(self, variable)
             if hasattr(self, f"{name}_dropout"):
                 delattr(self, f"{name}_dropout")
-        for table in (self.adapters, self.weights_of, self.copies, self.gates):
+        for table in (self.adapters, self.weights_of, self.copies, self.gates, self.given):
             table.pop(name, None)
-        self.__dict__["active"] = [n for n in self.active if n != name]
+        for names in (self.active, self.trained):
+            names[:] = [n for n in names if n != name]
 
     def variables_of(self, name: str) -> list[keras.Variable]:
         """Returns all variables of an adapter here."""
         tables = (self.weights_of.get(name, {}), self.copies.get(name, {}))
         return [v for table in tables for v in table.values()] + ([self.gates[name]] if name in self.gates else [])
 
-    def switch(self, active: list[str], enabled: bool) -> None:
-        """Turns adapters on and the others off."""
-        self.__dict__["active"] = [name for name in active if name in self.adapters]
-        merged = {name for name, _ in self.replaced}
+    def settle(
+        self,
+        active: Sequence[str],
+        trained: Collection[str],
+        scales: Mapping[str, float],
+        merged: Mapping[str, float],
+    ) -> None:
+        """Brings the host to a state, from whatever state it is in.
+
+        Args:
+            active: the chosen adapters; those that are not here are left out.
+            trained: those of them that are trained.
+            scales: the adapters that are on, each with its scale.
+            merged: those of them that the host's own variables are to contain, in their order.
+        """
+        wanted = {name: scale for name, scale in merged.items() if name in self.adapters}
+        if list(wanted.items()) != list(self.merged.items()):
+            self.unmerge()
+            self.merge(wanted)
+        self.active[:] = [name for name in active if name in self.adapters]
+        self.trained[:] = [name for name in self.active if name in trained]
         for name, gate in self.gates.items():
-            gate.assign(float(enabled and name in self.active and name not in merged))
+            gate.assign(0.0 if name in self.merged else scales.get(name, 0.0))
         self.freeze()
 
     def freeze(self) -> None:
-        """Makes the active adapters trainable and freezes the rest of the host."""
+        """Makes the trained adapters trainable and freezes the rest of the host."""
         for variable in self.owned.values():
             variable.trainable = False
         for name, adapter in self.adapters.items():
-            trained = is_trainable(self.host()) and name in self.active
+            trained = is_trainable(self.host()) and name in self.trained
             for site in self.sites.values():
                 weights = self.weights_at(name, site)
                 declared = adapter.weights(site) if weights else {}
@@ -217,41 +244,29 @@ class AdapterLayer(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         """Writes all weights by name: numbers, as Keras has them, would change with each added or deleted adapter."""
         self.refuse_if_merged()
-        values = {key: np.asarray(variable.numpy()) for key, variable in self._saved().items()}
-        for key, value in values.items():
-            store[key] = value
-        store[_SEAL] = np.frombuffer(digest_of(values).encode(), np.uint8)
-
-    def refuse_if_merged(self) -> None:
-        """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
-        if self.replaced:
-            raise ValueError(
-                f"{self.host_path}: its adapters are merged. Call unmerge_adapter or merge_and_unload first."
-            )
+        write_weights(self._saved(), store)
 
     @override
     def load_own_variables(self, store: Any) -> None:
         """Reads all weights. A file of the model without adapters has none: they then stay as they are.
 
         Raises:
-            ValueError: they do not have the SHA-256 that was saved with them.
+            ValueError: some are missing, or they do not have the SHA-256 that was saved with them.
         """
-        if not store.keys():
-            return
-        variables = self._saved()
-        values = {key: np.asarray(store[key]) for key in variables}
-        if _SEAL in store.keys() and np.asarray(store[_SEAL]).tobytes() != digest_of(values).encode():  # noqa: SIM118
-            raise ValueError(
-                f"{self.host_path}: the saved adapters are damaged or were changed: they do not have the SHA-256 that "
-                "was saved with them. Load another copy of the file."
-            )
-        for key, variable in variables.items():
-            variable.assign(values[key])
+        if store.keys():
+            read_weights(self.host_path, self._saved(), store)
 
     def _saved(self) -> dict[str, keras.Variable]:
         """Returns the variables that are saved, by their names in files."""
         tables = {name: self.weights_of[name] | self.copies[name] for name in self.adapters}
         return {f"{name}.{key}": variable for name, table in tables.items() for key, variable in table.items()}
+
+    def refuse_if_merged(self) -> None:
+        """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
+        if self.merged:
+            raise ValueError(
+                f"{self.host_path}: its adapters are merged. Call unmerge_adapter or merge_and_unload first."
+            )
 
     @override
     def quantize(self, *args: Any, **kwargs: Any) -> None:
@@ -275,7 +290,7 @@ class AdapterLayer(keras.layers.Layer):
             return self._own(attr, value)
         if in_use and site is self.site:
             return self._own(attr, value) if in_use[-1] is None else as_kernel(site, in_use[-1], value)
-        chain = [n for n in self._chain(site) if self.adapters[n].mergeable]
+        chain = [n for n in self.chain(site) if self.adapters[n].mergeable]
         if not chain:
             return self._own(attr, value)
         return as_kernel(site, self._base(site, chain, lambda x: x).kernel(), value)
@@ -293,10 +308,10 @@ class AdapterLayer(keras.layers.Layer):
         for name, copies in self.copies.items():
             copy = copies.get(attr)
             if copy is not None:
-                value = ops.where(self.gates[name] > 0.5, ops.cast(copy, dtype_of(value)), tensor_of(value))
+                value = between(tensor_of(value), ops.cast(copy, dtype_of(value)), tensor_of(self.gates[name]))
         return value
 
-    def _chain(self, site: Site) -> list[str]:
+    def chain(self, site: Site) -> list[str]:
         """Returns the adapters of a kernel in the order of their work: those that can be merged come first.
 
         Adapters that are off take part, multiplied by zero: then switching needs no new trace.
@@ -330,32 +345,15 @@ class AdapterLayer(keras.layers.Layer):
 
         base = Base(site, run, run, kernel, bias)
         for name in names:
-            base = self._above(base, self.adapters[name], self.parameters(name, site))
+            base = base.above(self.adapters[name], self.parameters(name, site))
         return base
-
-    @staticmethod
-    def _above(base: Base, adapter: Adapter, p: Weights) -> Base:
-        """Returns what lies beneath the next adapter: `base` with this one applied."""
-
-        def bias() -> Tensor | None:
-            own = base.bias()
-            return None if own is None else adapter.effective_bias(own, p)
-
-        return Base(
-            base.site,
-            lambda x: adapter.forward(x, base, p),
-            base.run,
-            lambda: adapter.effective(base.kernel(), p),
-            bias,
-            beneath=base,
-        )
 
     def forward(self, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Returns the output of the host."""
         site = self.site
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
-        chain = self._chain(site) if site is not None and site.kind != "opaque" else []
+        chain = self.chain(site) if site is not None and site.kind != "opaque" else []
         if not chain:
             return call(*args, **kwargs)
         assert site is not None
@@ -368,30 +366,27 @@ class AdapterLayer(keras.layers.Layer):
 
     # ------------------------------------------------------------------------------------------- merging
 
-    def merge(self, name: str) -> None:
-        """Writes what an adapter makes of the host's own variables into them, and turns the adapter off."""
-        if name not in self.adapters:
-            return
-        adapter, one = self.adapters[name], ops.ones(())
-        new = {attr: copy.numpy() for attr, copy in self.copies[name].items()}
-        for site in [site for site in self.sites.values() if self.weights_at(name, site)]:
-            p = self.parameters(name, site, one)
-            beneath = ops.convert_to_tensor(site.matrix(as_float32(site.variable)))
-            new[site.attr] = site.kernel(ops.convert_to_numpy(adapter.effective(beneath, p)))
-            bias = self.owned.get("bias") if site is self.site else None
-            if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
-                flat = site.vector(ops.convert_to_tensor(as_float32(bias)))
-                new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
-        self.replaced.append((name, {attr: self.owned[attr].numpy() for attr in new}))
+    def merge(self, scales: Mapping[str, float], keep: bool = True) -> None:
+        """Writes what adapters make of the host's own variables into them.
+
+        Args:
+            scales: the adapters, each with its scale.
+            keep: whether what is replaced is kept for `unmerge`.
+        """
+        scales = {name: scale for name, scale in scales.items() if name in self.adapters}
+        new = merged_values(self, scales)
+        if keep:
+            self.replaced.update({attr: self.owned[attr].numpy() for attr in new})
+        self.merged.update(scales)
         for attr, value in new.items():
             self.owned[attr].assign(value)
 
     def unmerge(self) -> None:
         """Undoes all merging, bit for bit."""
-        for _, values in reversed(self.replaced):
-            for attr, value in values.items():
-                self.owned[attr].assign(value)
+        for attr, value in self.replaced.items():
+            self.owned[attr].assign(value)
         self.replaced.clear()
+        self.merged.clear()
 
     def remove_host(self) -> None:
         """Makes the host a plain layer again."""
@@ -399,5 +394,3 @@ class AdapterLayer(keras.layers.Layer):
 
 
 _thread = threading.local()
-_SEAL = "sha256"
-"""Where the hash of the adapters of a layer is saved. Files of older versions have none."""

@@ -1,9 +1,14 @@
-"""The class of a host: that of the layer, but for attributes that read as what the adapters make of them."""
+"""The classes of layers that hold adapters: those of the layers, but for what adapters must see or keep.
+
+A host reads some attributes as what the adapters make of them. Hosts, and the layers that contain hosts, stay frozen
+when `trainable` is set to True: what is in them learns through adapters alone.
+"""
 
 import functools
 from typing import Any
 
-from kopt.peft.layers import child_of, is_trainable
+from kopt.peft.host.pickling import reduced
+from kopt.peft.layers import child_layers, child_of, is_trainable, original_class, set_trainable
 
 ACTIVATION = "activation"
 
@@ -28,6 +33,47 @@ class _Attribute:
         vars(host)[self.name] = value
 
 
+def is_guarded(layer: Any) -> bool:
+    """Returns whether a layer or model is a host, contains hosts, or is the model of the adapters."""
+    return type(layer) is not original_class(layer)
+
+
+def _set_trainable(layer: Any, value: bool) -> None:
+    set_trainable(layer, bool(value))
+    for child in child_layers(layer):
+        if is_guarded(child) or not value:  # thawing a whole must not thaw the base
+            child.trainable = value
+    if (adapters := child_of(layer)) is not None:
+        adapters.freeze()
+
+
+TRAINABLE = property(is_trainable, _set_trainable)
+"""`trainable` of a layer with adapters in it: False freezes all, True thaws adapters alone."""
+
+
+@functools.cache
+def container_class(base: Any) -> type:
+    """Returns the subclass of `base`, of the same name, for layers that contain hosts."""
+
+    class Container(base):
+        kopt_original = base
+        trainable = TRAINABLE
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return base(*args, **kwargs)
+
+        def __reduce__(self) -> Any:
+            raise ValueError(f"{self.name} contains layers with adapters. Copy or pickle the model that has them.")
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
+            return base.from_config(config, **kwargs)
+
+    Container.__name__, Container.__qualname__ = base.__name__, base.__qualname__
+    Container.__module__ = base.__module__
+    return Container
+
+
 @functools.cache
 def host_class(base: Any, attributes: frozenset[str]) -> type:
     """Returns the subclass of `base` for hosts whose own variables are `attributes`.
@@ -37,6 +83,7 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
 
     class Host(base):
         kopt_original = base
+        trainable = TRAINABLE
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             return base(*args, **kwargs)  # a clone is a plain layer
@@ -45,15 +92,8 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
         def call(self, *args: Any, **kwargs: Any) -> Any:
             return child_of(self).forward(super().call, args, kwargs)
 
-        @property
-        def trainable(self) -> bool:
-            return is_trainable(self)
-
-        @trainable.setter
-        def trainable(self, value: bool) -> None:
-            base.trainable.fset(self, value)
-            if child_of(self) is not None:  # thawing a whole model must not thaw the base
-                child_of(self).freeze()
+        def __reduce__(self) -> Any:
+            return reduced(child_of(self))
 
         @classmethod
         def from_config(cls, config: dict[str, Any]) -> Any:

@@ -33,3 +33,9 @@ def stored_tensor(value: Any) -> Tensor:
 def dtype_of(value: Any) -> str:
     """Returns the dtype of a variable, as a layer that reads it sees it, or of a tensor."""
     return keras.backend.standardize_dtype(tensor_of(value).dtype)
+
+
+def between(own: Any, copy: Any, scale: Any) -> Tensor:
+    """Returns own + scale (copy - own), exact at the scales 0 and 1."""
+    change = ops.cast(scale, keras.backend.standardize_dtype(own.dtype)) * (copy - own)
+    return ops.where(scale == 1, copy, ops.where(scale == 0, own, own + change))

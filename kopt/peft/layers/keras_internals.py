@@ -71,6 +71,11 @@ def unlocked(layer: Any) -> Iterator[None]:
         layer._tracker.lock()
 
 
+def unpickler(cls: Any) -> Any:
+    """Returns the function that makes models or layers from what `__reduce__` of Keras wrote."""
+    return cls._unpickle_model
+
+
 # ------------------------------------------------------------------------------------------------- layers of a model
 
 
@@ -169,3 +174,15 @@ def forget_functions(model: Any) -> None:
 def trained_by(optimizer: Any) -> list[Any]:
     """Returns the variables that an optimizer was built for."""
     return list(optimizer._trainable_variables)
+
+
+def compilation(model: Any) -> Any:
+    """Returns the object that each `compile` makes anew, or None."""
+    return vars(model).get("_compile_config")
+
+
+def set_optimizer(model: Any, optimizer: Any) -> None:
+    """Gives a compiled model another optimizer, which its files then tell of too."""
+    model.optimizer = optimizer
+    if compilation(model) is not None:
+        compilation(model).config["optimizer"] = optimizer

@@ -24,6 +24,7 @@ class DoRA(LoRA):
     """
 
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
+    additive = False
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:

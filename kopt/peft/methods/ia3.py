@@ -27,6 +27,7 @@ class IA3(Adapter):
 
     peft_type = "IA3"
     in_peft = True
+    selects = (*Adapter.selects, "feedforward_modules")
     kinds = ("einsum", "convolution", "embedding")
     default_targets = ("key", "value", "feedforward_output_dense")
 

@@ -71,6 +71,8 @@ class LoRA(Adapter):
     peft_type = "LORA"
     in_peft = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
+    additive = True
+    selects = (*Adapter.selects, "bias", "init_lora_weights", "rank_pattern", "alpha_pattern")
     default_targets = ("query", "value")
     elsewhere: ClassVar[Mapping[str, str]] = {**Adapter.elsewhere, "rank": "r", "lora_r": "r", "lora_rank": "r"}
 

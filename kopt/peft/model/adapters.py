@@ -1,28 +1,44 @@
-"""The adapters of one model: adding, switching, merging and removing them."""
+"""The adapters of one model.
 
+What holds at any time, whatever was done in whatever order:
+
+- The outputs are those of the base while adapters are disabled, else those of the base with the active adapters, in the
+  order in which they were added (those that act on activations come after those that change a kernel). A merged adapter
+  is one whose part is computed in another place.
+- The bits of the base are those that it had; only `dissolve(merge=True)` changes them. While adapters are merged, its
+  bits are kept beside it.
+- Trainable are the weights of the active adapters, but for those that were loaded to be used only, and nothing of the
+  base. Layers that a user thaws by name stay thawed.
+
+So no verb changes hosts. It changes what is wanted, which are a few names: `active`, `merged`, `scales`, `fixed` and
+whether adapters are disabled. `settle` then brings the hosts there.
+"""
+
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kopt.peft.adapter import Adapter
-from kopt.peft.host import AdapterLayer
+from kopt.peft.host import AdapterLayer, changes_order, container_class, is_guarded
 from kopt.peft.layers import (
     direct_variables,
     flatten_layers,
-    forget_functions,
     is_trainable,
     original_class,
     set_class,
     set_trainable,
-    trained_by,
 )
+from kopt.peft.model.optimizers import Optimizers
 from kopt.peft.model.selection import plan
 
 _ADAPTERS = "kopt_peft"
 """The attribute under which a model keeps its `ModelAdapters`."""
+_DISABLED = "kopt_disabled"
+"""The attribute under which a model keeps in how many blocks of `disabled` it is."""
 
 
 class ModelAdapters:
@@ -34,13 +50,98 @@ class ModelAdapters:
         self.hosts: dict[str, AdapterLayer] = {}
         """What each host has of the adapters, by its path."""
         self.active: list[str] = []
-        self.enabled = True
+        self.merged: list[str] = []
+        """Those of the active adapters that are in the weights of the base, but while adapters are disabled."""
+        self.scales: dict[str, float] = {}
+        """By how much the adapters count that count otherwise than 1."""
+        self.fixed: set[str] = set()
+        """The adapters that are never trained."""
+        self.optimizers = Optimizers(model)
+        self._prompted: list[str] = []
         self._flags_before = [
             (layer, is_trainable(layer), [(v, v.trainable) for v in direct_variables(layer)])
             for layer in flatten_layers(model)
         ]
 
-    # ----------------------------------------------------------------------------------------- putting in
+    @property
+    def enabled(self) -> bool:
+        """Whether the model is in no block of `disabled`."""
+        return not vars(self.model).get(_DISABLED)
+
+    # ---------------------------------------------------------------------------------------- what is wanted
+
+    def settle(self) -> None:
+        """Brings hosts, trainable weights and optimizer to what is wanted."""
+        scales = {name: self.scales.get(name, 1.0) for name in self.active} if self.enabled else {}
+        merged = {name: scales[name] for name in self.merged} if self.enabled else {}
+        trained = [name for name in self.active if name not in self.fixed]
+        for layer in self.hosts.values():
+            layer.settle(self.active, trained, scales, merged)
+        if self.prompts != self._prompted:  # all else is a matter of gates
+            self._prompted = self.prompts
+            self.optimizers.forget_functions()
+        self.optimizers.choose(frozen=bool(trained))
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Makes these adapters the active ones. Merged ones stay merged if they are among them and can be."""
+        for name in names:
+            self.require(name)
+        fixed = [name for name in dict.fromkeys(names) if not self.adapters[name].gated]
+        if len(fixed) > 1:
+            raise ValueError(f"Only one prompt can be active at a time. Received: {', '.join(fixed)}")
+        self.active = [name for name in self.adapters if name in names]
+        self.merged = [name for name in self.merged if name in self.active]
+        if self._changes_order(self.merged):
+            self.merged = []
+        self.settle()
+
+    def merge(self, names: Sequence[str]) -> None:
+        """Has active adapters in the weights of the base."""
+        for name in names:
+            self._require_mergeable(name)
+            if name not in self.active:
+                active = ", ".join(map(repr, self.active)) or "none"
+                raise ValueError(f"The adapter {name!r} is not active ({active}). Call set_adapter(model, ...) first.")
+            if name in self.merged:
+                raise ValueError(f"The adapter {name!r} is merged already.")
+        self._refuse_while_disabled("Merge")
+        wanted = [name for name in self.active if name in (*self.merged, *names)]
+        if self._changes_order(wanted):
+            raise ValueError(
+                f"Merging {', '.join(names)} alone would change the order of the active adapters: "
+                f"{', '.join(self.active)}. Merge all of them, or choose others with set_adapter."
+            )
+        before, self.merged = self.merged, wanted
+        try:
+            self.settle()
+        except BaseException:
+            self.merged = before
+            self.settle()
+            raise
+
+    def unmerge(self) -> None:
+        """Puts the weights of the base back, bit for bit."""
+        self.merged = []
+        self.settle()
+
+    def _changes_order(self, merged: Sequence[str]) -> bool:
+        live = [name for name in self.active if name not in merged]
+        return any(changes_order(layer, merged, live) for layer in self.hosts.values())
+
+    def set_scale(self, name: str, scale: float) -> None:
+        """Lets an adapter count by a factor."""
+        if not self.require(name).gated:
+            raise ValueError(f"{type(self.adapters[name]).__name__} has no scale: it is there or not.")
+        self.scales[name] = scale
+        self.settle()
+
+    def values_changed(self) -> None:
+        """Merges anew what is merged, after weights of adapters were set."""
+        for layer in self.hosts.values():
+            layer.unmerge()
+        self.settle()
+
+    # ------------------------------------------------------------------------------------ putting in, taking out
 
     def add(self, name: str, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] | None) -> None:
         """Adds an adapter, or raises ValueError and leaves the model as it was."""
@@ -48,9 +149,17 @@ class ModelAdapters:
             raise ValueError(f"The name of an adapter has up to 100 letters, digits, _ and - only. Received: {name!r}")
         if name in self.adapters:
             raise ValueError(f"The model has an adapter {name!r} already. Choose another name or delete_adapter first.")
+        own = {id(layer) for layer in self.hosts.values()}
+        if any(isinstance(layer, AdapterLayer) and id(layer) not in own for layer in flatten_layers(self.model)):
+            raise ValueError(
+                f"Layers of {self.model.name!r} have adapters of another model. Add adapters to that one, or call "
+                "merge_and_unload or unload there first."
+            )
         plans = plan(self.model, adapter, targets)
         rng = np.random.default_rng(np.random.randint(2**31))  # which keras.utils.set_random_seed seeds
         new: list[str] = []
+        for layer in self.hosts.values():
+            layer.unmerge()  # adapters start from the base
         try:
             for path, step in plans.items():
                 if path not in self.hosts:
@@ -63,41 +172,106 @@ class ModelAdapters:
                     self.hosts[path].remove(name)
             for path in new:
                 self.hosts.pop(path).remove_host()
+            self.settle()
             raise
+        if not self.adapters:
+            self._freeze()
         self.adapters[name] = adapter
+        self._guard(name)
+        self.optimizers.forget_functions()
 
-    def freeze(self) -> None:
-        """Makes the active adapters trainable and freezes everything else.
-
-        Layers without adapters are frozen as wholes, which puts batch normalization into inference mode; hosts and what
-        contains them are frozen by variable, because a frozen layer would hide the adapters in it.
-        """
+    def _freeze(self) -> None:
+        """Freezes the base: its variables, and its layers as wholes, which lets batch normalization only infer."""
         for layer in flatten_layers(self.model):
-            if isinstance(layer, AdapterLayer):
+            if not isinstance(layer, AdapterLayer):
+                set_trainable(layer, False)
+                for variable in direct_variables(layer):
+                    variable.trainable = False
+
+    def _guard(self, added: str = "") -> None:
+        """Guards the layers that contain hosts, and no others, and thaws those that contain a new adapter."""
+        for layer in flatten_layers(self.model):
+            inside = [inner for inner in flatten_layers(layer) if isinstance(inner, AdapterLayer)]
+            if inside and (isinstance(layer, AdapterLayer) or any(added in inner.adapters for inner in inside)):
                 set_trainable(layer, True)
-                continue
-            contains_adapters = any(isinstance(c, AdapterLayer) for c in flatten_layers(layer))
-            set_trainable(layer, layer is self.model or contains_adapters)
-            for variable in direct_variables(layer):
-                variable.trainable = False
-        for layer in self.hosts.values():
-            layer.freeze()
+            if inside and not isinstance(layer, AdapterLayer) and not is_guarded(layer) and layer is not self.model:
+                set_class(layer, container_class(original_class(layer)))
+            elif not inside and is_guarded(layer):
+                set_class(layer, original_class(layer))
+                set_trainable(layer, False)
 
-    # ------------------------------------------------------------------------------------------ switching
+    def remove(self, name: str) -> None:
+        """Deletes an adapter and its variables; with the last one the model is plain again."""
+        self.require(name)
+        if name in self.merged:
+            raise ValueError(f"The adapter {name!r} is merged. Call unmerge_adapter(model) first.")
+        if len(self.adapters) == 1:
+            self.dissolve()
+            return
+        gone = self.variables_of(name)
+        for path, layer in list(self.hosts.items()):
+            layer.remove(name)
+            if not layer.adapters:
+                set_trainable(layer.host(), False)
+                self.hosts.pop(path).remove_host()
+        del self.adapters[name]
+        self.active = [n for n in self.active if n != name]
+        self.scales.pop(name, None)
+        self.fixed.discard(name)
+        self._guard()
+        self.optimizers.forget_functions()
+        self.settle()
+        self.optimizers.drop(gone)
 
-    def switch(self, active: Sequence[str], enabled: bool = True) -> None:
-        """Turns adapters on and the others off."""
-        for name in active:
+    def dissolve(self, merge: bool = False, names: Sequence[str] | None = None) -> None:
+        """Removes all adapters: the model is as it was before, but for adapters in its weights with `merge`.
+
+        Args:
+            merge: whether to leave adapters in the weights.
+            names: which; None is the active ones.
+        """
+        for name in names or ():
             self.require(name)
-        fixed = [name for name in active if not self.adapters[name].gated]
-        if len(fixed) > 1:
-            raise ValueError(f"Only one prompt can be active at a time. Received: {', '.join(fixed)}")
-        before = (self.prompts, set(self.active))
-        self.active, self.enabled = list(active), enabled
+        merged = [name for name in self.adapters if name in (self.active if names is None else names)] if merge else []
+        if merge:
+            self._refuse_while_disabled("Merge")
+        for name in merged:
+            self._require_mergeable(name)
+        scales = {name: self.scales.get(name, 1.0) for name in merged}
         for layer in self.hosts.values():
-            layer.switch(self.active, enabled)
-        if (self.prompts, set(self.active)) != before:  # all else is a matter of gates
-            self.forget_functions()
+            layer.unmerge()
+            layer.merge(scales, keep=False)
+            layer.remove_host()
+        for layer in flatten_layers(self.model):
+            set_class(layer, original_class(layer))
+        for layer, trainable, variables in self._flags_before:
+            set_trainable(layer, trainable)
+            for variable, value in variables:
+                variable.trainable = value
+        del vars(self.model)[_ADAPTERS]
+        self.optimizers.forget_functions()
+        self.optimizers.choose()
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Gives the layers the classes and flags that they had without adapters, within a block."""
+        now = [(layer, type(layer), is_trainable(layer)) for layer in flatten_layers(self.model)]
+        for layer, *_ in now:
+            set_class(layer, original_class(layer))
+        for layer, trainable, _ in self._flags_before:
+            set_trainable(layer, trainable)
+        try:
+            yield
+        finally:
+            for layer, cls, trainable in now:
+                set_class(layer, cls)
+                set_trainable(layer, trainable)
+
+    def install(self) -> None:
+        """Makes these the adapters of the model."""
+        vars(self.model)[_ADAPTERS] = self
+
+    # ------------------------------------------------------------------------------------------------ looking
 
     @property
     def prompts(self) -> list[str]:
@@ -112,15 +286,6 @@ class ModelAdapters:
                     inputs = self.adapters[name].prepend(inputs, layer.site.fan_in)
         return inputs
 
-    def forget_functions(self) -> None:
-        """Makes the model trace its functions anew, and gives it a new optimizer if other weights are trainable now."""
-        forget_functions(self.model)
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is not None and optimizer.built:
-            trained = {id(v) for v in self.model.trainable_variables}
-            if trained != {id(v) for v in trained_by(optimizer)}:
-                self.model.optimizer = type(optimizer).from_config(optimizer.get_config())
-
     def require(self, name: str) -> Adapter:
         """Returns the adapter of that name, or raises ValueError."""
         if name not in self.adapters:
@@ -129,67 +294,57 @@ class ModelAdapters:
             raise ValueError(f"No adapter {name!r}. {hint}")
         return self.adapters[name]
 
-    # ------------------------------------------------------------------------------- merging, taking out
+    def _require_mergeable(self, name: str) -> None:
+        if not self.require(name).mergeable:
+            kind = type(self.adapters[name]).__name__
+            raise ValueError(f"{kind} cannot be merged: no kernel stands for it. Keep it, or call unload(model).")
 
-    @property
-    def merged(self) -> list[str]:
-        """The merged adapters."""
-        return list(dict.fromkeys(name for layer in self.hosts.values() for name, _ in layer.replaced))
+    def variables_of(self, name: str) -> list[Any]:
+        """Returns all variables of an adapter."""
+        return [v for layer in self.hosts.values() for v in layer.variables_of(name)]
 
-    def merge(self, names: Sequence[str]) -> None:
-        """Writes adapters into the weights of the base."""
-        for name in names:
-            if not self.require(name).mergeable:
-                kind = type(self.adapters[name]).__name__
-                raise ValueError(f"{kind} cannot be merged: no kernel stands for it. Keep it, or call unload(model).")
-            if name in self.merged:
-                raise ValueError(f"The adapter {name!r} is merged already.")
-        done: list[AdapterLayer] = []
-        try:
-            for layer in self.hosts.values():
-                for name in names:
-                    layer.merge(name)
-                done.append(layer)
-        except ValueError:
-            self.unmerge()
-            raise
-        self.switch(self.active, self.enabled)
+    def refuse_vain_training(self) -> None:
+        """Raises ValueError where training would move weights that the model does not compute with."""
+        trained = [name for name in self.active if name not in self.fixed]
+        if not self.enabled and trained:
+            raise ValueError("The adapters are disabled, so they cannot be trained. Leave disable_adapter's block.")
+        if merged := [name for name in trained if name in self.merged]:
+            raise ValueError(
+                f"The adapters {', '.join(merged)} are merged, so they cannot be trained. Call unmerge_adapter(model)."
+            )
 
-    def unmerge(self) -> None:
-        """Puts the weights of the base back, bit for bit."""
-        for layer in self.hosts.values():
-            layer.unmerge()
-        self.switch(self.active, self.enabled)
-
-    def remove(self, name: str) -> None:
-        """Deletes an adapter and its variables."""
-        self.require(name)
-        if name in self.merged:
-            raise ValueError(f"The adapter {name!r} is merged. Call unmerge_adapter(model) first.")
-        self.switch([n for n in self.active if n != name], self.enabled)
-        for layer in self.hosts.values():
-            layer.remove(name)
-        del self.adapters[name]
-        self.forget_functions()
-
-    def remove_all(self) -> None:
-        """Removes all adapters: the model is as it was before, but for merged weights."""
-        for layer in self.hosts.values():
-            layer.remove_host()
-        for layer, trainable, variables in self._flags_before:
-            set_trainable(layer, trainable)
-            for variable, value in variables:
-                variable.trainable = value
-        self.hosts, self.adapters, self.active = {}, {}, []
-        set_class(self.model, original_class(self.model))
-        del vars(self.model)[_ADAPTERS]
-        self.forget_functions()
-
-    def install(self) -> None:
-        """Makes these the adapters of the model."""
-        vars(self.model)[_ADAPTERS] = self
+    def _refuse_while_disabled(self, what: str) -> None:
+        if not self.enabled:
+            raise ValueError(f"The adapters are disabled. {what} them outside of the block of disable_adapter.")
 
 
 def adapters_of(model: Any) -> ModelAdapters | None:
     """Returns the adapters of a model, or None if it has none."""
-    return vars(model).get(_ADAPTERS)
+    found: ModelAdapters | None = vars(model).get(_ADAPTERS)
+    return found
+
+
+@contextlib.contextmanager
+def disabled(model: Any) -> Iterator[None]:
+    """Disables the adapters of a model within a block, those too that are added there."""
+
+    def count(change: int) -> None:
+        vars(model)[_DISABLED] = vars(model).get(_DISABLED, 0) + change
+        if not vars(model)[_DISABLED]:
+            del vars(model)[_DISABLED]
+        if (current := adapters_of(model)) is not None:
+            current.settle()
+
+    try:
+        count(1)
+        yield
+    finally:
+        count(-1)
+
+
+def require_adapters(model: Any) -> ModelAdapters:
+    """Returns the adapters of a model, or raises ValueError if it has none."""
+    found = adapters_of(model)
+    if found is None:
+        raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
+    return found

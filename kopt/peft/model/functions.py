@@ -1,16 +1,14 @@
-"""What users do with the adapters of a model: add, switch, merge, remove and count them."""
+"""What users do with the adapters of a model: add, switch, merge and remove them, in any order.
+
+What holds after each of them is said in `adapters.py`.
+"""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from kopt.peft.adapter import Adapter
-from kopt.peft.host import AdapterLayer
-from kopt.peft.layers import flatten_layers, original_class
-from kopt.peft.model.adapters import ModelAdapters, adapters_of
+from kopt.peft.model.adapters import disabled, require_adapters
 from kopt.peft.model.model_class import add_adapter
 
 
@@ -19,6 +17,9 @@ def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") 
 
     The base is frozen: only the adapter is trained. Layers keep their names and weights; `fit`, `predict`, `save` and
     functional calls work as before. A model may have several adapters of different methods.
+
+    `trainable = True` on the model, or on a layer that has adapters or contains layers with adapters, thaws these
+    adapters and nothing of the base. On any other layer it is taken at its word: that layer is then trained as well.
 
     Args:
         model: a built Keras model of any kind.
@@ -29,130 +30,95 @@ def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") 
         `model`, the same object.
 
     Raises:
-        ValueError: the model is not built, the name is taken, or the adapter matches no layer that can host it. The
-            model is then as before.
+        ValueError: the model is not built, the name is taken, the adapter matches no layer that can host it, or layers
+            have adapters of another model. The model is then as before.
     """
-    add_adapter(model, adapter, adapter_name).switch([adapter_name])
+    add_adapter(model, adapter, adapter_name).choose([adapter_name])
     return model
 
 
 def set_adapter(model: Any, adapter_names: str | Sequence[str]) -> None:
     """Makes one adapter, or several at once, the active ones: those that are used and trained.
 
-    Several are applied in the order in which they were added to the model. If other weights are trainable than before,
-    a compiled model gets a new optimizer of the same configuration.
+    Several are applied in the order in which they were added to the model. A merged adapter that is not among them is
+    unmerged. Inside of a block of `disable_adapter` the choice holds after the block.
+
+    The state of an optimizer belongs to the weights that it was made for. If other weights are trained than before, a
+    compiled model gets another optimizer: that which trained these weights before, with its moments, counters and
+    learning rate, or a new one of the same configuration, with the learning rate as it stands. The others wait, in
+    memory, until `compile` is called or an adapter of theirs is deleted. Weights that were excluded from decay as
+    variables are excluded for their own set alone; patterns hold for all. `model.save` and pickles keep the current
+    optimizer only.
 
     Raises:
         ValueError: the model has no such adapter.
     """
-    _require_adapters(model).switch([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
+    require_adapters(model).choose([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
 
 
 @contextlib.contextmanager
 def disable_adapter(model: Any) -> Iterator[Any]:
-    """Turns all adapters off within a `with` block, also in models and functions compiled before."""
-    current = _require_adapters(model)
-    current.switch(current.active, enabled=False)
-    try:
+    """Turns all adapters off within a `with` block, also merged ones, and in models and functions compiled before.
+
+    Blocks can be nested. What is added or chosen within a block is used after it. `fit` and merging are refused there.
+    In a training loop of your own, or in `fit` of a model around this one, the gradients of adapters that are off are
+    zero: leave them out, as an optimizer with weight decay would move them. Files saved within the block are those of
+    the model with its adapters on.
+    """
+    require_adapters(model)
+    with disabled(model):
         yield model
-    finally:
-        current.switch(current.active, enabled=True)
 
 
 def delete_adapter(model: Any, adapter_name: str) -> None:
-    """Removes an adapter and its weights.
+    """Removes an adapter and its weights. Without its last adapter a model is plain again, as after `unload`.
 
     Raises:
         ValueError: there is none of that name, or it is merged.
     """
-    _require_adapters(model).remove(adapter_name)
+    require_adapters(model).remove(adapter_name)
 
 
 def merge_adapter(model: Any, adapter_names: Sequence[str] | None = None) -> None:
-    """Adds adapters, by default the active ones, to the weights of the base: they then cost no time.
+    """Adds active adapters, by default all of them, to the weights of the base: they then cost no time.
+
+    What is replaced is kept, so the weights that change take their memory twice. While adapters are merged, the model
+    is not saved, and `fit` is refused if one of them would be trained.
 
     Raises:
-        ValueError: a method cannot be merged, or is merged already.
+        ValueError: an adapter is not active, cannot be merged, or is merged already; merging it alone would change the
+            order in which adapters are applied; or adapters are disabled. The model is then as before.
     """
-    current = _require_adapters(model)
+    current = require_adapters(model)
     current.merge(list(current.active if adapter_names is None else adapter_names))
 
 
 def unmerge_adapter(model: Any) -> None:
     """Undoes `merge_adapter`, bit for bit: the weights of the base were kept."""
-    _require_adapters(model).unmerge()
+    require_adapters(model).unmerge()
 
 
-def merge_and_unload(model: Any) -> Any:
-    """Merges the active adapters and removes all: the result is a plain Keras model with the new weights."""
-    current = _require_adapters(model)
-    current.merge([name for name in current.active if name not in current.merged])
-    current.remove_all()
+def merge_and_unload(model: Any, adapter_names: Sequence[str] | None = None) -> Any:
+    """Merges adapters and removes all: the result is a plain Keras model with the new weights.
+
+    The old weights are not kept: apart from one layer at a time this takes no memory.
+
+    Args:
+        model: a model with adapters.
+        adapter_names: those to merge, applied in the order in which they were added; None is the active ones.
+
+    Returns:
+        `model`, the same object.
+
+    Raises:
+        ValueError: there is no such adapter, one cannot be merged, or adapters are disabled. The weights of the model
+            are then as before.
+    """
+    require_adapters(model).dissolve(merge=True, names=adapter_names)
     return model
 
 
 def unload(model: Any) -> Any:
     """Removes all adapters: the model is as it was before, bit for bit."""
-    current = _require_adapters(model)
-    current.unmerge()
-    current.remove_all()
+    require_adapters(model).dissolve()
     return model
-
-
-def get_nb_trainable_parameters(model: Any) -> tuple[int, int]:
-    """Returns the number of trainable parameters, and that of all parameters with those of adapters."""
-    gates = {id(g) for layer in adapter_layers(model) for g in layer.gates.values()}
-    everything = sum(int(np.prod(v.shape)) for v in model.weights if id(v) not in gates)
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables), everything
-
-
-def print_trainable_parameters(model: Any) -> None:
-    """Prints the number of trainable parameters and their share of all."""
-    trainable, everything = get_nb_trainable_parameters(model)
-    share = 100 * trainable / max(everything, 1)
-    print(f"trainable params: {trainable:,} || all params: {everything:,} || trainable%: {share:.4f}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelStatus:
-    """Which adapters a model has, and which of them are active or merged."""
-
-    base_model_type: str
-    peft_types: dict[str, str]
-    """Method by adapter."""
-    available_adapters: list[str]
-    active_adapters: list[str]
-    merged_adapters: list[str]
-    enabled: bool
-    num_adapter_layers: int
-    trainable_params: int
-    total_params: int
-
-
-def get_model_status(model: Any) -> ModelStatus:
-    """Returns which adapters a model has, and which of them are active or merged."""
-    current = _require_adapters(model)
-    trainable, everything = get_nb_trainable_parameters(model)
-    return ModelStatus(
-        base_model_type=original_class(model).__name__,
-        peft_types={name: adapter.peft_type for name, adapter in current.adapters.items()},
-        available_adapters=list(current.adapters),
-        active_adapters=list(current.active),
-        merged_adapters=current.merged,
-        enabled=current.enabled,
-        num_adapter_layers=len(current.hosts),
-        trainable_params=trainable,
-        total_params=everything,
-    )
-
-
-def adapter_layers(model: Any) -> list[AdapterLayer]:
-    """Returns the layers that hold the adapters of a model and of the models in it, one for each host."""
-    return [layer for layer in flatten_layers(model) if isinstance(layer, AdapterLayer)]
-
-
-def _require_adapters(model: Any) -> ModelAdapters:
-    found = adapters_of(model)
-    if found is None:
-        raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
-    return found

@@ -1,15 +1,16 @@
 """The class of a model with adapters. Its `.keras` files keep them: nothing is merged, and loading puts them back."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter, adapters, require_method
-from kopt.peft.layers import original_class, set_class
+from kopt.peft.adapter import Adapter, Array, adapters, require_method
+from kopt.peft.host import TRAINABLE
+from kopt.peft.layers import original_class, set_class, unpickler
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
+from kopt.peft.model.selection import Plan, plan
 
 NAME = "PeftModel"
 
@@ -27,8 +28,76 @@ def add_adapter(
     if found is None:
         current.install()
         set_class(model, adapted_class(original_class(model)))
-    current.freeze()
+    current.settle()
     return current
+
+
+def put_adapter(
+    model: Any,
+    adapter: Adapter,
+    adapter_name: str,
+    targets: Mapping[str, Mapping[str, Any]] | None,
+    values: Mapping[str, Mapping[str, Array]],
+    is_trainable: bool,
+) -> None:
+    """Adds an adapter with given values and makes it the active one.
+
+    If there is one of that name, of the same method and configuration, it gets the values. Nothing is traced anew then,
+    and the state that the optimizer has of it is put back to its start.
+
+    Args:
+        model: a built model.
+        adapter: the method.
+        adapter_name: its name.
+        targets: as for `plan`.
+        values: by path and by key, as `AdapterLayer` has them.
+        is_trainable: whether it is ever trained.
+
+    Raises:
+        ValueError: as for `add_adapter`, or the adapter of that name differs. The model is then as before.
+    """
+    current = adapters_of(model)
+    swaps = current is not None and adapter_name in current.adapters
+    if current is None or not swaps:
+        current = add_adapter(model, adapter, adapter_name, targets)
+    else:
+        _check_same(current, adapter_name, plan(model, adapter, targets))
+    for path, own in values.items():
+        layer = current.hosts[path]
+        variables = layer.weights_of[adapter_name] | layer.copies[adapter_name]
+        for key, value in own.items():
+            variables[key].assign(value)
+    (current.fixed.discard if is_trainable else current.fixed.add)(adapter_name)
+    if swaps:
+        current.optimizers.restart(current.variables_of(adapter_name))
+        current.values_changed()
+    current.choose([adapter_name])
+
+
+def _check_same(current: ModelAdapters, name: str, plans: Mapping[str, Plan]) -> None:
+    """Raises ValueError unless the adapter is what `plans` would make."""
+    there = {path: layer for path, layer in current.hosts.items() if name in layer.adapters}
+    differ = [f"it goes to {path} in one of them only" for path in sorted(plans.keys() ^ there.keys())]
+    for path, step in plans.items() if not differ else ():
+        ours, layer = there[path].adapters[name], there[path]
+        a, b = ours.get_config(), step.adapter.get_config()
+        if type(ours) is not type(step.adapter):
+            differ.append(f"{type(ours).__name__} and {type(step.adapter).__name__}")
+        else:
+            differ += [f"{k}={a[k]!r} and {b[k]!r} at {path}" for k in a if k not in ours.selects and a[k] != b[k]]
+        if layer.given[name] != (step.targeted, step.whole, tuple(step.parameters)):
+            differ.append(f"other weights at {path}")
+            continue
+        sites = [layer.site] if step.targeted and layer.site is not None else []
+        sites += [layer.sites[attr] for attr in step.parameters]
+        wanted = [weight.shape(site) for site in sites for weight in step.adapter.weights(site).values()]
+        if [tuple(v.shape) for v in layer.weights_of[name].values()] != wanted:
+            differ.append(f"other weights at {path}")
+    if differ:
+        raise ValueError(
+            f"The model has an adapter {name!r} already, of another configuration: {'; '.join(differ[:3])}. Call "
+            f"delete_adapter(model, {name!r}) first, or choose another name."
+        )
 
 
 @functools.cache
@@ -40,6 +109,7 @@ def adapted_class(base: Any) -> type:
 
     class Adapted(base):
         kopt_original = base
+        trainable = TRAINABLE
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             return base(*args, **kwargs)  # a clone is a plain model
@@ -57,6 +127,20 @@ def adapted_class(base: Any) -> type:
             self._refuse_if_merged()
             super().save_weights(*args, **kwargs)
 
+        def load_weights(self, *args: Any, **kwargs: Any) -> None:
+            self._refuse_if_merged()
+            super().load_weights(*args, **kwargs)
+
+        def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
+            current = adapters_of(self)
+            if current is not None:
+                current.refuse_vain_training()
+            return super().make_train_function(*args, **kwargs)
+
+        def __reduce__(self) -> Any:
+            _, arguments = super().__reduce__()
+            return unpickler(base), arguments  # pickle finds `base` by its name
+
         def _refuse_if_merged(self) -> None:
             current = adapters_of(self)
             for layer in () if current is None else current.hosts.values():
@@ -66,10 +150,11 @@ def adapted_class(base: Any) -> type:
             current = adapters_of(self)
             if current is None:
                 return super().get_config()
-            with _plain(self, *(layer.host() for layer in current.hosts.values())):
+            with current.plain():
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {
+                "needs": "import kopt before this file is loaded: the model has adapters of kopt",
                 "base": plain,
                 "adapters": [
                     {
@@ -79,6 +164,8 @@ def adapted_class(base: Any) -> type:
                         "targets": {
                             p: b.adapters[name].get_config() for b in current.hosts.values() for p in b.kernels_of(name)
                         },
+                        "trainable": name not in current.fixed,
+                        "scale": current.scales.get(name, 1.0),
                     }
                     for name, adapter in current.adapters.items()
                 ],
@@ -100,7 +187,8 @@ def adapted_class(base: Any) -> type:
                 super().build_from_config(config)
             _restore(self)
 
-    Adapted.__name__, Adapted.__qualname__, Adapted.__module__ = base.__name__, base.__qualname__, base.__module__
+    Adapted.__name__, Adapted.__qualname__ = base.__name__, base.__qualname__
+    Adapted.__module__ = "kopt.peft"  # what Keras names where the file is loaded without `import kopt`
     keras.saving.register_keras_serializable("kopt", NAME)(Adapted)
     return Adapted
 
@@ -112,23 +200,12 @@ def _restore(model: Any) -> None:
     set_class(model, original_class(model))
     for entry in config["adapters"]:
         method = adapters()[entry["method"]]
-        add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
-    current = adapters_of(model)
-    assert current is not None
-    current.switch(config["active"])
-
-
-@contextlib.contextmanager
-def _plain(*layers: Any) -> Iterator[None]:
-    """Gives layers the classes they had without adapters."""
-    classes = [(layer, type(layer)) for layer in layers]
-    for layer, _ in classes:
-        set_class(layer, original_class(layer))
-    try:
-        yield
-    finally:
-        for layer, cls in classes:
-            set_class(layer, cls)
+        current = add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
+        if not entry.get("trainable", True):
+            current.fixed.add(entry["name"])
+        if entry.get("scale", 1.0) != 1.0:
+            current.scales[entry["name"]] = entry["scale"]
+    current.choose(config["active"])
 
 
 adapted_class(keras.Model)  # registers the name, so that a file can be loaded right after `import kopt`

@@ -1,0 +1,55 @@
+"""What the own variables of a host are with adapters in them."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kopt.peft.adapter import Adapter, Array
+from kopt.peft.host.host_tensors import as_float32, between
+
+
+def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:
+    """Returns the own variables of the host of an `AdapterLayer` that adapters change, by attribute.
+
+    Args:
+        layer: the `AdapterLayer`.
+        scales: adapters that are there, each with its scale.
+    """
+    new = dict[str, Array]()
+    for name in scales:
+        for attr, copy in layer.copies[name].items():
+            own = new.get(attr, as_float32(layer.owned[attr]))
+            new[attr] = np.asarray(between(own, as_float32(copy), np.float32(scales[name])))
+    for site in layer.sites.values():
+        bias = layer.owned.get("bias") if site is layer.site else None
+        for name in [n for n in layer.chain(site) if n in scales]:
+            adapter, scale = layer.adapters[name], ops.convert_to_tensor(scales[name], "float32")
+            p = layer.parameters(name, site, scale)
+            beneath = ops.convert_to_tensor(site.matrix(new.get(site.attr, as_float32(site.variable))))
+            changed = ops.convert_to_numpy(adapter.effective(beneath, p))
+            if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
+                flat = site.vector(ops.convert_to_tensor(new.get("bias", as_float32(bias))))
+                new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
+            new[site.attr] = site.kernel(changed)
+    return new
+
+
+def changes_order(layer: Any, merged: Collection[str], live: Collection[str]) -> bool:
+    """Returns whether `live` adapters on top of `merged` ones are not what all of them are in their order."""
+    for name in merged:
+        for other in live:
+            if name not in layer.adapters or other not in layer.adapters:
+                continue
+            if layer.copies[other].keys() & _changed_by(layer, name):
+                return True
+            chains = [[n for n in layer.chain(site) if n in (name, other)] for site in layer.sites.values()]
+            if [other, name] in chains and not (layer.adapters[name].additive and layer.adapters[other].additive):
+                return True
+    return False
+
+
+def _changed_by(layer: Any, name: str) -> set[str]:
+    kernels = {site.attr for site in layer.sites.values() if layer.weights_at(name, site)}
+    return kernels | ({"bias"} if kernels else set()) | layer.copies[name].keys()
