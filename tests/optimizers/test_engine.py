@@ -1,5 +1,6 @@
 """What stands around a rule, checked on rules made for the purpose and on numbers worked out by hand."""
 
+import itertools
 import warnings
 
 import keras
@@ -69,15 +70,15 @@ def test_stochastic_rounding_is_unbiased_and_exact_on_what_fits(dtype):
 
 
 def test_clipping_equals_its_definition():
-    weights, (gradients,) = [np.zeros((2, 2)), np.zeros(2)], [[np.array([[3.0, 0], [0, 4.0]]), np.array([0.0, 12.0])]]
+    weights, (gradients,) = [np.zeros((2, 2)), np.zeros(2)], [[np.array([[3.0, 0], [0, -4.0]]), np.array([0.0, 12.0])]]
     cases = {
         "clipvalue": [np.clip(g, -2, 2) for g in gradients],
         "clipnorm": [g * min(1, 2 / np.linalg.norm(g)) for g in gradients],
         "global_clipnorm": [g * 2 / 13 for g in gradients],
     }
-    for option, expected in cases.items():
-        optimizer = kopt.SGD(1.0, **{option: 2.0})
-        done = descend(optimizer, weights, [gradients])
+    for (option, expected), scale in itertools.product(cases.items(), [1.0, 4.0]):
+        optimizer = kopt.SGD(1.0, loss_scale_factor=scale, **{option: 2.0})  # what is clipped is not scaled any more
+        done = descend(optimizer, weights, [[scale * g for g in gradients]])
         for a, b in zip(done, expected, strict=True):
             np.testing.assert_allclose(a, -b, rtol=1e-6)
         assert int(optimizer.clipped_steps) == 1
@@ -152,13 +153,18 @@ def test_accumulation_equals_the_mean_gradient_and_counts_updates():
     assert kopt.Adam(gradient_accumulation_steps=1).gradient_accumulation_steps is None
 
 
-def test_accumulated_rows_stay_lazy():
-    table = np.random.default_rng(0).normal(size=(5, 2))
+@pytest.mark.parametrize(("xla", "constraint"), [(False, None), (True, None), (True, "NonNeg")])
+def test_accumulated_rows_stay_lazy(xla, constraint):
+    """XLA cannot tell how many rows were read, so that it moves a whole table and keeps the others."""
+    table = np.random.default_rng(0).uniform(1, 2, (5, 2))
     a, b = kopt.Adam(RATE, gradient_accumulation_steps=2), kopt.Adam(RATE)
     (v,), (w,) = variables([table]), variables([table])
+    v.constraint = keras.constraints.get(constraint)
+    a.build([v])
+    add = tf.function(lambda g: a.apply([g]), autograph=False, jit_compile=xla)
     for first, second in (([0, 1, 1], [3]), ([0], [1])):
         for ids in (first, second):
-            a.apply([tf.IndexedSlices(tf.ones((len(ids), 2)), tf.constant(ids), tf.constant([5, 2]))], [v])
+            add(tf.IndexedSlices(tf.ones((len(ids), 2)), tf.constant(ids), tf.constant([5, 2])))
         both = first + second
         b.apply([tf.IndexedSlices(tf.ones((len(both), 2)) / 2, tf.constant(both), tf.constant([5, 2]))], [w])
     np.testing.assert_allclose(v.numpy(), w.numpy(), atol=1e-6)
