@@ -120,6 +120,7 @@ class Names:
             for attr, variable in own_variables(layer).items():
                 self._add(path, layer, attr, variable, records.get((path, attr)), given.get(path))
         self._spelled = {m: m for m in self.by_module} | {self.renamed(m): m for m in self.by_module}
+        self._deepest = max((name.count(".") + 1 for name in self._spelled), default=0)
         self._shapes = self._checkpoint_shapes()
         self.tied: Port | None = None
         """The embedding whose transpose is the output matrix too, in a model that generates text."""
@@ -239,7 +240,7 @@ class Names:
 
     def find(self, name: str) -> str | None:
         """Returns the bare name of a module in a file, under whatever prefix and in the old or the new spelling."""
-        parts = name.split(".")
+        parts = name.split(".")[-self._deepest :]  # names of strangers may have hundreds of parts
         for i in range(len(parts)):
             if (tail := ".".join(parts[i:])) in self._spelled:
                 return self._spelled[tail]
