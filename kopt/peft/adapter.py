@@ -216,7 +216,7 @@ class Adapter(Configurable):
     def weights(self, site: Site) -> dict[str, Weight]:
         """Returns the weights at one site by name. None by default: the method trains copies of own variables only.
 
-        Names that Hugging Face peft does not have begin with `adapter_`: files are read by the names.
+        The names are those of the weights p and of the tensors in files: Python names, but for "gate" and "dropout".
         """
         return {}
 

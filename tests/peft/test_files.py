@@ -199,20 +199,61 @@ def test_imports_are_few():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_method_that_peft_does_not_know(tmp_path, monkeypatch):
-    monkeypatch.setattr(ADAPTERS, "_classes", ADAPTERS.classes())
+def scale_method(name, copies=()):
+    """Returns a method of a user's own with one weight of that name, which trains copies of some variables too."""
 
     class Scale(Adapter):
         peft_type = "SCALE"
 
         def weights(self, site):
-            return {"adapter_scale": Weight(("out",), ones)}
+            return {name: Weight(("out",), ones)}
 
         def effective(self, w, p):
-            return w * (1 + p.gate * (p.adapter_scale - 1))
+            return w * (1 + p.gate * (getattr(p, name) - 1))
 
-    model = peft.get_peft_model(image_model(), Scale(target_modules="all-linear"))
+        def trains(self, variable, targeted):
+            return targeted and variable in copies
+
+    return Scale
+
+
+@pytest.mark.parametrize("name", ["adapter_scale", "scale", "weight", "bias", "lora_A", "prefix", "_scale"])
+def test_a_method_that_peft_does_not_know(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ADAPTERS, "_classes", ADAPTERS.classes())
+    model = peft.get_peft_model(image_model(), scale_method(name)(target_modules="all-linear"))
     scramble(model)
     peft.save_pretrained(model, tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["method"] == "scale"
     np.testing.assert_allclose(outputs(peft.load_adapter(image_model(), tmp_path), IMAGES), outputs(model, IMAGES))
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "gate", "dropout", "bias"])
+def test_names_of_weights_that_mean_something_else(monkeypatch, name):
+    monkeypatch.setattr(ADAPTERS, "_classes", ADAPTERS.classes())
+    model = image_model()
+    with pytest.raises(ValueError, match=f"Scale cannot have a weight '{name}' at query.*'adapter_scale'"):
+        peft.get_peft_model(model, scale_method(name, ["bias"])(target_modules="all-linear"))
+    assert adapters_of(model) is None and not peft.layer_status(model)
+
+
+@pytest.mark.parametrize(("name", "copies"), [("weight", ["kernel"]), ("prompt_embeddings", [])])
+def test_weights_with_one_name_in_the_file(tmp_path, monkeypatch, name, copies):
+    monkeypatch.setattr(ADAPTERS, "_classes", ADAPTERS.classes())
+    model = peft.get_peft_model(image_model(), scale_method(name, copies)(target_modules="all-linear"))
+    with pytest.raises(ValueError, match=rf"Two weights of Scale would both be .*{name} in the file.*adapter_scale"):
+        peft.save_pretrained(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_layers_that_are_called_as_weights_are(tmp_path):
+    def make():
+        inner = keras.Sequential([keras.layers.Dense(4, name="query"), keras.layers.Dense(3, name="adapter_head")])
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5, name="block"), inner])
+        inner.name = "block_1"
+        return filled(model, 0.5)
+
+    model = peft.get_peft_model(make(), peft.LoRA(r=2, target_modules=["query"], modules_to_save=["adapter_head"]))
+    scramble(model)
+    peft.save_pretrained(model, tmp_path)
+    x = np.ones((2, 5), "float32")
+    np.testing.assert_allclose(outputs(peft.load_adapter(make(), tmp_path), x), outputs(model, x), atol=1e-6)

@@ -148,8 +148,8 @@ def load_adapter(
     method = find_method(config, folder / CONFIG)
     base = read_checkpoint(base_model)
     try:
-        reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED))
-        adapter, targets = reader.adapter(method)
+        reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED), method)
+        adapter, targets = reader.adapter()
         values = reader.values(plan(model, adapter, targets))
     except ValueError as error:
         if base_model is not None or "base_model" not in str(error):

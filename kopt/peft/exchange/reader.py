@@ -18,7 +18,8 @@ from kopt.peft.layers import child_of, find_site, own_variables
 from kopt.peft.model import Plan
 from kopt.peft.targets import by_pattern
 
-_KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l|adapter_\w+)(?:\.weight)?")
+_KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.weight)?")
+"""What the weights of peft are called, whatever the method of the file."""
 _SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 _BY_PATH = ("rank_pattern", "alpha_pattern", "feedforward_modules")
 
@@ -31,15 +32,22 @@ class Reader:
         config: what `adapter_config.json` says.
         tensors: what `adapter_model.safetensors` holds.
         prompted: module that a prompt goes to, if the file says so.
+        method: the class that the configuration asks for.
 
     Raises:
         ValueError: a tensor belongs to a module that the model does not have.
     """
 
     def __init__(
-        self, names: Names, config: Mapping[str, Any], tensors: Mapping[str, Array], prompted: str | None
+        self,
+        names: Names,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Array],
+        prompted: str | None,
+        method: type[Adapter],
     ) -> None:
-        self.names, self.config, self.prompted = names, config, prompted
+        self.names, self.config, self.prompted, self.method = names, config, prompted, method
+        self.declared = self._declared_names()
         self.weights: dict[str, dict[str, Array]] = {}
         self.copies: dict[str, dict[str, Array]] = {}
         self.keys: dict[tuple[str, str], str] = {}
@@ -57,6 +65,12 @@ class Reader:
                 "modules={'keras path': 'module'}."
             )
         self._check_output({_bare(key).removeprefix(f"{OUTPUT_MODULE}."): value for key, value in output.items()})
+
+    def _declared_names(self) -> set[str]:
+        """Returns what files call the weights that the method has at the layers of the model."""
+        adapter = self.method(**arguments(self.config, self.method))
+        ports = [p for p in self.names.ports.values() if p.site is not None and adapter.can_host(p.layer, p.site)]
+        return {name for p in ports for name in torch_layout.spelled(adapter.at(p.path), p.site)}
 
     def _check_output(self, output: Mapping[str, Array]) -> None:
         """Raises ValueError if an embedding that is the output matrix too would have to change in one place only."""
@@ -88,6 +102,9 @@ class Reader:
                 self._keep(self.weights, module, spelled, found[1], key, value)
             return module is not None
         name, _, parameter = name.rpartition(".")
+        if parameter in self.declared and (module := self.names.find(name)) is not None:
+            self._keep(self.weights, module, parameter, name, key, value)
+            return True
         plain = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)$", "", name)
         module = self.names.find(plain)
         if module is None or all(p.parameter != parameter for p in self.names.by_module[module]):
@@ -121,9 +138,10 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------- the adapter
 
-    def adapter(self, method: type[Adapter]) -> tuple[Adapter, dict[str, dict[str, Any]] | None]:
+    def adapter(self) -> tuple[Adapter, dict[str, dict[str, Any]] | None]:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
-        fields, config = method.fields, self.config
+        method, config = self.method, self.config
+        fields = method.fields
         self._look_at_names()
         taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
         options = {k: v for k, v in arguments(config, method).items() if k not in taken}

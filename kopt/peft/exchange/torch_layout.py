@@ -14,6 +14,7 @@ import numpy as np
 from kopt.peft.adapter import Adapter, Weight
 from kopt.peft.exchange.placement import Factors
 from kopt.peft.layers import Site
+from kopt.peft.methods import LoRA
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]
@@ -172,7 +173,7 @@ def combine(parts: Sequence[Part], lengths: Array | None) -> Module:
     first, declared = parts[0], parts[0].declared
     rank, alpha = getattr(first.adapter, "r", None), getattr(first.adapter, "lora_alpha", None)
     axes = {name: weight.axes for name, weight in declared.items()}
-    if "lora_A" in declared:
+    if isinstance(first.adapter, LoRA):
         rank, alpha, parts = _one_rank(parts)
         axes |= {"lora_A": ("in", rank), "lora_B": (rank, "out")}
     rests: dict[str, Any] = {"lora_A": 0.0, "lora_B": 0.0, "lora_magnitude_vector": lengths, "ia3_l": 1.0}

@@ -71,7 +71,7 @@ class Writer:
             joined[module] = torch_layout.combine(parts, self._missing_lengths(module, parts))
             for spelled, value in joined[module].tensors.items():
                 key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
-                tensors[key] = value
+                self._put(tensors, key, value)
         tied = self.names.tied
         if tied is not None and (tied.module in self.parts or tied.module in self.whole):
             name = self.names.written(tied.module, task)
@@ -90,11 +90,19 @@ class Writer:
                     self.adapter.peft_type, ""
                 )
             key = f"{start}{self.names.written(module, task)}.{between}{parameter}"
-            tensors[key] = self._copy(module, parameter, entries)
+            self._put(tensors, key, self._copy(module, parameter, entries))
         for key, value in tensors.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"{key} has NaN or infinite values. Nothing was written.")
         return tensors, self._config(joined, task)
+
+    def _put(self, tensors: dict[str, Array], key: str, value: Array) -> None:
+        if key in tensors:
+            raise ValueError(
+                f"Two weights of {type(self.adapter).__name__} would both be {key} in the file. Give the weight that "
+                "its method declares another name, as adapter_scale. Nothing was written."
+            )
+        tensors[key] = value
 
     def _check_names(self) -> None:
         for module, parts in self.parts.items():

@@ -152,6 +152,13 @@ class AdapterLayer(keras.layers.Layer):
 
     def _add_weights(self, name: str, adapter: Adapter, site: Site, rng: np.random.Generator) -> None:
         declared = adapter.weights(site)
+        taken = {"gate", "dropout", *(attr.lstrip("_") for attr in self.copies[name])}
+        for key in declared:
+            if not key.isidentifier() or key.lstrip("_") in taken:
+                raise ValueError(
+                    f"{type(adapter).__name__} cannot have a weight {key!r} at {self.host_path}. Its name must be a "
+                    "Python name, as 'adapter_scale', and none of 'gate', 'dropout' and the layer's own trained weights."
+                )
         values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
         adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
         for key, weight in declared.items():
