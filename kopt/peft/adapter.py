@@ -281,6 +281,12 @@ def require_method(model: Any, adapter: Any) -> None:
     raise ValueError(f"{text}. Received: {received}")
 
 
+def require_model(model: Any) -> None:
+    """Raises ValueError if this is no model: the functions of kopt take it first."""
+    if not hasattr(type(model), "layers"):
+        raise ValueError(f"Expected a Keras model as the first argument. Received: {model!r}")
+
+
 def adapters() -> dict[str, type[Adapter]]:
     """Returns the methods by lower-case name, sorted."""
     return ADAPTERS.classes()

@@ -1,5 +1,6 @@
 """Adapter files hold everything, in peft's form, and are written whole or not at all."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -257,3 +258,39 @@ def test_layers_that_are_called_as_weights_are(tmp_path):
     peft.save_pretrained(model, tmp_path)
     x = np.ones((2, 5), "float32")
     np.testing.assert_allclose(outputs(peft.load_adapter(make(), tmp_path), x), outputs(model, x), atol=1e-6)
+
+
+def test_a_method_that_the_file_names(saved, tmp_path):
+    model = peft.get_peft_model(image_model(), METHODS["bottleneck"]())
+    peft.save_pretrained(model, tmp_path / "b")
+    for folder, method in ((saved, "bottleneck"), (tmp_path / "b", "lora"), (tmp_path / "b", "elsewhere")):
+        rewrite(folder, method=method)
+        with pytest.raises(ValueError, match=f"{CONFIG}: there is no method '{method}' of the peft_type.*import its"):
+            peft.load_adapter(image_model(), folder)
+
+
+def test_names_that_look_like_patterns(tmp_path):
+    def make():
+        layers = [keras.Input((5,)), keras.layers.Dense(4, name="query"), keras.layers.Dense(3, name="head+(1")]
+        return filled(keras.Sequential(layers), 0.5)
+
+    model = peft.get_peft_model(make(), peft.LoRA(r=2, target_modules=["query"], modules_to_save=["head+(1"]))
+    scramble(model)
+    peft.save_pretrained(model, tmp_path)
+    x = np.ones((2, 5), "float32")
+    np.testing.assert_allclose(outputs(peft.load_adapter(make(), tmp_path), x), outputs(model, x), atol=1e-6)
+
+
+def test_a_file_without_tensors(saved):
+    rewrite(saved, lambda tensors: tensors.clear())
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} has no tensors\. Save or download it again"):
+        peft.load_adapter(image_model(), saved)
+
+
+def test_threads_may_write_into_one_folder(adapted, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: peft.save_pretrained(adapted, tmp_path), range(24)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    np.testing.assert_allclose(
+        outputs(peft.load_adapter(image_model(), tmp_path), IMAGES), outputs(adapted, IMAGES), atol=1e-5
+    )

@@ -165,3 +165,56 @@ def test_names_that_are_none(saved, name):
         peft.load_adapter(image_model(), saved, name)
     with pytest.raises(ValueError, match="up to 100 letters"):
         peft.get_peft_model(image_model(), peft.LoRA(r=1, target_modules=["query"]), name)
+
+
+# ------------------------------------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, d: peft.load_adapter(d, m),
+        lambda m, d: peft.save_pretrained(d, m),
+        lambda m, d: peft.set_adapter("default", m),
+        lambda m, d: peft.merge_and_unload(None),
+        lambda m, d: peft.summary(3),
+        lambda m, d: peft.layer_status("model"),
+        lambda m, d: peft.print_trainable_parameters(peft.LoRA()),
+        lambda m, d: peft.get_adapter_state(keras.layers.Dense(2)),
+    ],
+)
+def test_what_is_no_model(adapted, tmp_path, call):
+    with pytest.raises(ValueError, match=r"Expected a Keras model as the first argument. Received: "):
+        call(adapted, str(tmp_path))
+
+
+def test_names_of_adapters_as_peft_takes_them(adapted, tmp_path):
+    plain = image_model()
+    for names in (None, 3, {"default": 1}):
+        with pytest.raises(ValueError, match=r"the name of an adapter or a list of names. Received"):
+            peft.set_adapter(adapted, names)
+    with pytest.raises(ValueError, match=r"No adapter \['default'\]\. Did you mean 'default'"):
+        peft.save_pretrained(adapted, tmp_path / "a", ["default"])
+    expected = outputs(adapted, IMAGES)
+    peft.merge_adapter(adapted, "default")
+    assert peft.get_model_status(adapted).merged_adapters == ["default"]
+    np.testing.assert_allclose(outputs(peft.merge_and_unload(adapted, "default"), IMAGES), expected, atol=1e-5)
+    assert np.abs(expected - outputs(plain, IMAGES)).max() > 1e-2
+
+
+def test_arguments_of_another_type(adapted, tmp_path):
+    for scale in (1e7, -1e300, float("nan"), "1"):
+        with pytest.raises(ValueError, match=r"scale must be a finite number from"):
+            peft.set_scale(adapted, "default", scale)
+    with pytest.raises(ValueError, match=r"task_type must be a text.*Received: task_type=5"):
+        peft.save_pretrained(adapted, tmp_path / "a", task_type=5)
+    with pytest.raises(ValueError, match=r"LoraConfig: task_type must be of the type str. Received: task_type=5"):
+        peft.LoraConfig(task_type=5)
+    with pytest.raises(ValueError, match=r"use_dora must be True or False"):
+        peft.LoraConfig(use_dora="yes")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_name_on_the_hub_is_not_downloaded():
+    with pytest.raises(ValueError, match=r"Nothing is downloaded: huggingface_hub\.snapshot_download\('user/lora'\)"):
+        peft.load_adapter(image_model(), "user/lora")

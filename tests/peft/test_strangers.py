@@ -375,7 +375,7 @@ def test_a_malicious_pickle_runs_nothing(saved, tmp_path):
 
     (saved / WEIGHTS).unlink()
     (saved / PICKLED).write_bytes(pickle.dumps({"a": Evil()}))
-    refuse(saved, f"{PICKLED} is no file of tensors that torch can read without running code")
+    refuse(saved, rf"{PICKLED} is no file of tensors that torch can read without running code \((?!.*weights_only)")
     import torch
 
     torch.save({"a": Evil()}, saved / PICKLED)

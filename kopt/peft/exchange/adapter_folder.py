@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kopt.peft.adapter import require_model
 from kopt.peft.exchange import kerashub_converter
 from kopt.peft.exchange.config_file import digest_of, find_method, read_config
 from kopt.peft.exchange.fingerprint import find_differences, fingerprint
@@ -17,7 +18,7 @@ from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
-from kopt.peft.model import adapters_of, plan, put_adapter
+from kopt.peft.model import plan, put_adapter, require_adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
@@ -56,9 +57,9 @@ def save_pretrained(
     Raises:
         ValueError: there is no such adapter, or it cannot be written in this form. Nothing is written then.
     """
-    current = adapters_of(model)
-    if current is None:
-        raise ValueError(f"The model {model.name!r} has no adapters. Add one with get_peft_model(model, adapter).")
+    current = require_adapters(model)
+    if not isinstance(task_type, str | None):
+        raise ValueError(f"task_type must be a text, as 'CAUSAL_LM'. Received: task_type={task_type!r}")
     adapter = current.require(adapter_name)
     base, named = read_checkpoint(base_model), adapter.extra.get("base_model_name_or_path")
     names = Names(model, base, modules)
@@ -131,13 +132,20 @@ def load_adapter(
             range; a tensor is missing, unexpected, not finite or of another shape; the base is another; the adapter of
             that name is of another configuration. The model is then as before.
     """
+    require_model(model)
     if not getattr(model, "built", False):
         raise ValueError(
             f"The model {model.name!r} is not built. Call it once, or build(...), before loading adapters."
         )
     folder = pathlib.Path(directory)
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no {CONFIG}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
+        fetch = (
+            f" Nothing is downloaded: huggingface_hub.snapshot_download({str(folder)!r}) would return such a folder."
+        )
+        raise ValueError(
+            f"{folder} has no {CONFIG}. An adapter is a folder with {CONFIG} and {WEIGHTS}."
+            f"{'' if folder.exists() or folder.is_absolute() else fetch}"
+        )
     config = read_config(folder / CONFIG)
     tensors, metadata, file = _read_weights(folder, verify)
     if verify and _CONFIG in metadata and metadata[_CONFIG] != digest_of(config):
@@ -174,6 +182,8 @@ def _read_weights(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndar
         (tensors, metadata), file = read_tensors(folder / WEIGHTS, verify), WEIGHTS
     else:
         raise ValueError(f"{folder} has no {WEIGHTS}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
+    if not tensors:
+        raise ValueError(f"{folder / file} has no tensors. Save or download it again.")
     for key, value in tensors.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{folder / file}: {key} has NaN or infinite values.")

@@ -104,8 +104,15 @@ def _method(config: Mapping[str, Any], path: pathlib.Path) -> type[Adapter]:
     if not fitting:
         known = ", ".join(sorted({cls.peft_type for cls in adapters().values()}))
         raise ValueError(f"{path}: peft_type {_shown(kind)} is not supported. Supported: {known}.")
-    named = [cls for cls in fitting if cls.__name__.lower() == config.get("method")]
-    return (named or fitting)[0]
+    if config.get("method") is None:
+        return fitting[0]
+    named = {cls.__name__.lower(): cls for cls in fitting}
+    if config["method"] not in named:
+        raise ValueError(
+            f"{path}: there is no method {_shown(config['method'])} of the peft_type {_shown(kind)}, but "
+            f"{', '.join(sorted(named))}. If the method is your own, import its class before the file is read."
+        )
+    return named[config["method"]]
 
 
 def _shown(value: Any) -> str:

@@ -32,9 +32,10 @@ def read_pickled(path: pathlib.Path) -> dict[str, Array]:
         _check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious pickle raises what it likes
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{path} is no file of tensors that torch can read without running code: {reason[0]}"
+        reason = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line.lower()]
+        raise ValueError(  # torch advises here to read the file with code
+            f"{path} is no file of tensors that torch can read without running code "
+            f"({reason[0].strip() if reason else type(error).__name__}). Download it again, or {_CONVERT}."
         ) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} holds no tensors by name.")

@@ -16,7 +16,7 @@ from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
 from kopt.peft.layers import child_of, find_site, own_variables
 from kopt.peft.model import Plan
-from kopt.peft.targets import by_pattern
+from kopt.peft.targets import by_pattern, matches
 
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.weight)?")
 """What the weights of peft are called, whatever the method of the file."""
@@ -69,8 +69,12 @@ class Reader:
     def _declared_names(self) -> set[str]:
         """Returns what files call the weights that the method has at the layers of the model."""
         adapter = self.method(**arguments(self.config, self.method))
-        ports = [p for p in self.names.ports.values() if p.site is not None and adapter.can_host(p.layer, p.site)]
-        return {name for p in ports for name in torch_layout.spelled(adapter.at(p.path), p.site)}
+        return {
+            name
+            for port in self.names.ports.values()
+            if port.site is not None and adapter.can_host(port.layer, port.site)
+            for name in torch_layout.spelled(adapter.at(port.path), port.site)
+        }
 
     def _check_output(self, output: Mapping[str, Array]) -> None:
         """Raises ValueError if an embedding that is the output matrix too would have to change in one place only."""
@@ -189,8 +193,7 @@ class Reader:
         return list(dict.fromkeys(p.path for p in ports if not kernels or p.site is not None))
 
     def _is_whole(self, module: str) -> bool:
-        named = self.config.get("modules_to_save") or ()
-        return any(matches_whole(rf"(?:.*\.)?(?:{name})(?:\..*)?", self.spelled[module]) for name in named)
+        return matches(self.config.get("modules_to_save"), self.spelled[module])
 
     def _is_inner(self, module: str) -> bool:
         spec = self.config.get("feedforward_modules") or ()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -104,7 +105,8 @@ def _digest(metadata: Mapping[str, str]) -> Digest:
 def write_files(directory: pathlib.Path, files: dict[str, bytes]) -> None:
     """Writes files so that each is there whole or not at all, in the order given."""
     directory.mkdir(parents=True, exist_ok=True)
-    parts = {name: directory / f".{name}.{os.getpid()}.part" for name in files}
+    own = secrets.token_hex(8)  # threads and other machines may write into the same folder
+    parts = {name: directory / f".{name}.{own}.part" for name in files}
     try:
         for name, content in files.items():
             with parts[name].open("wb") as file:

@@ -157,7 +157,7 @@ class AdapterLayer(keras.layers.Layer):
             if not key.isidentifier() or key.lstrip("_") in taken:
                 raise ValueError(
                     f"{type(adapter).__name__} cannot have a weight {key!r} at {self.host_path}. Its name must be a "
-                    "Python name, as 'adapter_scale', and none of 'gate', 'dropout' and the layer's own trained weights."
+                    "Python name, as 'adapter_scale', and none of 'gate', 'dropout' and the layer's trained weights."
                 )
         values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
         adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)

@@ -11,7 +11,7 @@ from kopt.peft.methods.ia3 import IA3
 from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
 from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.prompt import PromptTuning
-from kopt.peft.peft_fields import CARRIED, FIELDS, STARTS, UNSUPPORTED, USUAL_STARTS
+from kopt.peft.peft_fields import CARRIED, FIELDS, FOUND, STARTS, UNSUPPORTED, USUAL_STARTS
 
 Method = TypeVar("Method", bound=Adapter)
 
@@ -30,6 +30,8 @@ def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  
     Raises:
         ValueError: a field is unknown or out of range, or asks for what kopt does not do.
     """
+    if not isinstance(use_dora, bool):
+        raise ValueError(f"LoraConfig: use_dora must be True or False. Received: use_dora={use_dora!r}")
     return _from_peft("LoraConfig", DoRA if use_dora else LoRA, {"r": r} | options)
 
 
@@ -65,6 +67,9 @@ def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> 
     own = {name: value for name, value in options.items() if name in method.fields or name == "extra"}
     foreign = {name: plain(value) for name, value in options.items() if name not in own}
     for name, value in foreign.items():
+        kind = (CARRIED | FOUND).get(name)
+        if kind is not None and value is not None and type(value) is not kind:
+            raise ValueError(f"{owner}: {name} must be of the type {kind.__name__}. Received: {name}={value!r}")
         if name not in FIELDS:
             raise ValueError(f"{owner} has no argument {name!r}. {_hint(name, method)}")
         if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, USUAL_STARTS.get(name))):

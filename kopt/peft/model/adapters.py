@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kopt.peft.adapter import Adapter
+from kopt.peft.adapter import Adapter, require_model
 from kopt.peft.host import AdapterLayer, changes_order, container_class, is_guarded
 from kopt.peft.layers import (
     direct_variables,
@@ -288,7 +288,7 @@ class ModelAdapters:
 
     def require(self, name: str) -> Adapter:
         """Returns the adapter of that name, or raises ValueError."""
-        if name not in self.adapters:
+        if not isinstance(name, str) or name not in self.adapters:
             near = difflib.get_close_matches(str(name), self.adapters, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"The model has {', '.join(map(repr, self.adapters))}."
             raise ValueError(f"No adapter {name!r}. {hint}")
@@ -319,7 +319,12 @@ class ModelAdapters:
 
 
 def adapters_of(model: Any) -> ModelAdapters | None:
-    """Returns the adapters of a model, or None if it has none."""
+    """Returns the adapters of a model, or None if it has none.
+
+    Raises:
+        ValueError: this is no model.
+    """
+    require_model(model)
     found: ModelAdapters | None = vars(model).get(_ADAPTERS)
     return found
 

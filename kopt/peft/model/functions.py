@@ -4,7 +4,7 @@ What holds after each of them is said in `adapters.py`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kopt.peft.adapter import Adapter
@@ -53,7 +53,7 @@ def set_adapter(model: Any, adapter_names: str | Sequence[str]) -> None:
     Raises:
         ValueError: the model has no such adapter.
     """
-    require_adapters(model).choose([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
+    require_adapters(model).choose(_listed(adapter_names))
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def delete_adapter(model: Any, adapter_name: str) -> None:
     require_adapters(model).remove(adapter_name)
 
 
-def merge_adapter(model: Any, adapter_names: Sequence[str] | None = None) -> None:
+def merge_adapter(model: Any, adapter_names: str | Sequence[str] | None = None) -> None:
     """Adds active adapters, by default all of them, to the weights of the base: they then cost no time.
 
     What is replaced is kept, so the weights that change take their memory twice. While adapters are merged, the model
@@ -90,7 +90,7 @@ def merge_adapter(model: Any, adapter_names: Sequence[str] | None = None) -> Non
             order in which adapters are applied; or adapters are disabled. The model is then as before.
     """
     current = require_adapters(model)
-    current.merge(list(current.active if adapter_names is None else adapter_names))
+    current.merge(_listed(current.active if adapter_names is None else adapter_names))
 
 
 def unmerge_adapter(model: Any) -> None:
@@ -98,7 +98,7 @@ def unmerge_adapter(model: Any) -> None:
     require_adapters(model).unmerge()
 
 
-def merge_and_unload(model: Any, adapter_names: Sequence[str] | None = None) -> Any:
+def merge_and_unload(model: Any, adapter_names: str | Sequence[str] | None = None) -> Any:
     """Merges adapters and removes all: the result is a plain Keras model with the new weights.
 
     The old weights are not kept: apart from one layer at a time this takes no memory.
@@ -114,7 +114,8 @@ def merge_and_unload(model: Any, adapter_names: Sequence[str] | None = None) -> 
         ValueError: there is no such adapter, one cannot be merged, or adapters are disabled. The weights of the model
             are then as before.
     """
-    require_adapters(model).dissolve(merge=True, names=adapter_names)
+    current = require_adapters(model)
+    current.dissolve(merge=True, names=None if adapter_names is None else _listed(adapter_names))
     return model
 
 
@@ -122,3 +123,10 @@ def unload(model: Any) -> Any:
     """Removes all adapters: the model is as it was before, bit for bit."""
     require_adapters(model).dissolve()
     return model
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    """Returns the names of adapters as a list; one alone may be given as it is."""
+    if isinstance(names, Mapping) or not isinstance(names, Iterable):
+        raise ValueError(f"adapter_names must be the name of an adapter or a list of names. Received: {names!r}")
+    return [names] if isinstance(names, str) else list(names)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kopt.peft.adapter import require_model
 from kopt.peft.host import AdapterLayer
 from kopt.peft.layers import flatten_layers, named_layers, original_class
 from kopt.peft.model.adapters import adapters_of, require_adapters
@@ -16,6 +17,7 @@ _SHOWN = 20
 
 def get_nb_trainable_parameters(model: Any) -> tuple[int, int]:
     """Returns the number of trainable parameters, and that of all parameters with those of adapters."""
+    require_model(model)
     gates = {id(g) for layer in adapter_layers(model) for g in layer.gates.values()}
     everything = sum(int(np.prod(v.shape)) for v in model.weights if id(v) not in gates)
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables), everything

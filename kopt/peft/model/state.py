@@ -1,6 +1,5 @@
 """The weights of an adapter as arrays, and how much it counts."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,9 @@ import numpy as np
 from kopt.peft.adapter import Array
 from kopt.peft.model.adapters import require_adapters
 from kopt.peft.targets import nearest
+
+LARGEST = 1e6
+"""The largest scale, as that of `lora_alpha`: float32 holds what it makes."""
 
 
 def get_adapter_state(model: Any, adapter_name: str = "default") -> dict[str, Array]:
@@ -60,13 +62,13 @@ def set_scale(model: Any, adapter_name: str, scale: float) -> None:
     Args:
         model: a model with adapters.
         adapter_name: which one.
-        scale: a finite number; below 0 the change is subtracted.
+        scale: in [-1e6, 1e6]; below 0 the change is subtracted.
 
     Raises:
-        ValueError: there is no such adapter, the number is not finite, or the method has no scale, as prompts.
+        ValueError: there is no such adapter, the number is out of range, or the method has no scale, as prompts.
     """
-    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number. Received: {scale!r}")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not abs(scale) <= LARGEST:
+        raise ValueError(f"scale must be a finite number from -{LARGEST:g} to {LARGEST:g}. Received: {scale!r}")
     require_adapters(model).set_scale(adapter_name, float(scale))
 
 
