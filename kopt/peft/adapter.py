@@ -6,7 +6,7 @@ writes it, and tests hold it to `effective`. Injection, switching, merging, coun
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -260,6 +260,24 @@ class Adapter(Configurable):
 def is_bias(name: str) -> bool:
     """Returns whether a variable of that name is added to activations: also the shift of a normalization."""
     return name in ("bias", "beta")
+
+
+def check_names(adapter: Adapter, declared: Iterable[str], copied: Iterable[str], path: str) -> None:
+    """Raises ValueError if a weight that a method declares at a layer has a name that cannot be told from another.
+
+    Args:
+        adapter: the method.
+        declared: names of its weights there.
+        copied: attributes of the layer's own variables that are trained there as copies.
+        path: of the layer.
+    """
+    taken = {"gate", "dropout", *(attr.lstrip("_") for attr in copied)}
+    for name in declared:
+        if not name.isidentifier() or name.lstrip("_") in taken:
+            raise ValueError(
+                f"{type(adapter).__name__} cannot have a weight {name!r} at {path}. Its name must be a Python name, as "
+                "'adapter_scale', and none of 'gate', 'dropout' and the layer's trained weights."
+            )
 
 
 def require_method(model: Any, adapter: Any) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 import json
+import pathlib
+import re
 
 import pytest
 from files import CONFIG, image_model, rewrite
@@ -134,3 +136,10 @@ def test_every_field_of_peft_is_known(name):
     fields = {field.name for field in dataclasses.fields(getattr(theirs, name))}
     assert fields <= known
     getattr(peft, name)(task_type=theirs.TaskType.SEQ_CLS)
+
+
+def test_the_page_for_users_of_peft_names_functions_of_kopt():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "peft.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| `")]
+    called = {name for row in rows for name in re.findall(r"(?<![.\w])([a-z_]+)\(", row)}
+    assert len(called) >= 16 and all(callable(getattr(peft, name)) for name in called)

@@ -34,7 +34,7 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.peft.adapter import Adapter, Array, Base, Weights
+from kopt.peft.adapter import Adapter, Array, Base, Weights, check_names
 from kopt.peft.host.host_class import ACTIVATION, host_class
 from kopt.peft.host.host_tensors import as_float32, as_kernel, between, dtype_of, stored_tensor, tensor_of
 from kopt.peft.host.merging import merged_values
@@ -152,13 +152,7 @@ class AdapterLayer(keras.layers.Layer):
 
     def _add_weights(self, name: str, adapter: Adapter, site: Site, rng: np.random.Generator) -> None:
         declared = adapter.weights(site)
-        taken = {"gate", "dropout", *(attr.lstrip("_") for attr in self.copies[name])}
-        for key in declared:
-            if not key.isidentifier() or key.lstrip("_") in taken:
-                raise ValueError(
-                    f"{type(adapter).__name__} cannot have a weight {key!r} at {self.host_path}. Its name must be a "
-                    "Python name, as 'adapter_scale', and none of 'gate', 'dropout' and the layer's trained weights."
-                )
+        check_names(adapter, declared, self.copies[name], self.host_path)
         values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
         adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
         for key, weight in declared.items():
