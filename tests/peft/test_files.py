@@ -294,3 +294,24 @@ def test_threads_may_write_into_one_folder(adapted, tmp_path):
     np.testing.assert_allclose(
         outputs(peft.load_adapter(image_model(), tmp_path), IMAGES), outputs(adapted, IMAGES), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["x.base_layer", "y.lora_A", "a\nb", "x" * 990, "prompt_embeddings", "lora_A", "model.q"]
+)
+def test_names_of_layers_that_mean_something_else(tmp_path, name):
+    def make():
+        layers = [keras.Input((5,)), keras.layers.Dense(4, name="query"), keras.layers.Dense(3, name=name)]
+        return filled(keras.Sequential(layers), 0.5)
+
+    x = np.ones((2, 5), "float32")
+    for method in (peft.LoRA(r=2, target_modules=[name]), peft.LoRA(target_modules=["query"], modules_to_save=[name])):
+        model = peft.get_peft_model(make(), method)
+        scramble(model)
+        folder = tmp_path / str(id(method))
+        try:
+            peft.save_pretrained(model, folder)
+        except ValueError as error:
+            assert "could not be read again" in str(error) and "ename" in str(error) and not folder.exists()
+            continue
+        np.testing.assert_allclose(outputs(peft.load_adapter(make(), folder), x), outputs(model, x), atol=1e-6)

@@ -16,7 +16,7 @@ from kopt.peft.exchange.fingerprint import find_differences, fingerprint
 from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
-from kopt.peft.exchange.tensor_file import encode, read_tensors, write_files
+from kopt.peft.exchange.tensor_file import LONGEST_NAME, encode, read_tensors, write_files
 from kopt.peft.exchange.writer import Writer
 from kopt.peft.model import plan, put_adapter, require_adapters
 
@@ -79,6 +79,7 @@ def save_pretrained(
         if adapter_name in layer.adapters:
             writer.add(path, layer)
     tensors, config = writer.finish()
+    _check_readable(writer, tensors, config)
     if base.directory is not None:
         config["base_model_name_or_path"] = named or base.directory
     written = json.dumps(dict(sorted(config.items())), indent=2)
@@ -172,6 +173,24 @@ def load_adapter(
         )
     put_adapter(model, adapter, adapter_name, targets, values, is_trainable)
     return model
+
+
+def _check_readable(writer: Writer, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a key would be read as another weight, as where a layer is called `lora_A`."""
+    rename = "A layer has a name that means something else in a file: rename it. Nothing was written."
+    try:
+        reader = Reader(writer.names, config, tensors, None, type(writer.adapter))
+    except ValueError as error:
+        raise ValueError(f"The adapter could not be read again from a file: {error} {rename}") from None
+    found = {key: entry for entry, key in reader.keys.items()}
+    for key, entry in writer.entries.items():
+        if found.get(key) != entry:
+            raise ValueError(f"{key} could not be read again from a file. {rename}")
+        if len(key) > LONGEST_NAME:
+            raise ValueError(
+                f"{key[:100]}... could not be read again from a file: it is longer than {LONGEST_NAME} characters. "
+                "Rename the layer. Nothing was written."
+            )
 
 
 def _read_weights(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str], str]:

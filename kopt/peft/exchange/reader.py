@@ -152,7 +152,7 @@ class Reader:
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
         whole = [module for module in self.copies if self._is_whole(module)]
         options["modules_to_save"] = sorted(p for m in whole for p in self._paths(m)) or None
-        if PROMPT in self.weights:
+        if (PROMPT, PROMPT) in self.keys:
             if self.prompted is not None:
                 if (module := self.names.find(self.prompted)) is None:
                     raise ValueError(
@@ -179,7 +179,7 @@ class Reader:
     def _look_at_names(self) -> None:
         """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have."""
         named, there = self.config.get("target_modules"), self.spelled.values()
-        if not isinstance(named, list) or PROMPT in self.weights:
+        if not isinstance(named, list) or (PROMPT, PROMPT) in self.keys:
             return
         if idle := [n for n in named if not any(m == n or m.endswith(f".{n}") for m in there)]:
             warnings.warn(
@@ -262,7 +262,7 @@ class Reader:
         if site is None or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]
-        module = PROMPT if PROMPT in self.weights else port.module
+        module = PROMPT if (PROMPT, PROMPT) in self.keys else port.module
         tensors = self.weights.get(module, {})
         place = self.names.factors(port, site)
         values, absent, misshapen = torch_layout.divide(tensors, site, place, step.adapter)

@@ -34,6 +34,8 @@ class Writer:
         self.whole: dict[str, None] = {}
         self.sampled: list[Port] = []
         self.extra: dict[str, Any] = {}
+        self.entries: dict[str, tuple[str, str]] = {}
+        """Module and name in it by key, as a reader must find them."""
 
     def add(self, path: str, layer: AdapterLayer) -> None:
         """Takes what the adapter has at one layer."""
@@ -71,7 +73,7 @@ class Writer:
             joined[module] = torch_layout.combine(parts, self._missing_lengths(module, parts))
             for spelled, value in joined[module].tensors.items():
                 key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
-                self._put(tensors, key, value)
+                self._put(tensors, key, value, (PROMPT if spelled == PROMPT else module, spelled))
         tied = self.names.tied
         if tied is not None and (tied.module in self.parts or tied.module in self.whole):
             name = self.names.written(tied.module, task)
@@ -90,19 +92,19 @@ class Writer:
                     self.adapter.peft_type, ""
                 )
             key = f"{start}{self.names.written(module, task)}.{between}{parameter}"
-            self._put(tensors, key, self._copy(module, parameter, entries))
+            self._put(tensors, key, self._copy(module, parameter, entries), (module, parameter))
         for key, value in tensors.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"{key} has NaN or infinite values. Nothing was written.")
         return tensors, self._config(joined, task)
 
-    def _put(self, tensors: dict[str, Array], key: str, value: Array) -> None:
+    def _put(self, tensors: dict[str, Array], key: str, value: Array, entry: tuple[str, str]) -> None:
         if key in tensors:
             raise ValueError(
                 f"Two weights of {type(self.adapter).__name__} would both be {key} in the file. Give the weight that "
                 "its method declares another name, as adapter_scale. Nothing was written."
             )
-        tensors[key] = value
+        tensors[key], self.entries[key] = value, entry
 
     def _check_names(self) -> None:
         for module, parts in self.parts.items():
