@@ -1,5 +1,8 @@
 """Adapters in models of every kind: Sequential, Functional, nested, subclassed, applications, KerasHub."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -107,3 +110,35 @@ def test_generation_sees_the_adapters():
         peft.get_peft_model(model, peft.PromptTuning(), "prompt")
     peft.merge_and_unload(model)
     np.testing.assert_array_equal(text(), live)
+
+
+def test_a_layer_of_layers_is_saved_whole():
+    model, _, _ = zoo.nested()
+    peft.get_peft_model(model, peft.LoRA(target_modules=r".*", modules_to_save=["inner"]))
+    saved = [key for key in peft.get_adapter_state(model) if key.startswith("inner.")]
+    assert [key.rpartition(".")[2] for key in saved] == ["kernel", "bias"]
+
+
+def test_a_part_of_a_model_does_not_lose_adapters_silently(tmp_path):
+    model, x, _ = zoo.nested()
+    peft.get_peft_model(model, peft.LoRA(target_modules=r".*", init_lora_weights=False))
+    part = keras.Model(model.input, model.get_layer("inner").output)
+    for copied in (copy.deepcopy, pickle.dumps, lambda m: m.save(tmp_path / "part.keras")):
+        with pytest.raises(ValueError, match=r"inner has adapters of another model.*kopt.peft.unload on it first"):
+            copied(part)
+    peft.merge_and_unload(model)
+    np.testing.assert_array_equal(outputs(copy.deepcopy(part), x), outputs(part, x))
+
+
+@keras.saving.register_keras_serializable("test_models")
+class Plain(keras.layers.Dense):
+    """A layer that Keras knows by its registered name alone."""
+
+
+def test_a_clone_of_own_layers_inside_others():
+    inputs = keras.Input((4, 6))
+    inner = keras.Sequential([keras.Input((4, 6)), keras.layers.TimeDistributed(Plain(6))], name="inner")
+    model = keras.Model(inputs, inner(inputs))
+    peft.get_peft_model(model, peft.LoRA(target_modules=r".*"))
+    assert len(keras.models.clone_model(model).trainable_variables) == 2
+    assert len(model.trainable_variables) == 2 and "lora" in model.trainable_variables[0].path

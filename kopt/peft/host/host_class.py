@@ -4,11 +4,21 @@ A host reads some attributes as what the adapters make of them. Hosts, and the l
 when `trainable` is set to True: what is in them learns through adapters alone.
 """
 
+import contextlib
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from kopt.peft.host.pickling import reduced
-from kopt.peft.layers import child_layers, child_of, is_trainable, original_class, set_trainable
+from kopt.peft.layers import (
+    child_layers,
+    child_of,
+    flatten_layers,
+    is_trainable,
+    original_class,
+    set_class,
+    set_trainable,
+)
 
 ACTIVATION = "activation"
 
@@ -51,6 +61,30 @@ TRAINABLE = property(is_trainable, _set_trainable)
 """`trainable` of a layer with adapters in it: False freezes all, True thaws adapters alone."""
 
 
+@contextlib.contextmanager
+def _plain(layer: Any) -> Iterator[None]:
+    """Gives the layers inside of a layer the classes that they had without adapters, within a block."""
+    guarded = [(inner, type(inner)) for inner in flatten_layers(layer) if is_guarded(inner) and inner is not layer]
+    for inner, _ in guarded:
+        set_class(inner, original_class(inner))
+    try:
+        yield
+    finally:
+        for inner, cls in guarded:
+            set_class(inner, cls)
+
+
+def _refuse_configuration(layer: Any) -> NoReturn:
+    """Raises ValueError where Keras writes the configuration of another model: it would not tell of the adapters.
+
+    The model that has the adapters gives its layers their plain classes before.
+    """
+    raise ValueError(
+        f"{layer.name} has adapters of another model, which a file or copy of this model would lose. Save or copy the "
+        "model that get_peft_model was given, or call kopt.peft.merge_and_unload or kopt.peft.unload on it first."
+    )
+
+
 @functools.cache
 def container_class(base: Any) -> type:
     """Returns the subclass of `base`, of the same name, for layers that contain hosts."""
@@ -64,6 +98,13 @@ def container_class(base: Any) -> type:
 
         def __reduce__(self) -> Any:
             raise ValueError(f"{self.name} contains layers with adapters. Copy or pickle the model that has them.")
+
+        def get_config(self) -> Any:
+            with _plain(self):  # Keras writes the classes of what is inside by their registered names
+                return super().get_config()
+
+        def get_build_config(self) -> Any:
+            _refuse_configuration(self)
 
         @classmethod
         def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
@@ -94,6 +135,9 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
 
         def __reduce__(self) -> Any:
             return reduced(child_of(self))
+
+        def get_build_config(self) -> Any:
+            _refuse_configuration(self)
 
         @classmethod
         def from_config(cls, config: dict[str, Any]) -> Any:

@@ -41,20 +41,20 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         selected, others = select(adapter, named), select_parameters(adapter, named)
     else:
         selected = {path for path in targets if path in named}
-        others = parameters_of(named, [path for path in targets if path not in named])
+        others = parameters_of(named, [path for path in targets if path not in named], whole=True)
     _check_saved(model, adapter, named)
     plans: dict[str, Plan] = {}
     for path, layer in named.items():
-        whole, parameters = matches(adapter.modules_to_save, path), others.get(path, [])
-        site = site_of(layer)
+        parameters, site = others.get(path, []), site_of(layer)
         targeted = path in selected or (site is not None and site.attr in parameters)
-        parameters = [] if whole else [attr for attr in parameters if site is None or attr != site.attr]
         owned = own_variables(layer)
         missing = len(direct_variables(layer)) - len(owned)
+        whole = matches(adapter.modules_to_save, path) and bool(owned or missing)  # a layer of layers has none itself
         if whole and missing:
             raise ValueError(
                 f"{path}: {missing} of its weights are not attributes, so they cannot be copied and saved."
             )
+        parameters = [] if whole else [attr for attr in parameters if site is None or attr != site.attr]
         trained = whole or any(adapter.trains(v.name, targeted) for v in owned.values())
         local = adapter.at(path)
         if targets is not None and targets.get(path):
