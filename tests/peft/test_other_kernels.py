@@ -111,3 +111,38 @@ def test_files_of_peft_have_no_names_for_them(tmp_path):
     with pytest.raises(ValueError, match=r"rnn.cell.recurrent_kernel is adapted by target_parameters.*model.save"):
         peft.save_pretrained(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_layers_that_are_left_out():
+    x = inputs = keras.Input((4, 3))
+    for number in range(3):
+        x = layers.GRU(3, return_sequences=True, name=f"gru_{number}")(x)
+    model, given = keras.Model(inputs, x), {"target_parameters": ["recurrent_kernel"], "init_lora_weights": False}
+    for options in ({"layers_to_transform": [1]}, {"exclude_modules": ["gru_0", "gru_2"]}):
+        peft.get_peft_model(model, peft.LoRA(**given, **options))
+        assert [status.name for status in peft.layer_status(model)] == ["gru_1.cell"]
+        peft.unload(model)
+    with pytest.raises(
+        ValueError, match="no target is in a block with the number 5. The targets have the numbers 0, 1"
+    ):
+        peft.get_peft_model(model, peft.LoRA(**given, layers_to_transform=[5]))
+
+
+def test_a_file_names_one_of_two_kernels_of_the_same_end(tmp_path):
+    inputs = keras.Input((5,))
+    inner = keras.Sequential([keras.Input((5,)), Experts(name="experts"), layers.Dense(5)], name="inner")
+    model, x = keras.Model(inputs, Experts(name="experts")(inner(inputs))), zoo.floats(8, 5)
+    given = {"target_parameters": ["experts.gate_up_proj"], "init_lora_weights": False}
+    peft.get_peft_model(model, peft.LoRA(exclude_modules=["inner"], **given))
+    model.save(tmp_path / "model.keras")
+    twin = keras.models.load_model(tmp_path / "model.keras")
+    assert [status.name for status in peft.layer_status(twin)] == ["experts"]
+    np.testing.assert_array_equal(outputs(twin, x), outputs(model, x))
+
+
+def test_a_bias_is_no_matrix():
+    model, _ = recurrent(layers.GRU)  # whose bias has two rows
+    with pytest.raises(
+        ValueError, match=r"rnn.cell.bias is a bias, which is added.*bias='all' of LoRA, or with BitFit"
+    ):
+        peft.get_peft_model(model, peft.LoRA(target_parameters=["cell.bias"]))

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter
+from kopt.peft.adapter import Adapter, is_bias
 from kopt.peft.layers import Site, child_of, find_site, own_variables
 from kopt.peft.targets import ALL_LINEAR, by_pattern, layer_number, matches, nearest
 
@@ -27,6 +27,7 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
     parameters = getattr(adapter, "target_parameters", None)
     if parameters and adapter.target_modules is None:
         _check_names(adapter, named, [])
+        _check_numbers(adapter, {p: layer_number(p, adapter.layers_pattern) for p in _parameters(adapter, named)})
         return set()
     spec = adapter.target_modules or list(adapter.default_targets) or None
     possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, site_of(layer))]
@@ -53,6 +54,12 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
             f"Closest layer names: {nearest(spec, possible) or 'none'}."
         )
     _check_names(adapter, named, hosts)
+    _check_numbers(adapter, numbers)
+    return set(hosts)
+
+
+def _check_numbers(adapter: Adapter, numbers: Mapping[str, int | None]) -> None:
+    """Raises ValueError if no target is in a block with one of the numbers that are to be adapted."""
     for number in adapter.layers_to_transform or ():
         if number not in numbers.values():
             there = sorted({n for n in numbers.values() if n is not None})
@@ -60,7 +67,6 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
                 f"layers_to_transform: no target is in a block with the number {number}. The targets have the numbers "
                 f"{', '.join(map(str, there)) or 'of no block'}."
             )
-    return set(hosts)
 
 
 def _is_wanted(spec: Any, path: str, layer: Any) -> bool:
@@ -96,15 +102,27 @@ def _require(name: str, field: str, found: bool, paths: Iterable[str], adapter: 
 
 
 def select_parameters(adapter: Adapter, named: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns the attributes with kernels that `target_parameters` names, by the path of their layer."""
-    wanted = getattr(adapter, "target_parameters", None) or ()
-    return parameters_of(named, wanted)
+    """Returns the attributes with kernels that `target_parameters` names, by the path of their layer.
+
+    As for layers, `exclude_modules` and `layers_to_transform` leave some out.
+    """
+    numbers, pattern = adapter.layers_to_transform, adapter.layers_pattern
+    return {
+        path: attributes
+        for path, attributes in _parameters(adapter, named).items()
+        if not matches(adapter.exclude_modules, path) and (numbers is None or layer_number(path, pattern) in numbers)
+    }
 
 
-def parameters_of(named: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, list[str]]:
+def _parameters(adapter: Adapter, named: Mapping[str, Any]) -> dict[str, list[str]]:
+    return parameters_of(named, getattr(adapter, "target_parameters", None) or ())
+
+
+def parameters_of(named: Mapping[str, Any], wanted: Iterable[str], whole: bool = False) -> dict[str, list[str]]:
     """Returns the attributes that hold the variables called `wanted`, by the path of their layer.
 
-    A variable is called by the end of its path: that of the layer and its own name, or its attribute.
+    A variable is called by the end of its path, or with `whole` by all of it: the path of the layer and its own name,
+    or its attribute.
 
     Raises:
         ValueError: there is none of a name, or it is no kernel.
@@ -116,7 +134,7 @@ def parameters_of(named: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, 
                 spelled.setdefault(f"{path}.{name}", (path, attr))
     found: dict[str, list[str]] = {}
     for name in wanted:
-        hits = [entry for full, entry in spelled.items() if full == name or full.endswith(f".{name}")]
+        hits = [entry for full, entry in spelled.items() if full == name or (full.endswith(f".{name}") and not whole)]
         if not hits:
             kernels = [full for full, (path, attr) in spelled.items() if len(vars(named[path])[attr].shape) in (2, 3)]
             raise ValueError(
@@ -128,6 +146,11 @@ def parameters_of(named: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, 
                 raise ValueError(
                     f"target_parameters: {path}.{attr} has the shape {shape}. A low-rank change takes a matrix "
                     "[in, out], or a batch of them, [batch, in, out]."
+                )
+            if is_bias(vars(named[path])[attr].name):
+                raise ValueError(
+                    f"target_parameters: {path}.{attr} is a bias, which is added and not multiplied. Train it with "
+                    "bias='all' of LoRA, or with BitFit."
                 )
             if attr not in found.setdefault(path, []):
                 found[path].append(attr)
