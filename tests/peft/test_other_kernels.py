@@ -123,7 +123,7 @@ def test_layers_that_are_left_out():
         assert [status.name for status in peft.layer_status(model)] == ["gru_1.cell"]
         peft.unload(model)
     with pytest.raises(
-        ValueError, match="no target is in a block with the number 5. The targets have the numbers 0, 1"
+        ValueError, match=r"no target is in a block with the number 5\. The targets have the numbers 0, 1"
     ):
         peft.get_peft_model(model, peft.LoRA(**given, layers_to_transform=[5]))
 
@@ -146,3 +146,29 @@ def test_a_bias_is_no_matrix():
         ValueError, match=r"rnn.cell.bias is a bias, which is added.*bias='all' of LoRA, or with BitFit"
     ):
         peft.get_peft_model(model, peft.LoRA(target_parameters=["cell.bias"]))
+
+
+class Tied(layers.Layer):
+    """A layer that holds the kernel of another one as its own weight."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def build(self, shape):
+        self.kernel = self.other.kernel
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.kernel))
+
+
+def test_a_kernel_of_two_layers_is_not_merged():
+    inputs, dense = keras.Input((5,)), layers.Dense(3, use_bias=False, name="dense")
+    hidden = dense(inputs)
+    model, x = keras.Model(inputs, Tied(dense)(hidden)), zoo.floats(8, 5)
+    peft.get_peft_model(model, peft.LoRA(target_modules=["dense"], init_lora_weights=False))
+    live = outputs(model, x)
+    for merge in (peft.merge_adapter, peft.merge_and_unload):
+        with pytest.raises(ValueError, match=r"dense.kernel is a weight of tied.*too.*unload"):
+            merge(model)
+    np.testing.assert_array_equal(outputs(model, x), live)

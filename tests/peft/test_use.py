@@ -185,7 +185,10 @@ def test_mirrored_strategy(two_devices):
         live = model.predict(x, verbose=0)
         with peft.disable_adapter(model):
             off = model.predict(x, verbose=0)
-        return live, off
+        peft.get_peft_model(model, peft.LoRA(target_modules=["a"]), "next")  # with an optimizer of its own
+        model.fit(x, np.ones((8, 6), "float32"), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        assert int(model.optimizer.iterations.numpy()) == 2
+        return live, off, model.predict(x, verbose=0)
 
     for one, two in zip(run(contextlib.nullcontext), run(two_devices.scope), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)

@@ -42,7 +42,7 @@ def changes_order(layer: Any, merged: Collection[str], live: Collection[str]) ->
         for other in live:
             if name not in layer.adapters or other not in layer.adapters:
                 continue
-            if layer.copies[other].keys() & _changed_by(layer, name):
+            if layer.copies[other].keys() & changed_by(layer, name):
                 return True
             chains = [[n for n in layer.chain(site) if n in (name, other)] for site in layer.sites.values()]
             if [other, name] in chains and not (layer.adapters[name].additive and layer.adapters[other].additive):
@@ -50,6 +50,7 @@ def changes_order(layer: Any, merged: Collection[str], live: Collection[str]) ->
     return False
 
 
-def _changed_by(layer: Any, name: str) -> set[str]:
+def changed_by(layer: Any, name: str) -> set[str]:
+    """Returns the attributes of the own variables of the host that merging an adapter may change."""
     kernels = {site.attr for site in layer.sites.values() if layer.weights_at(name, site)}
     return kernels | ({"bias"} if kernels else set()) | layer.copies[name].keys()

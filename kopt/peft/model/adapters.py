@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from kopt.peft.adapter import Adapter, require_model
-from kopt.peft.host import AdapterLayer, changes_order, container_class, is_guarded
+from kopt.peft.host import AdapterLayer, changed_by, changes_order, container_class, is_guarded
 from kopt.peft.layers import (
     direct_variables,
     flatten_layers,
@@ -105,6 +105,7 @@ class ModelAdapters:
             if name in self.merged:
                 raise ValueError(f"The adapter {name!r} is merged already.")
         self._refuse_while_disabled("Merge")
+        self._refuse_shared(names)
         wanted = [name for name in self.active if name in (*self.merged, *names)]
         if self._changes_order(wanted):
             raise ValueError(
@@ -237,6 +238,7 @@ class ModelAdapters:
             self._refuse_while_disabled("Merge")
         for name in merged:
             self._require_mergeable(name)
+        self._refuse_shared(merged)
         scales = {name: self.scales.get(name, 1.0) for name in merged}
         for layer in self.hosts.values():
             layer.unmerge()
@@ -298,6 +300,21 @@ class ModelAdapters:
         if not self.require(name).mergeable:
             kind = type(self.adapters[name]).__name__
             raise ValueError(f"{kind} cannot be merged: no kernel stands for it. Keep it, or call unload(model).")
+
+    def _refuse_shared(self, names: Sequence[str]) -> None:
+        """Raises ValueError if merging would change a weight that another layer computes with, too."""
+        holders: dict[int, list[Any]] = {}
+        for layer in flatten_layers(self.model):
+            for variable in direct_variables(layer):
+                holders.setdefault(id(variable), []).append(layer)
+        for path, layer in self.hosts.items():
+            for attr in sorted(attr for name in names if name in layer.adapters for attr in changed_by(layer, name)):
+                others = [h.name for h in holders.get(id(layer.owned.get(attr)), []) if h is not layer.host()]
+                if others:
+                    raise ValueError(
+                        f"{path}.{attr.lstrip('_')} is a weight of {', '.join(others)} too, which would change. "
+                        "Keep the adapter, or call unload(model)."
+                    )
 
     def variables_of(self, name: str) -> list[Any]:
         """Returns all variables of an adapter."""

@@ -48,7 +48,7 @@ def set_adapter(model: Any, adapter_names: str | Sequence[str]) -> None:
     learning rate, or a new one of the same configuration, with the learning rate as it stands. The others wait, in
     memory, until `compile` is called or an adapter of theirs is deleted. Weights that were excluded from decay as
     variables are excluded for their own set alone; patterns hold for all. `model.save` and pickles keep the current
-    optimizer only.
+    optimizer only. A compiled model around this one does not know of the choice: compile it again before its `fit`.
 
     Raises:
         ValueError: the model has no such adapter.
@@ -86,7 +86,8 @@ def merge_adapter(model: Any, adapter_names: str | Sequence[str] | None = None) 
     is not saved, and `fit` is refused if one of them would be trained.
 
     Raises:
-        ValueError: an adapter is not active, cannot be merged, or is merged already; merging it alone would change the
+        ValueError: an adapter is not active, cannot be merged, is merged already, or changes a weight that another
+            layer holds too; merging it alone would change the
             order in which adapters are applied; or adapters are disabled. The model is then as before.
     """
     current = require_adapters(model)
@@ -111,8 +112,8 @@ def merge_and_unload(model: Any, adapter_names: str | Sequence[str] | None = Non
         `model`, the same object.
 
     Raises:
-        ValueError: there is no such adapter, one cannot be merged, or adapters are disabled. The weights of the model
-            are then as before.
+        ValueError: there is no such adapter, one cannot be merged, also because another layer holds the weight too, or
+            adapters are disabled. The weights of the model are then as before.
     """
     current = require_adapters(model)
     current.dissolve(merge=True, names=None if adapter_names is None else _listed(adapter_names))

@@ -91,4 +91,5 @@ def _fresh(optimizer: Any) -> Any:
     config = optimizer.get_config()
     if "undecayed" in config:  # weights by their places among those that it was built for
         config["undecayed"] = ()
-    return type(optimizer).from_config(config)
+    with strategy_of(optimizer.variables[0]):
+        return type(optimizer).from_config(config)
