@@ -13,10 +13,11 @@ from kopt import peft
 
 hub = pytest.importorskip("keras_hub").models
 
-LLAMA_7 = [
+BERT_6 = [
     *("query", "key", "value", "attention_output"),
-    *("feedforward_intermediate_dense", "feedforward_gate_dense", "feedforward_output_dense"),
+    *("feedforward_intermediate_dense", "feedforward_output_dense"),
 ]
+LLAMA_7 = [*BERT_6, "feedforward_gate_dense"]
 
 
 def bert(layers, vocabulary=30522, segments=2):
@@ -112,7 +113,7 @@ COUNTS = [  # model, blocks, method, parameters that learn
     (bert, 12, peft.Houlsby(), 1_789_056),
     (bert_classifier, 12, lora(8, modules_to_save=["logits"]), 296_450),
     (minilm, 6, lora(8), 73_728),
-    (minilm, 6, lora(8, LLAMA_7), 331_776),
+    (minilm, 6, lora(8, BERT_6), 331_776),
     (distilbert_classifier, 6, lora(8, modules_to_save=HEAD), 739_586),
     (roberta, 12, lora(8), 294_912),
     (roberta_classifier, 12, lora(8, modules_to_save=HEAD), 887_042),
