@@ -21,7 +21,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 import numpy as np
@@ -48,6 +48,8 @@ FOREIGN = (
     ("total_steps", ("steps",)),
     ("max_lr", ("peak_learning_rate",)),
     ("rank", ("r",)),
+    ("lora_r", ("r",)),
+    ("lora_rank", ("r",)),
     ("alpha", ("lora_alpha",)),
     ("dropout", ("lora_dropout",)),
 )
@@ -307,7 +309,7 @@ class Configurable:
         owner, options = type(self).__name__, self._by_name(args, options)
         for name in options:
             if name not in self.fields:
-                raise ValueError(f"{owner} has no argument {name!r}. {self._hint(name)}")
+                raise ValueError(f"{owner} has no argument {name!r}. {self.hint(name)}")
         given = {name: options.get(name, _own(field.default)) for name, field in self.fields.items()}
         for name, value in given.items():
             if value is REQUIRED:
@@ -328,14 +330,16 @@ class Configurable:
             raise TypeError(f"{owner} got {twice[0]} twice, by position and by name.")
         return options | given
 
-    def _hint(self, name: str) -> str:
-        if name in self.elsewhere:
-            return f"That is {self.elsewhere[name]} here."
+    @classmethod
+    def hint(cls, name: str, others: Iterable[str] = ()) -> str:
+        """Returns what was meant by an argument that there is not; `others` are known beside those of the class."""
+        if name in cls.elsewhere:
+            return f"That is {cls.elsewhere[name]} here."
         for foreign, here in FOREIGN:
-            if name == foreign and all(own in self.fields for own in here):
+            if name == foreign and all(own in cls.fields for own in here):
                 return f"Here it is called {' and '.join(here)}."
-        near = difflib.get_close_matches(name, self.fields, n=1)
-        return f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(self.fields)}."
+        near = difflib.get_close_matches(name, [*cls.fields, *others], n=1)
+        return f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(cls.fields)}."
 
     def _argument(self, name: str) -> Any:
         """Returns an argument as it would be given again."""

@@ -72,12 +72,12 @@ def test_stochastic_rounding_is_unbiased_and_exact_on_what_fits(dtype):
 def test_clipping_equals_its_definition():
     weights, (gradients,) = [np.zeros((2, 2)), np.zeros(2)], [[np.array([[3.0, 0], [0, -4.0]]), np.array([0.0, 12.0])]]
     cases = {
-        "clipvalue": [np.clip(g, -2, 2) for g in gradients],
-        "clipnorm": [g * min(1, 2 / np.linalg.norm(g)) for g in gradients],
-        "global_clipnorm": [g * 2 / 13 for g in gradients],
+        ("clipvalue", 3.5): [np.clip(g, -3.5, 3.5) for g in gradients],
+        ("clipnorm", 6.0): [g * min(1, 6 / np.linalg.norm(g)) for g in gradients],
+        ("global_clipnorm", 2.0): [g * 2 / 13 for g in gradients],
     }
-    for (option, expected), scale in itertools.product(cases.items(), [1.0, 4.0]):
-        optimizer = kopt.SGD(1.0, loss_scale_factor=scale, **{option: 2.0})  # what is clipped is not scaled any more
+    for ((option, bound), expected), scale in itertools.product(cases.items(), [1.0, 4.0]):
+        optimizer = kopt.SGD(1.0, loss_scale_factor=scale, **{option: bound})  # what is clipped is not scaled any more
         done = descend(optimizer, weights, [[scale * g for g in gradients]])
         for a, b in zip(done, expected, strict=True):
             np.testing.assert_allclose(a, -b, rtol=1e-6)

@@ -1,6 +1,5 @@
 """The names that Hugging Face peft has for the configurations of methods, with all fields that they have there."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -71,7 +70,7 @@ def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> 
         if kind is not None and value is not None and type(value) is not kind:
             raise ValueError(f"{owner}: {name} must be of the type {kind.__name__}. Received: {name}={value!r}")
         if name not in FIELDS:
-            raise ValueError(f"{owner} has no argument {name!r}. {_hint(name, method)}")
+            raise ValueError(f"{owner} has no argument {name!r}. {method.hint(name, FIELDS)}")
         if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, USUAL_STARTS.get(name))):
             raise ValueError(f"{owner}: {name} is not supported. Received: {name}={value!r}")
     if foreign.get("inference_mode"):
@@ -85,11 +84,3 @@ def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> 
         own["target_modules"] = None  # so peft says that only the parameters are meant
     carried = {name: value for name, value in foreign.items() if name in CARRIED and value is not None}
     return method(**own | {"extra": carried | dict(own.get("extra", {}))})
-
-
-def _hint(name: str, method: type[Adapter]) -> str:
-    """Returns what was meant by an unknown name."""
-    if hint := method.elsewhere.get(name):
-        return f"That is {hint} here."
-    near = difflib.get_close_matches(name, [*method.fields, *FIELDS], n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(method.fields)}."

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -74,7 +74,6 @@ class LoRA(Adapter):
     additive = True
     selects = (*Adapter.selects, "bias", "init_lora_weights", "rank_pattern", "alpha_pattern")
     default_targets = ("query", "value")
-    elsewhere: ClassVar[Mapping[str, str]] = {**Adapter.elsewhere, "rank": "r", "lora_r": "r", "lora_rank": "r"}
 
     r: Length = 8
     lora_alpha: Scale = 8.0
