@@ -167,6 +167,21 @@ def test_a_direct_assignment_is_recorded_if_it_only_moves_elements():
     assert place.axes[0][2, 1] == 1 and place.axes[1][2, 1] == 2
 
 
+def test_a_converter_may_ask_what_is_left_over_and_print_it(capsys):
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+
+    class Converter:
+        @staticmethod
+        def convert_weights(backbone, loader, config):
+            loader.port_weight(backbone.kernel, "a.weight")
+            if loader.safetensor_config is None and not loader.prefix:
+                print("nothing is left over")
+
+    (only,) = record(layer, Converter, {}, {})
+    assert only.key == "a.weight" and capsys.readouterr().out == ""
+
+
 # -------------------------------------------------------------------------------------------------- placements
 
 

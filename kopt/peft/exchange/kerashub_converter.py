@@ -8,6 +8,7 @@ into shape. KerasHub is imported here only if the model contains one of its laye
 import contextlib
 import importlib
 import inspect
+import io
 import math
 import pkgutil
 import sys
@@ -106,7 +107,7 @@ def record(backbone: Any, converter: Any, config: Mapping[str, Any] | None, shap
     """
     recorder = _Recorder(shapes)
     known = derive_config(converter, backbone) | dict(config or {})
-    with _assignments(backbone, recorder):
+    with _assignments(backbone, recorder), contextlib.redirect_stdout(io.StringIO()):  # some print how they fared
         try:
             converter.convert_weights(backbone, recorder, known)
         except Exception as error:
@@ -120,6 +121,10 @@ def record(backbone: Any, converter: Any, config: Mapping[str, Any] | None, shap
 
 class _Recorder:
     """Takes the place of KerasHub's loader of checkpoints, and notes what the converter asks for."""
+
+    prefix = ""
+    safetensor_config = None
+    """What the loader has of a checkpoint in one file; converters that look for tensors left over read it."""
 
     def __init__(self, shapes: Mapping[str, Any]) -> None:
         self.records: list[Record] = []
