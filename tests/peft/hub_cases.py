@@ -13,6 +13,12 @@ HEADS = DECODER | {"head_dim": 8}
 GEMMA = HEADS | {"num_key_value_heads": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
 IMAGE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "image_size": 16, "patch_size": 4}
+RECURRENT = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2} | {
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+WIDE = GEMMA | {"sliding_window": 64, "query_pre_attn_scalar": 8}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
 BERT = ("query", "key", "value", "intermediate.dense", "output.dense", "word_embeddings")
@@ -43,6 +49,8 @@ class Case:
     inputs: str = "tokens"
     published: tuple[tuple[str, Any], ...] = ()
     """Entries that published configurations have and that transformers 5 leaves out."""
+    padded: bool = True
+    """Whether one sequence of tokens is shorter than the others."""
 
 
 def decoder(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
@@ -57,6 +65,16 @@ def decoder(converter: str, name: str, hub: str, targets: tuple[str, ...], **opt
 def encoder(converter: str, name: str, hub: str, head: str, targets: tuple[str, ...], **options: Any) -> Case:
     """Returns an encoder of text whose checkpoint is that of a task model."""
     return Case(converter, f"{name}Config", options, f"{name}For{head}", f"{hub}Backbone", targets)
+
+
+def multimodal(converter: str, name: str, hub: str, targets: tuple[str, ...], **text: Any) -> Case:
+    """Returns the language model of one that also has an image tower, which gets no image."""
+    image = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "patch_size": 4}
+    image |= {"out_hidden_size": text["hidden_size"], "num_position_embeddings": 16}
+    tokens = dict.fromkeys(("image_token_id", "vision_start_token_id", "vision_end_token_id"), 58)
+    options = {"text_config": text, "vision_config": image, "video_token_id": 59} | tokens
+    kind = f"{name}ForConditionalGeneration"
+    return Case(converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, f"{hub}CausalLM")
 
 
 def vision(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
@@ -114,6 +132,21 @@ CASES = {
         hidden_dim=48,
         max_position_embeddings=40,
     ),
+    "ESM-2": dataclasses.replace(
+        encoder(
+            "esm",
+            "Esm",
+            "ESM",
+            "MaskedLM",
+            ("query", "value", "intermediate.dense", "output.dense"),
+            **ENCODER,
+            pad_token_id=1,
+            mask_token_id=4,
+            position_embedding_type="rotary",
+            token_dropout=False,
+        ),
+        padded=False,
+    ),
     "Gemma": decoder("gemma", "Gemma", "Gemma", LINEAR, **GEMMA),
     "Gemma 2": decoder("gemma", "Gemma2", "Gemma", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma 3": decoder("gemma3", "Gemma3Text", "Gemma3", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
@@ -128,6 +161,17 @@ CASES = {
         n_head=4,
         n_positions=32,
     ),
+    "GPT-OSS": decoder(
+        "gpt_oss",
+        "GptOss",
+        "GptOss",
+        ATTENTION,
+        **HEADS | {"intermediate_size": 32},
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+    ),
     "Llama 3": decoder("llama3", "Llama", "Llama3", LINEAR, **DECODER),
     "Mistral": decoder("mistral", "Mistral", "Mistral", LINEAR, **DECODER),
     "Mixtral": decoder("mixtral", "Mixtral", "Mixtral", ATTENTION, **DECODER, num_local_experts=4),
@@ -137,6 +181,17 @@ CASES = {
     ),
     "Qwen 3": decoder("qwen3", "Qwen3", "Qwen3", LINEAR, **HEADS),
     "Qwen 3 MoE": decoder("qwen3_moe", "Qwen3Moe", "Qwen3Moe", ATTENTION, **HEADS, **EXPERTS),
+    "Qwen 3.5": multimodal("qwen3_5", "Qwen3_5", "Qwen3_5", (*LINEAR, "in_proj_qkv", "out_proj"), **HEADS, **RECURRENT),
+    "Qwen 3.5 MoE": multimodal(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        "Qwen3_5Moe",
+        (*ATTENTION, "in_proj_qkv", "out_proj"),
+        **HEADS,
+        **RECURRENT,
+        **EXPERTS,
+        shared_expert_intermediate_size=24,
+    ),
     "RoBERTa": encoder("roberta", "Roberta", "Roberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
     "SmolLM3": decoder("smollm3", "SmolLM3", "SmolLM3", LINEAR, **DECODER),
     "Swin": vision(
@@ -151,23 +206,28 @@ CASES = {
         num_heads=[2, 4],
         window_size=4,
     ),
+    "T5Gemma": Case(
+        "t5gemma",
+        "T5GemmaConfig",
+        {"encoder": WIDE, "decoder": WIDE | {"cross_attention_hidden_size": 32}, "vocab_size": 60},
+        "T5GemmaForConditionalGeneration",
+        "T5GemmaBackbone",
+        LINEAR,
+        None,
+        "pairs",
+    ),
     "ViT": vision("vit", "ViT", "ViT", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE, intermediate_size=48),
     "XLM-RoBERTa": encoder("xlm_roberta", "XLMRoberta", "XLMRoberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
 }
 
 UNTRIED = {
     "blip2": "image and text in one model; not tried yet",
-    "esm": "KerasHub's own outputs differ from torch's by as much as an adapter changes them, so nothing can be seen",
     "gemma3n": "image, sound and text in one model; not tried yet",
     "gemma4": "image, sound and text in one model; not tried yet",
     "gemma4_assistant": "it works only beside a Gemma 4",
-    "gpt_oss": "KerasHub reads 4-bit blocks, which a random model is not saved in",
     "metaclip_2": "image and text in one model; not tried yet",
     "pali_gemma": "image and text in one model; not tried yet",
-    "qwen3_5": "KerasHub converts it only together with its image tower; not tried yet",
-    "qwen3_5_moe": "KerasHub converts it only together with its image tower; not tried yet",
     "sam3": "segmentation with several towers; not tried yet",
-    "t5gemma": "encoder and decoder; not tried yet",
     "t5gemma2": "encoder and decoder with an image tower; not tried yet",
 }
 """Converters of KerasHub without a case, and why."""
@@ -175,10 +235,15 @@ WITHOUT_CONVERTER = ("BLOOM", "DeBERTa", "ELECTRA", "Falcon", "OPT", "Phi-3", "S
 """Architectures of KerasHub whose Hugging Face checkpoints it does not convert."""
 REMARKS = {
     "DINOv3": "transformers has no head for it",
+    "ESM-2": "without padding: KerasHub masks the queries of padding instead of the keys",
+    "GPT-OSS": "attention only, within the sliding window, which KerasHub has in the other layers; its experts are one weight",
     "Mistral": "KerasHub rounds the weights to float16",
     "Mixtral": "attention only; KerasHub has the experts in one weight",
     "Qwen 2 MoE": "attention only; KerasHub has the experts in one weight",
     "Qwen 3 MoE": "attention only; KerasHub has the experts in one weight",
+    "Qwen 3.5": "text only",
+    "Qwen 3.5 MoE": "text only, attention only; KerasHub has the experts in one weight",
     "Swin": "without query, key and value, which are one layer in KerasHub and three in transformers",
+    "T5Gemma": "sequences within the sliding window, which KerasHub's encoder leaves out",
 }
 """What to know of a case."""

@@ -8,9 +8,11 @@ from typing import Any
 import keras_hub
 import numpy as np
 import peft
+import safetensors.numpy
 import torch
 import transformers
 from hub_cases import Case
+from hub_checkpoints import PUBLISHED
 
 import kopt.peft
 from kopt.peft.model import adapters_of
@@ -30,10 +32,10 @@ class Peers:
         for parameter in model.parameters():
             scale, start = (0.08, 0.0) if parameter.ndim > 1 else (0.05, parameter.data)
             parameter.data = start + torch.randn(parameter.shape) * scale
-        for name, parameter in model.named_parameters():
-            if case.converter == "roberta" and "token_type_embeddings" in name:
-                parameter.data.zero_()  # KerasHub leaves out what is zero in all published checkpoints
         model.save_pretrained(self.folder)
+        if change := PUBLISHED.get(case.converter):
+            tensors = str(self.folder / "model.safetensors")
+            safetensors.numpy.save_file(change(safetensors.numpy.load_file(tensors)), tensors, {"format": "pt"})
         file = self.folder / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | dict(case.published)))
         rng = np.random.default_rng(0)
@@ -41,8 +43,9 @@ class Peers:
         self.pixels = rng.normal(size=(2, 3, size, size)).astype("float32")
         self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
         self.mask = np.ones((3, 12), "int32")
-        self.mask[1, 8:] = 0
-        self.ids[1, 8:] = getattr(config, "pad_token_id", None) or 0
+        if case.padded:
+            self.mask[1, 8:] = 0
+            self.ids[1, 8:] = getattr(config, "pad_token_id", None) or 0
         self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
 
     def torch_model(self, base: bool) -> Any:
@@ -76,9 +79,16 @@ class Peers:
         ids, mask = self.ids, self.mask
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
-        values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
-        names = list(model.input) if isinstance(model.input, dict) else None
-        out = model({n: values[n] for n in names} if names else values["images"], training=False)
+        if self.case.inputs == "pixels":
+            values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
+        if isinstance(model.input, dict):
+            empty = {
+                n: np.zeros((len(ids), *(size or 0 for size in i.shape[1:])), i.dtype) for n, i in model.input.items()
+            }
+            given = {n: values.get(n, none) for n, none in empty.items()}  # a tower without an image gets nothing
+        else:
+            given = values["images"]
+        out = model(given, training=False)
         if isinstance(out, dict):
             out = out[next(n for n in ("sequence_output", "decoder_sequence_output") if n in out)]
         return np.asarray(out)[self.rows]

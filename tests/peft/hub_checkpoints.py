@@ -1,0 +1,39 @@
+"""What published checkpoints of an architecture have and a tiny random one of transformers has not."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], "float32")
+"""What the three lower bits of four stand for; the upper is the sign."""
+
+
+def of_esm(tensors: Tensors) -> Tensors:
+    """Returns the norms under their published names; transformers 5 writes older ones."""
+    for old, new in ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")):
+        tensors = {re.sub(old, new, key): value for key, value in tensors.items() if "inv_freq" not in key}
+    return tensors
+
+
+def of_gpt_oss(tensors: Tensors) -> Tensors:
+    """Returns random experts, both as plain weights and as the blocks of 4-bit numbers that KerasHub reads."""
+    rng = np.random.default_rng(5)
+    for key in [k for k in tensors if k.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inputs, outputs = tensors[key].shape
+        codes = rng.integers(0, 16, (experts, outputs, inputs // 32, 16, 2)).astype("uint8")
+        values = FP4[codes & 7] * np.where(codes & 8, -1, 1) * np.float32(2**-5)
+        tensors[key] = np.ascontiguousarray(values.reshape(experts, outputs, inputs).swapaxes(1, 2), "float32")
+        tensors[f"{key}_blocks"] = codes[..., 0] | codes[..., 1] << 4
+        tensors[f"{key}_scales"] = np.full((experts, outputs, inputs // 32), 127 - 5, "uint8")
+    return tensors
+
+
+def of_roberta(tensors: Tensors) -> Tensors:
+    """Returns zeros for the types of tokens, which KerasHub leaves out."""
+    return {key: value * (0 if "token_type_embeddings" in key else 1) for key, value in tensors.items()}
+
+
+PUBLISHED = {"esm": of_esm, "gpt_oss": of_gpt_oss, "roberta": of_roberta}
+"""By converter: from the tensors of a random model to those of a published one."""
