@@ -150,6 +150,19 @@ CASES = {
     "Gemma": decoder("gemma", "Gemma", "Gemma", LINEAR, **GEMMA),
     "Gemma 2": decoder("gemma", "Gemma2", "Gemma", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma 3": decoder("gemma3", "Gemma3Text", "Gemma3", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
+    "Gemma 4": decoder(
+        "gemma4",
+        "Gemma4Text",
+        "Gemma4",
+        LINEAR,
+        **GEMMA,
+        sliding_window=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=60,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "GPT-2": decoder(
         "gpt2",
         "GPT2",
@@ -223,7 +236,6 @@ CASES = {
 UNTRIED = {
     "blip2": "image and text in one model; not tried yet",
     "gemma3n": "image, sound and text in one model; not tried yet",
-    "gemma4": "image, sound and text in one model; not tried yet",
     "gemma4_assistant": "it works only beside a Gemma 4",
     "metaclip_2": "image and text in one model; not tried yet",
     "pali_gemma": "image and text in one model; not tried yet",
@@ -236,7 +248,8 @@ WITHOUT_CONVERTER = ("BLOOM", "DeBERTa", "ELECTRA", "Falcon", "OPT", "Phi-3", "S
 REMARKS = {
     "DINOv3": "transformers has no head for it",
     "ESM-2": "without padding: KerasHub masks the queries of padding instead of the keys",
-    "GPT-OSS": "attention only, within the sliding window, which KerasHub has in the other layers; its experts are one weight",
+    "Gemma 4": "text only",
+    "GPT-OSS": "attention only, within the sliding window, which KerasHub has in other layers; experts in one weight",
     "Mistral": "KerasHub rounds the weights to float16",
     "Mixtral": "attention only; KerasHub has the experts in one weight",
     "Qwen 2 MoE": "attention only; KerasHub has the experts in one weight",

@@ -78,6 +78,7 @@ class Peers:
         """Returns the same of KerasHub's model."""
         ids, mask = self.ids, self.mask
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+        values["position_ids"] = np.tile(np.arange(ids.shape[1], dtype="int32"), (len(ids), 1))
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
         if self.case.inputs == "pixels":
             values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
