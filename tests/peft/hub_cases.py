@@ -36,7 +36,7 @@ class Case:
         backbone: KerasHub's class.
         targets: the modules of Hugging Face that get factors.
         task: KerasHub's class of a language model, whose logits are compared; None compares the last hidden states.
-        inputs: "tokens", "pixels" or "pairs", of an encoder and a decoder.
+        inputs: "tokens", "pixels", "both" or "pairs", of an encoder and a decoder.
     """
 
     converter: str
@@ -51,6 +51,13 @@ class Case:
     """Entries that published configurations have and that transformers 5 leaves out."""
     padded: bool = True
     """Whether one sequence of tokens is shorter than the others."""
+
+
+def towers(text: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of an encoder of Gemma 3's text and images."""
+    image = IMAGE | {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+    tokens = dict.fromkeys(("image_token_id", "image_token_index", "boi_token_index"), 58)
+    return {"text_config": text, "vision_config": image, "mm_tokens_per_image": 4, "eoi_token_index": 57} | tokens
 
 
 def decoder(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
@@ -186,6 +193,17 @@ CASES = {
         rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
     ),
     "Llama 3": decoder("llama3", "Llama", "Llama3", LINEAR, **DECODER),
+    "MetaCLIP 2": Case(
+        "metaclip_2",
+        "MetaClip2Config",
+        {"text_config": ENCODER | {"max_position_embeddings": 12, "projection_dim": 16, "eos_token_id": 2}}
+        | {"vision_config": IMAGE | {"intermediate_size": 48, "projection_dim": 16}, "projection_dim": 16},
+        "MetaClip2Model",
+        "MetaCLIP2Backbone",
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        None,
+        "both",
+    ),
     "Mistral": decoder("mistral", "Mistral", "Mistral", LINEAR, **DECODER),
     "Mixtral": decoder("mixtral", "Mixtral", "Mixtral", ATTENTION, **DECODER, num_local_experts=4),
     "Qwen 2": decoder("qwen", "Qwen2", "Qwen", LINEAR, **DECODER),
@@ -229,18 +247,26 @@ CASES = {
         None,
         "pairs",
     ),
+    "T5Gemma 2": Case(
+        "t5gemma2",
+        "T5Gemma2Config",
+        {"encoder": towers(WIDE), "decoder": WIDE, "image_token_index": 58, "eoi_token_index": 57},
+        "T5Gemma2ForConditionalGeneration",
+        "T5Gemma2Backbone",
+        LINEAR,
+        None,
+        "pairs",
+    ),
     "ViT": vision("vit", "ViT", "ViT", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE, intermediate_size=48),
     "XLM-RoBERTa": encoder("xlm_roberta", "XLMRoberta", "XLMRoberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
 }
 
 UNTRIED = {
     "blip2": "image and text in one model; not tried yet",
-    "gemma3n": "image, sound and text in one model; not tried yet",
+    "gemma3n": "KerasHub builds an image tower of the published size, whatever the configuration says",
     "gemma4_assistant": "it works only beside a Gemma 4",
-    "metaclip_2": "image and text in one model; not tried yet",
-    "pali_gemma": "image and text in one model; not tried yet",
+    "pali_gemma": "KerasHub stops at the image tower, which transformers 5 saves without `vision_model` in its names",
     "sam3": "segmentation with several towers; not tried yet",
-    "t5gemma2": "encoder and decoder with an image tower; not tried yet",
 }
 """Converters of KerasHub without a case, and why."""
 WITHOUT_CONVERTER = ("BLOOM", "DeBERTa", "ELECTRA", "Falcon", "OPT", "Phi-3", "SigLIP", "T5")
@@ -250,6 +276,7 @@ REMARKS = {
     "ESM-2": "without padding: KerasHub masks the queries of padding instead of the keys",
     "Gemma 4": "text only",
     "GPT-OSS": "attention only, within the sliding window, which KerasHub has in other layers; experts in one weight",
+    "MetaCLIP 2": "both towers; logits of pairs",
     "Mistral": "KerasHub rounds the weights to float16",
     "Mixtral": "attention only; KerasHub has the experts in one weight",
     "Qwen 2 MoE": "attention only; KerasHub has the experts in one weight",
@@ -258,5 +285,6 @@ REMARKS = {
     "Qwen 3.5 MoE": "text only, attention only; KerasHub has the experts in one weight",
     "Swin": "without query, key and value, which are one layer in KerasHub and three in transformers",
     "T5Gemma": "sequences within the sliding window, which KerasHub's encoder leaves out",
+    "T5Gemma 2": "text only, sequences within the sliding window",
 }
 """What to know of a case."""

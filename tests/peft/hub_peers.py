@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+import keras
 import keras_hub
 import numpy as np
 import peft
@@ -39,13 +40,15 @@ class Peers:
         file = self.folder / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | dict(case.published)))
         rng = np.random.default_rng(0)
-        size = case.options.get("image_size", 0)
+        size = case.options.get("vision_config", case.options).get("image_size", 0)
         self.pixels = rng.normal(size=(2, 3, size, size)).astype("float32")
         self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
         self.mask = np.ones((3, 12), "int32")
         if case.padded:
             self.mask[1, 8:] = 0
             self.ids[1, 8:] = getattr(config, "pad_token_id", None) or 0
+        if case.inputs == "both":
+            self.ids[:, -1] = config.text_config.eos_token_id  # the sentence is what stands there
         self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
 
     def torch_model(self, base: bool) -> Any:
@@ -55,7 +58,8 @@ class Peers:
         return cls.from_pretrained(self.folder, attn_implementation="eager", dtype=torch.float32, **options).eval()
 
     def keras_model(self) -> Any:
-        """Returns KerasHub's model."""
+        """Returns KerasHub's model, whose layers have the same names each time."""
+        keras.utils.clear_session()
         hub = keras_hub.models
         backbone = getattr(hub, self.case.backbone).from_preset(str(self.folder), dtype="float32")
         return (
@@ -66,6 +70,8 @@ class Peers:
         """Returns logits of a language model, else the last hidden states."""
         ids, mask = torch.tensor(self.ids).long(), torch.tensor(self.mask).long()
         with torch.no_grad():
+            if self.case.inputs == "both":
+                return model(input_ids=ids, pixel_values=torch.tensor(self.pixels)).logits_per_image.numpy()
             if self.case.inputs == "pixels":
                 out = model(pixel_values=torch.tensor(self.pixels))
             elif self.case.inputs == "pairs":
@@ -80,7 +86,7 @@ class Peers:
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         values["position_ids"] = np.tile(np.arange(ids.shape[1], dtype="int32"), (len(ids), 1))
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
-        if self.case.inputs == "pixels":
+        if self.case.inputs in ("pixels", "both"):
             values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
         if isinstance(model.input, dict):
             empty = {
@@ -90,6 +96,8 @@ class Peers:
         else:
             given = values["images"]
         out = model(given, training=False)
+        if self.case.inputs == "both":
+            return np.asarray(out["vision_logits"])
         if isinstance(out, dict):
             out = out[next(n for n in ("sequence_output", "decoder_sequence_output") if n in out)]
         return np.asarray(out)[self.rows]

@@ -36,6 +36,10 @@ _RENAMED = {
     "swin_transformer": [*_ATTENTION, *_MLP],
     "dinov2": _ATTENTION,
     "dinov3": [(r"^layer\.", "model.layer.")],
+    "t5gemma2": [
+        (r"^encoder\.(layers|norm|embed_tokens)\b", r"encoder.text_model.\1"),
+        (r"vision_tower\.vision_model\.", "vision_tower."),
+    ],
     "mixtral": [(r"\.block_sparse_moe\.", ".mlp.")],
 }
 
