@@ -151,6 +151,8 @@ def test_accumulation_equals_the_mean_gradient_and_counts_updates():
         np.testing.assert_allclose(x, y, atol=1e-6)
     assert int(small.iterations) == 4
     assert kopt.Adam(gradient_accumulation_steps=1).gradient_accumulation_steps is None
+    done = descend(kopt.SGD(1.0, gradient_accumulation_steps=2), [np.zeros(1)], [[np.array([1.0])], [np.array([3.0])]])
+    np.testing.assert_allclose(done, [[-2.0]])  # Adam would not tell a sum from a mean
 
 
 @pytest.mark.parametrize(("xla", "constraint"), [(False, None), (True, None), (True, "NonNeg")])
