@@ -168,7 +168,6 @@ def test_every_field_of_peft(name, tmp_path):
             assert field in ABOUT_THE_START_OR_ORIGIN
             outcomes[field] = "changes nothing"
     refused = {field for field, outcome in outcomes.items() if outcome == "refused"}
-    print(name, len(outcomes), sorted(refused))
     assert refused == {
         "LoraConfig": {
             "alora_invocation_tokens",

@@ -31,14 +31,15 @@ def read_weights(path: str, variables: Mapping[str, keras.Variable], store: Any)
     Raises:
         ValueError: some are missing, or they do not have the SHA-256 that was saved with them.
     """
-    found = {*store.keys()} - {_SEAL}
+    names = {*store.keys()}
+    found = names - {_SEAL}
     if missing := sorted(variables.keys() - found):
         raise ValueError(
             f"{path}: the file has no weights for {', '.join(missing)}, but for {', '.join(sorted(found))}. It was "
             "written by a model with other adapters."
         )
     values = {key: np.asarray(store[key]) for key in variables}
-    if _SEAL in store.keys() and np.asarray(store[_SEAL]).tobytes() != digest_of(values).encode():  # noqa: SIM118
+    if _SEAL in names and np.asarray(store[_SEAL]).tobytes() != digest_of(values).encode():
         raise ValueError(
             f"{path}: the saved adapters are damaged or were changed: they do not have the SHA-256 that was saved with "
             "them. Load another copy of the file."

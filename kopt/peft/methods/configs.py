@@ -15,7 +15,7 @@ from kopt.peft.peft_fields import CARRIED, FIELDS, FOUND, STARTS, UNSUPPORTED, U
 Method = TypeVar("Method", bound=Adapter)
 
 
-def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802
+def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802 - as in peft
     """Returns `LoRA(r=r, **options)`, or `DoRA(...)` with `use_dora`, from any fields of peft's `LoraConfig`.
 
     `task_type`, `base_model_name_or_path`, `revision` and others that say where an adapter belongs are kept in `extra`
@@ -34,7 +34,7 @@ def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  
     return _from_peft("LoraConfig", DoRA if use_dora else LoRA, {"r": r} | options)
 
 
-def IA3Config(**options: Any) -> IA3:  # noqa: N802
+def IA3Config(**options: Any) -> IA3:  # noqa: N802 - as in peft
     """Returns `IA3(**options)` from any fields of peft's `IA3Config`; see `LoraConfig`.
 
     Raises:
@@ -43,7 +43,7 @@ def IA3Config(**options: Any) -> IA3:  # noqa: N802
     return _from_peft("IA3Config", IA3, options)
 
 
-def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802
+def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802 - as in peft
     """Returns `LayerNormTuning(**options)` from any fields of peft's `LNTuningConfig`; see `LoraConfig`.
 
     Raises:
@@ -52,7 +52,7 @@ def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802
     return _from_peft("LNTuningConfig", LayerNormTuning, options)
 
 
-def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802
+def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in peft
     """Returns `PromptTuning(**options)` from any fields of peft's `PromptTuningConfig`; see `LoraConfig`.
 
     Raises:

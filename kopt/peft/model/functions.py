@@ -87,8 +87,8 @@ def merge_adapter(model: Any, adapter_names: str | Sequence[str] | None = None) 
 
     Raises:
         ValueError: an adapter is not active, cannot be merged, is merged already, or changes a weight that another
-            layer holds too; merging it alone would change the
-            order in which adapters are applied; or adapters are disabled. The model is then as before.
+            layer holds too; merging it alone would change the order in which adapters are applied; or adapters are
+            disabled. The model is then as before.
     """
     current = require_adapters(model)
     current.merge(_listed(current.active if adapter_names is None else adapter_names))
