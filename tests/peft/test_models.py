@@ -67,6 +67,8 @@ def test_from_injection_to_removal(make, tmp_path):
     np.testing.assert_allclose(outputs(model, x), plain, atol=1e-6)
 
 
+# Keras says on its way to the error that it skips containers whose layers it has refused before
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize("make", MODELS)
 def test_files_of_the_plain_model(make, tmp_path):
     plain, x, _ = make()
@@ -78,7 +80,11 @@ def test_files_of_the_plain_model(make, tmp_path):
     scramble(model)
     model.save_weights(tmp_path / "adapted.weights.h5")
     fresh, *_ = make()
-    fresh.load_weights(tmp_path / "adapted.weights.h5")
+    with pytest.raises(ValueError, match=r"expected \d+ variables, but received \d+ variables|could not be loaded"):
+        fresh.load_weights(tmp_path / "adapted.weights.h5")  # its adapters would be lost
+    peft.unload(model)
+    model.save_weights(tmp_path / "base.weights.h5")
+    fresh.load_weights(tmp_path / "base.weights.h5")
     np.testing.assert_allclose(outputs(fresh, x), expected, atol=1e-6)
 
 

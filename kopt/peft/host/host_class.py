@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from kopt.peft.host.pickling import reduced
+from kopt.peft.host.saving import mark, without_mark
 from kopt.peft.layers import (
     child_layers,
     child_of,
@@ -135,6 +136,13 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
 
         def __reduce__(self) -> Any:
             return reduced(child_of(self))
+
+        def save_own_variables(self, store: Any) -> None:
+            super().save_own_variables(store)
+            mark(store)
+
+        def load_own_variables(self, store: Any) -> None:
+            super().load_own_variables(without_mark(store))
 
         def get_build_config(self) -> Any:
             _refuse_configuration(self)

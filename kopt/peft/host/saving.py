@@ -1,4 +1,8 @@
-"""The weights of the adapters of one host in a Keras store, with their hash."""
+"""The weights of one host and of its adapters in a Keras store: the adapters with their hash, the host with a mark.
+
+Keras counts what a file has for each layer, but does not see that it has children which the model lacks. With the mark
+a host has one entry more than its plain layer, so that a plain model refuses the file and loses no adapter in silence.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +14,18 @@ from kopt.declare.digest import digest_of
 
 _SEAL = "sha256"
 """Where the hash is saved. Files of older versions have none."""
+
+_MARK = "has adapters: load it into a model that has them too, by kopt.peft"
+
+
+def mark(store: Any) -> None:
+    """Tells what a host has written apart from what its plain layer writes."""
+    store[_MARK] = np.zeros((), np.uint8)
+
+
+def without_mark(store: Any) -> dict[str, Any]:
+    """Returns what a host reads: its own weights, written with adapters or without."""
+    return {key: store[key] for key in store.keys() if key != _MARK}  # noqa: SIM118: a store of Keras is no mapping
 
 
 def write_weights(variables: Mapping[str, keras.Variable], store: Any) -> None:
