@@ -25,7 +25,7 @@ def mark(store: Any) -> None:
 
 def without_mark(store: Any) -> dict[str, Any]:
     """Returns what a host reads: its own weights, written with adapters or without."""
-    return {key: store[key] for key in store.keys() if key != _MARK}  # noqa: SIM118: a store of Keras is no mapping
+    return {key: store[key] for key in {*store.keys()} - {_MARK}}
 
 
 def write_weights(variables: Mapping[str, keras.Variable], store: Any) -> None:
