@@ -114,6 +114,19 @@ CASES = {
         (("num_hidden_layers", 2),),
     ),
     "BERT": encoder("bert", "Bert", "Bert", "SequenceClassification", BERT, **ENCODER),
+    "BLIP-2": Case(
+        "blip2",
+        "Blip2Config",
+        {"vision_config": IMAGE | {"intermediate_size": 48}, "num_query_tokens": 4, "image_token_index": 58}
+        | {"qformer_config": ENCODER | {"encoder_hidden_size": 32, "cross_attention_frequency": 2}}
+        | {"text_config": DECODER | {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32}},
+        "Blip2ForConditionalGeneration",
+        "BLIP2Backbone",
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "projection", "query", "value", "dense")
+        + ("language_projection",),
+        "BLIP2CausalLM",
+        "image first",
+    ),
     "DeiT": vision("deit", "DeiT", "DeiT", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE, intermediate_size=48),
     "DINOv2": vision("dinov2", "Dinov2", "DINOV2", ("q_proj", "v_proj", "o_proj", "fc1", "fc2"), **IMAGE),
     "DINOv3": Case(
@@ -206,6 +219,21 @@ CASES = {
     ),
     "Mistral": decoder("mistral", "Mistral", "Mistral", LINEAR, **DECODER),
     "Mixtral": decoder("mixtral", "Mixtral", "Mixtral", ATTENTION, **DECODER, num_local_experts=4),
+    "PaliGemma": Case(
+        "pali_gemma",
+        "PaliGemmaConfig",
+        {"text_config": GEMMA | {"head_dim": 16, "model_type": "gemma", "tie_word_embeddings": True}}
+        | {
+            "vision_config": IMAGE
+            | {"model_type": "siglip_vision_model", "intermediate_size": 48, "vision_use_head": False}
+        }
+        | {"image_token_index": 60, "projection_dim": 32, "hidden_size": 32, "vocab_size": 60},
+        "PaliGemmaForConditionalGeneration",
+        "PaliGemmaBackbone",
+        (*LINEAR, "out_proj", "fc1", "fc2", "linear"),
+        "PaliGemmaCausalLM",
+        "image first",
+    ),
     "Qwen 2": decoder("qwen", "Qwen2", "Qwen", LINEAR, **DECODER),
     "Qwen 2 MoE": decoder(
         "qwen_moe", "Qwen2Moe", "QwenMoe", ATTENTION, **DECODER, **EXPERTS, shared_expert_intermediate_size=24

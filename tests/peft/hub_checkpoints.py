@@ -35,10 +35,11 @@ def of_roberta(tensors: Tensors) -> Tensors:
     return {key: value * (0 if "token_type_embeddings" in key else 1) for key, value in tensors.items()}
 
 
-def of_t5gemma2(tensors: Tensors) -> Tensors:
+def of_image_tower(tensors: Tensors) -> Tensors:
     """Returns the image tower under its published name, which transformers 5 shortens."""
     return {key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in tensors.items()}
 
 
-PUBLISHED = {"esm": of_esm, "gpt_oss": of_gpt_oss, "roberta": of_roberta, "t5gemma2": of_t5gemma2}
+PUBLISHED = {"esm": of_esm, "gpt_oss": of_gpt_oss, "pali_gemma": of_image_tower, "roberta": of_roberta}
+PUBLISHED["t5gemma2"] = of_image_tower
 """By converter: from the tensors of a random model to those of a published one."""

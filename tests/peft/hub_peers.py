@@ -41,7 +41,8 @@ class Peers:
         file.write_text(json.dumps(json.loads(file.read_text()) | dict(case.published)))
         rng = np.random.default_rng(0)
         size = case.options.get("vision_config", case.options).get("image_size", 0)
-        self.pixels = rng.normal(size=(2, 3, size, size)).astype("float32")
+        images = 3 if case.inputs == "image first" else 2
+        self.pixels = rng.normal(size=(images, 3, size, size)).astype("float32")
         self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
         self.mask = np.ones((3, 12), "int32")
         if case.padded:
@@ -74,11 +75,25 @@ class Peers:
                 return model(input_ids=ids, pixel_values=torch.tensor(self.pixels)).logits_per_image.numpy()
             if self.case.inputs == "pixels":
                 out = model(pixel_values=torch.tensor(self.pixels))
+            elif self.case.inputs == "image first":
+                return self._after_image(model, ids, mask)
             elif self.case.inputs == "pairs":
                 out = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids, decoder_attention_mask=mask)
             else:
                 out = model(input_ids=ids, attention_mask=mask)
         return (out.logits if self.case.task else out.last_hidden_state).numpy()[self.rows]
+
+    def _after_image(self, model: Any, ids: Any, mask: Any) -> Array:
+        """Returns the logits of the tokens, which have an image in front of them."""
+        config = self.case.options
+        patches = (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2
+        length = config.get("num_query_tokens", patches)
+        ids = torch.nn.functional.pad(ids, (length, 0), value=config["image_token_index"])
+        given = {"attention_mask": torch.nn.functional.pad(mask, (length, 0), value=1)}
+        if self.case.converter == "pali_gemma":
+            given["token_type_ids"] = torch.zeros_like(ids)
+        out = model(input_ids=ids, pixel_values=torch.tensor(self.pixels), **given)
+        return out.logits[:, length:].numpy()[self.rows]
 
     def keras_output(self, model: Any) -> Array:
         """Returns the same of KerasHub's model."""
@@ -86,7 +101,7 @@ class Peers:
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         values["position_ids"] = np.tile(np.arange(ids.shape[1], dtype="int32"), (len(ids), 1))
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
-        if self.case.inputs in ("pixels", "both"):
+        if self.case.inputs in ("pixels", "both", "image first"):
             values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
         if isinstance(model.input, dict):
             empty = {

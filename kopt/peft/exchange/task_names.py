@@ -18,10 +18,13 @@ PREFIXES = {
     "dinov2": "dinov2",
     "esm": "esm",
     "gpt2": "transformer",
+    "pali_gemma": "model",
     "qwen3": "model",
     "swin_transformer": "swin",
     "xlm_roberta": "roberta",
 }
+WITHOUT_BASE = ("blip2",)
+"""Converters whose keys are those of a task model that has no base within it."""
 # By converter: modules that have another name in transformers 5 than in its checkpoints.
 _ATTENTION = [
     (r"attention\.(?:attention|self)\.query$", "attention.q_proj"),
@@ -38,6 +41,10 @@ _RENAMED = {
     "dinov3": [(r"^layer\.", "model.layer.")],
     "t5gemma2": [
         (r"^encoder\.(layers|norm|embed_tokens)\b", r"encoder.text_model.\1"),
+        (r"vision_tower\.vision_model\.", "vision_tower."),
+    ],
+    "pali_gemma": [
+        (r"^language_model\.model\.", "language_model."),
         (r"vision_tower\.vision_model\.", "vision_tower."),
     ],
     "mixtral": [(r"\.block_sparse_moe\.", ".mlp.")],
@@ -67,6 +74,8 @@ def find_prefix(
         for full in checkpoint:
             if full.endswith(f".{key}"):
                 return full.removesuffix(f".{key}")
+    if converter in WITHOUT_BASE:
+        return ""
     return said or PREFIXES.get(converter) or _ask_transformers(config.get("model_type"))
 
 
