@@ -19,7 +19,14 @@ RECURRENT = {"layer_types": ["linear_attention", "full_attention"], "linear_num_
     "linear_value_head_dim": 8,
 }
 WIDE = GEMMA | {"sliding_window": 64, "query_pre_attn_scalar": 8}
+SIGLIP = IMAGE | {"model_type": "siglip_vision_model", "intermediate_size": 48}
+SAM_IMAGE = {"model_type": "sam3_vit_model", "image_size": 56, "pretrain_image_size": 28, "patch_size": 14, "window_size": 2} | {
+    "global_attn_indexes": [1],
+    "intermediate_size": 48,
+}
+DETR = {"num_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48, "dropout": 0.0}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
 BERT = ("query", "key", "value", "intermediate.dense", "output.dense", "word_embeddings")
 
@@ -108,7 +115,7 @@ CASES = {
         | {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40},
         "BartForConditionalGeneration",
         "BartBackbone",
-        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        TOWER,
         None,
         "pairs",
         (("num_hidden_layers", 2),),
@@ -122,8 +129,7 @@ CASES = {
         | {"text_config": DECODER | {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32}},
         "Blip2ForConditionalGeneration",
         "BLIP2Backbone",
-        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "projection", "query", "value", "dense")
-        + ("language_projection",),
+        (*TOWER, "qkv", "projection", "query", "value", "dense", "language_projection"),
         "BLIP2CausalLM",
         "image first",
     ),
@@ -183,6 +189,19 @@ CASES = {
         num_kv_shared_layers=0,
         layer_types=["sliding_attention", "full_attention"],
     ),
+    "Gemma 4 assistant": Case(
+        "gemma4_assistant",
+        "Gemma4AssistantConfig",
+        {"text_config": GEMMA | {"sliding_window": 64, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
+        | {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 0}
+        | {"num_kv_shared_layers": 2}}
+        | {"backbone_hidden_size": 24},
+        "Gemma4AssistantForCausalLM",
+        "Gemma4Backbone",
+        ("q_proj", "o_proj", *FEEDFORWARD),
+        "Gemma4AssistantCausalLM",
+        "draft",
+    ),
     "GPT-2": decoder(
         "gpt2",
         "GPT2",
@@ -213,7 +232,7 @@ CASES = {
         | {"vision_config": IMAGE | {"intermediate_size": 48, "projection_dim": 16}, "projection_dim": 16},
         "MetaClip2Model",
         "MetaCLIP2Backbone",
-        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        TOWER,
         None,
         "both",
     ),
@@ -230,7 +249,7 @@ CASES = {
         | {"image_token_index": 60, "projection_dim": 32, "hidden_size": 32, "vocab_size": 60},
         "PaliGemmaForConditionalGeneration",
         "PaliGemmaBackbone",
-        (*LINEAR, "out_proj", "fc1", "fc2", "linear"),
+        (*LINEAR, *TOWER, "linear"),
         "PaliGemmaCausalLM",
         "image first",
     ),
@@ -252,6 +271,19 @@ CASES = {
         shared_expert_intermediate_size=24,
     ),
     "RoBERTa": encoder("roberta", "Roberta", "Roberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
+    "SAM 3": Case(
+        "sam3",
+        "Sam3Config",
+        {"vision_config": {"backbone_config": IMAGE | SAM_IMAGE, "fpn_hidden_size": 32}}
+        | {"text_config": ENCODER | {"projection_dim": 32, "model_type": "clip_text_model"}}
+        | {f"detr_{part}_config": DETR | {"num_queries": 5} for part in ("encoder", "decoder")}
+        | {"geometry_encoder_config": DETR | {"roi_size": 2}, "mask_decoder_config": DETR},
+        "Sam3Model",
+        "SAM3PromptableConceptBackbone",
+        (*TOWER, "o_proj", "text_projection", "layer1", "layer2"),
+        None,
+        "boxes",
+    ),
     "SmolLM3": decoder("smollm3", "SmolLM3", "SmolLM3", LINEAR, **DECODER),
     "Swin": vision(
         "swin_transformer",

@@ -40,6 +40,18 @@ def of_image_tower(tensors: Tensors) -> Tensors:
     return {key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in tensors.items()}
 
 
-PUBLISHED = {"esm": of_esm, "gpt_oss": of_gpt_oss, "pali_gemma": of_image_tower, "roberta": of_roberta}
+def of_sam3(tensors: Tensors) -> Tensors:
+    """Returns the part that finds objects in one image, as it is called within that of videos."""
+    return {f"detector_model.{key}": value for key, value in tensors.items()}
+
+
+def of_video(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of a video model that has one of images within it."""
+    return {"model_type": "sam3_video", "detector_config": config}
+
+
+PUBLISHED = {"sam3": of_sam3, "esm": of_esm, "gpt_oss": of_gpt_oss, "pali_gemma": of_image_tower, "roberta": of_roberta}
 PUBLISHED["t5gemma2"] = of_image_tower
 """By converter: from the tensors of a random model to those of a published one."""
+CONFIGURATIONS = {"sam3": of_video}
+"""By converter: the same of configurations."""

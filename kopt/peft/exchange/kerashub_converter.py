@@ -39,8 +39,14 @@ def is_of_keras_hub(layer: Any) -> bool:
     return type(layer).__module__.startswith("keras_hub.")
 
 
-def find_converter(layer: Any) -> Any | None:
-    """Returns the converter module for a backbone, or None."""
+def find_converter(layer: Any, model: Any = None) -> Any | None:
+    """Returns the converter module for a backbone, or None.
+
+    Args:
+        layer: perhaps a backbone.
+        model: the model that it is in. Where several converters make backbones of the class, it is the one that has the
+            name of the model: a Gemma 4 that drafts tokens for another has other names than that.
+    """
     if "keras_hub" not in sys.modules:
         return None
     backbone = importlib.import_module("keras_hub").models.Backbone
@@ -51,14 +57,14 @@ def find_converter(layer: Any) -> Any | None:
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("convert_"))
     modules = [importlib.import_module(f"{_CONVERTERS}.{name}") for name in names]
     known = [m for m in modules if hasattr(m, "backbone_cls")]
+    file = original_class(model).__module__.rpartition(".")[2] if model is not None else ""
     for fits in (
         lambda target: target is cls,
         lambda target: issubclass(cls, target),
         lambda target: issubclass(target, cls),  # the converter knows Llama by its latest version
     ):
-        for module in known:
-            if fits(module.backbone_cls):
-                return module
+        if found := [module for module in known if fits(module.backbone_cls)]:
+            return next((m for m in found[1:] if file.startswith(m.__name__.rpartition(".convert_")[2])), found[0])
     return None
 
 
@@ -71,7 +77,7 @@ def find_backbones(model: Any) -> list[tuple[Any, Any]]:
     for path, layer in named_layers(model):
         if any(path.startswith(f"{outer}.") for outer, _, _ in found):
             continue
-        converter = find_converter(layer)
+        converter = find_converter(layer, model)
         if converter is not None:
             found.append((path, layer, converter))
     return [(layer, converter) for _, layer, converter in found]
