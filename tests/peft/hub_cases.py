@@ -24,7 +24,7 @@ SAM_IMAGE = {"model_type": "sam3_vit_model", "image_size": 56, "pretrain_image_s
     "global_attn_indexes": [1],
     "intermediate_size": 48,
 }
-DETR = {"num_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48, "dropout": 0.0}
+DETR = {"num_layers": 1, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 96, "dropout": 0.0}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -274,13 +274,13 @@ CASES = {
     "SAM 3": Case(
         "sam3",
         "Sam3Config",
-        {"vision_config": {"backbone_config": IMAGE | SAM_IMAGE, "fpn_hidden_size": 32}}
-        | {"text_config": ENCODER | {"projection_dim": 32, "model_type": "clip_text_model"}}
+        {"vision_config": {"backbone_config": IMAGE | SAM_IMAGE, "fpn_hidden_size": 64}}
+        | {"text_config": ENCODER | {"projection_dim": 32, "model_type": "clip_text_model", "hidden_act": "gelu"}}
         | {f"detr_{part}_config": DETR | {"num_queries": 5} for part in ("encoder", "decoder")}
         | {"geometry_encoder_config": DETR | {"roi_size": 2}, "mask_decoder_config": DETR},
         "Sam3Model",
         "SAM3PromptableConceptBackbone",
-        (*TOWER, "o_proj", "text_projection", "layer1", "layer2"),
+        (*TOWER, "o_proj", "layer1", "layer2", "text_proj", "query_proj"),
         None,
         "boxes",
     ),

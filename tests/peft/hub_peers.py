@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import sys
+import types
 from typing import Any
 
 import keras
@@ -14,6 +16,7 @@ import torch
 import transformers
 from hub_cases import Case
 from hub_checkpoints import CONFIGURATIONS, PUBLISHED
+from keras_hub.src.models.sam3.roi_align import roi_align
 
 import kopt.peft
 from kopt.peft.model import adapters_of
@@ -23,6 +26,19 @@ R = 3
 KINDS = ("sliding_attention", "full_attention")
 FOUND = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks")
 """Outputs of a model that finds objects."""
+
+
+def _pooled(features: Any, boxes: Any, size: int) -> Any:
+    """Returns what lies in boxes as KerasHub pools it; transformers leaves that to torchvision, which few have."""
+    _, channels, height, width = features.shape
+    rows = [[float(i), *box] for i, group in enumerate(boxes) for box in group.tolist()]
+    pooled = roi_align(
+        features.permute(0, 2, 3, 1).numpy(), np.array(rows, "float32"), (size, size), height, width, channels
+    )
+    return torch.tensor(np.asarray(pooled)).permute(0, 3, 1, 2)
+
+
+vars(sys.modules[transformers.Sam3Model.__module__])["torchvision"] = types.SimpleNamespace(ops=types.SimpleNamespace(roi_align=_pooled))
 
 
 class Peers:
@@ -46,17 +62,19 @@ class Peers:
         rng = np.random.default_rng(0)
         vision = case.options.get("vision_config", case.options)
         size = vision.get("backbone_config", vision).get("image_size", 0)
-        images = 3 if case.inputs in ("image first", "boxes") else 2
+        images = {"image first": 3, "boxes": 1}.get(case.inputs, 2)
         self.pixels = rng.normal(size=(images, 3, size, size)).astype("float32")
         self.ids = rng.integers(5, 58, (3, 12)).astype("int32")
         self.mask = np.ones((3, 12), "int32")
         if case.padded:
             self.mask[1, 8:] = 0
             self.ids[1, 8:] = getattr(config, "pad_token_id", None) or 0
+        if case.inputs == "boxes":
+            self.ids, self.mask = self.ids[:1, :1], self.mask[:1, :1]  # see its remark
         if case.inputs == "both":
             self.ids[:, -1] = config.text_config.eos_token_id  # the sentence is what stands there
         self.drafted = [rng.normal(size=size).astype("float32") for size in ((3, 1, 24), (3, 1, 24), (3, 2, 2, 12, 1, 8))]
-        self.boxes = np.array([[[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.5, 0.2]]] * 3, "float32")
+        self.boxes = np.full((1, 1, 4), (0.4, 0.5, 0.3, 0.4), "float32")
         self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
 
     def torch_model(self, base: bool) -> Any:
@@ -87,9 +105,8 @@ class Peers:
             elif self.case.inputs == "draft":
                 return self._draft(model)
             elif self.case.inputs == "boxes":
-                labels = torch.tensor([[1, 0]] * 3)
-                given = {"input_boxes": torch.tensor(self.boxes), "input_boxes_labels": labels}
-                out = model(pixel_values=torch.tensor(self.pixels), input_ids=ids, attention_mask=mask, **given)
+                box = {"input_boxes": torch.tensor(self.boxes), "input_boxes_labels": torch.ones((1, 1)).long()}
+                out = model(pixel_values=torch.tensor(self.pixels), input_ids=ids, attention_mask=mask, **box)
                 return np.concatenate([getattr(out, name).numpy().ravel() for name in FOUND])
             elif self.case.inputs == "image first":
                 return self._after_image(model, ids, mask)
@@ -127,8 +144,8 @@ class Peers:
         values = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         values["position_ids"] = np.tile(np.arange(ids.shape[1], dtype="int32"), (len(ids), 1))
         values |= {f"{side}_{name}": values[name] for side in ("encoder", "decoder") for name in values.copy()}
-        values["boxes"] = np.concatenate([np.full((3, 2, 1), np.arange(3)[:, None, None]), self.boxes], -1)
-        values["box_labels"] = np.array([[1, 0]] * 3, "int32")
+        values["boxes"] = np.concatenate([np.zeros((1, 1, 1), "float32"), self.boxes], -1)
+        values["box_labels"] = np.ones((1, 1), "int32")
         if self.case.inputs not in ("tokens", "pairs"):
             values |= dict.fromkeys(("images", "pixel_values"), np.transpose(self.pixels, (0, 2, 3, 1)))
         if isinstance(model.input, dict):
@@ -142,6 +159,7 @@ class Peers:
         if self.case.inputs == "both":
             return np.asarray(out["vision_logits"])
         if self.case.inputs == "boxes":
+            out |= {"pred_masks": np.moveaxis(out["pred_masks"], -1, 1)}
             return np.concatenate([np.asarray(out[name]).ravel() for name in FOUND])
         if isinstance(out, dict):
             out = out[next(n for n in ("sequence_output", "decoder_sequence_output") if n in out)]
