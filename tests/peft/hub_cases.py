@@ -19,8 +19,18 @@ RECURRENT = {"layer_types": ["linear_attention", "full_attention"], "linear_num_
     "linear_value_head_dim": 8,
 }
 WIDE = GEMMA | {"sliding_window": 64, "query_pre_attn_scalar": 8}
+TOKENS = {"hidden_size": 16, "vocab_size": 4}
+AUDIO = {"conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "input_feat_size": 16} | {
+    "sscp_conv_channel_size": [8, 4]
+}
+ALTUP = {"sliding_window": 64, "vocab_size_per_layer_input": 60, "hidden_size_per_layer_input": 8, "laurel_rank": 4} | {
+    "num_kv_shared_layers": 0,
+    "altup_num_inputs": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 SIGLIP = IMAGE | {"model_type": "siglip_vision_model", "intermediate_size": 48}
-SAM_IMAGE = {"model_type": "sam3_vit_model", "image_size": 56, "pretrain_image_size": 28, "patch_size": 14, "window_size": 2} | {
+SAM_IMAGE = {"model_type": "sam3_vit_model", "image_size": 56, "pretrain_image_size": 28, "patch_size": 14} | {
+    "window_size": 2,
     "global_attn_indexes": [1],
     "intermediate_size": 48,
 }
@@ -176,6 +186,16 @@ CASES = {
     "Gemma": decoder("gemma", "Gemma", "Gemma", LINEAR, **GEMMA),
     "Gemma 2": decoder("gemma", "Gemma2", "Gemma", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
     "Gemma 3": decoder("gemma3", "Gemma3Text", "Gemma3", LINEAR, **GEMMA, sliding_window=8, query_pre_attn_scalar=8),
+    "Gemma 3n": Case(
+        "gemma3n",
+        "Gemma3nConfig",
+        {"text_config": GEMMA | ALTUP, "vision_config": TOKENS | {"vocab_offset": 60}, "image_token_id": 62}
+        | {"audio_config": TOKENS | AUDIO | {"vocab_offset": 64}, "audio_token_id": 66},
+        "Gemma3nForConditionalGeneration",
+        "Gemma3nBackbone",
+        (*LINEAR, "linear_left", "per_layer_input_gate", "per_layer_projection"),
+        "Gemma3nCausalLM",
+    ),
     "Gemma 4": decoder(
         "gemma4",
         "Gemma4Text",
@@ -192,9 +212,12 @@ CASES = {
     "Gemma 4 assistant": Case(
         "gemma4_assistant",
         "Gemma4AssistantConfig",
-        {"text_config": GEMMA | {"sliding_window": 64, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
-        | {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 0}
-        | {"num_kv_shared_layers": 2}}
+        {
+            "text_config": GEMMA
+            | {"sliding_window": 64, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
+            | {"layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 0}
+            | {"num_kv_shared_layers": 2}
+        }
         | {"backbone_hidden_size": 24},
         "Gemma4AssistantForCausalLM",
         "Gemma4Backbone",
@@ -321,28 +344,26 @@ CASES = {
     "XLM-RoBERTa": encoder("xlm_roberta", "XLMRoberta", "XLMRoberta", "MaskedLM", BERT, **ENCODER, pad_token_id=1),
 }
 
-UNTRIED = {
-    "blip2": "image and text in one model; not tried yet",
-    "gemma3n": "KerasHub builds an image tower of the published size, whatever the configuration says",
-    "gemma4_assistant": "it works only beside a Gemma 4",
-    "pali_gemma": "KerasHub stops at the image tower, which transformers 5 saves without `vision_model` in its names",
-    "sam3": "segmentation with several towers; not tried yet",
-}
-"""Converters of KerasHub without a case, and why."""
 WITHOUT_CONVERTER = ("BLOOM", "DeBERTa", "ELECTRA", "Falcon", "OPT", "Phi-3", "SigLIP", "T5")
 """Architectures of KerasHub whose Hugging Face checkpoints it does not convert."""
 REMARKS = {
+    "BLIP-2": "an image before the text, both towers; with OPT",
     "DINOv3": "transformers has no head for it",
     "ESM-2": "without padding: KerasHub masks the queries of padding instead of the keys",
+    "Gemma 3n": "text only, beside a small image tower",
     "Gemma 4": "text only",
+    "Gemma 4 assistant": "beside random keys and values of a Gemma 4",
     "GPT-OSS": "attention only, within the sliding window, which KerasHub has in other layers; experts in one weight",
     "MetaCLIP 2": "both towers; logits of pairs",
     "Mistral": "KerasHub rounds the weights to float16",
     "Mixtral": "attention only; KerasHub has the experts in one weight",
+    "PaliGemma": "an image before the text, both towers; one head as wide as an image has tokens, as KerasHub asks for",
     "Qwen 2 MoE": "attention only; KerasHub has the experts in one weight",
     "Qwen 3 MoE": "attention only; KerasHub has the experts in one weight",
     "Qwen 3.5": "text only",
     "Qwen 3.5 MoE": "text only, attention only; KerasHub has the experts in one weight",
+    "SAM 3": "an image, a box and a text of one token: KerasHub lets a token see those after it, and takes a box with "
+    "one image only",
     "Swin": "without query, key and value, which are one layer in KerasHub and three in transformers",
     "T5Gemma": "sequences within the sliding window, which KerasHub's encoder leaves out",
     "T5Gemma 2": "text only, sequences within the sliding window",

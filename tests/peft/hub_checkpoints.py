@@ -50,8 +50,14 @@ def of_video(config: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": "sam3_video", "detector_config": config}
 
 
+def of_gemma3n(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the frequencies of positions as published configurations have them."""
+    config["text_config"]["rope_theta"] = config["text_config"]["rope_parameters"]["full_attention"]["rope_theta"]
+    return config
+
+
 PUBLISHED = {"sam3": of_sam3, "esm": of_esm, "gpt_oss": of_gpt_oss, "pali_gemma": of_image_tower, "roberta": of_roberta}
 PUBLISHED["t5gemma2"] = of_image_tower
 """By converter: from the tensors of a random model to those of a published one."""
-CONFIGURATIONS = {"sam3": of_video}
+CONFIGURATIONS = {"gemma3n": of_gemma3n, "sam3": of_video}
 """By converter: the same of configurations."""

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import re
-import sys
-import types
 from typing import Any
 
 import keras
@@ -16,29 +14,18 @@ import torch
 import transformers
 from hub_cases import Case
 from hub_checkpoints import CONFIGURATIONS, PUBLISHED
-from keras_hub.src.models.sam3.roi_align import roi_align
+from hub_towers import add_image_tower, stand_in
 
 import kopt.peft
 from kopt.peft.model import adapters_of
 
 Array = np.ndarray[Any, Any]
 R = 3
+DRAFTED = ((3, 1, 24), (3, 1, 24), (3, 2, 2, 12, 1, 8))
+"""Shapes of a token, a hidden state, and the keys and values of a layer of each kind."""
 KINDS = ("sliding_attention", "full_attention")
 FOUND = ("pred_logits", "pred_boxes", "presence_logits", "pred_masks")
 """Outputs of a model that finds objects."""
-
-
-def _pooled(features: Any, boxes: Any, size: int) -> Any:
-    """Returns what lies in boxes as KerasHub pools it; transformers leaves that to torchvision, which few have."""
-    _, channels, height, width = features.shape
-    rows = [[float(i), *box] for i, group in enumerate(boxes) for box in group.tolist()]
-    pooled = roi_align(
-        features.permute(0, 2, 3, 1).numpy(), np.array(rows, "float32"), (size, size), height, width, channels
-    )
-    return torch.tensor(np.asarray(pooled)).permute(0, 3, 1, 2)
-
-
-vars(sys.modules[transformers.Sam3Model.__module__])["torchvision"] = types.SimpleNamespace(ops=types.SimpleNamespace(roi_align=_pooled))
 
 
 class Peers:
@@ -46,6 +33,7 @@ class Peers:
 
     def __init__(self, case: Case, folder: pathlib.Path) -> None:
         self.case, self.folder = case, folder / "base"
+        stand_in()
         torch.manual_seed(3)
         config = getattr(transformers, case.config)(**case.options)
         model = getattr(transformers, case.model)(config)
@@ -59,6 +47,8 @@ class Peers:
         file = self.folder / "config.json"
         saved = json.loads(file.read_text()) | dict(case.published)
         file.write_text(json.dumps(CONFIGURATIONS.get(case.converter, dict)(saved)))
+        if case.converter == "gemma3n":
+            add_image_tower(self.folder)
         rng = np.random.default_rng(0)
         vision = case.options.get("vision_config", case.options)
         size = vision.get("backbone_config", vision).get("image_size", 0)
@@ -73,7 +63,9 @@ class Peers:
             self.ids, self.mask = self.ids[:1, :1], self.mask[:1, :1]  # see its remark
         if case.inputs == "both":
             self.ids[:, -1] = config.text_config.eos_token_id  # the sentence is what stands there
-        self.drafted = [rng.normal(size=size).astype("float32") for size in ((3, 1, 24), (3, 1, 24), (3, 2, 2, 12, 1, 8))]
+        self.drafted = [
+            rng.normal(size=size).astype("float32") for size in ((3, 1, 24), (3, 1, 24), (3, 2, 2, 12, 1, 8))
+        ]
         self.boxes = np.full((1, 1, 4), (0.4, 0.5, 0.3, 0.4), "float32")
         self.rows = self.mask.astype(bool) if case.inputs != "pixels" else slice(None)
 
@@ -133,7 +125,9 @@ class Peers:
         token, hidden, cache = (torch.tensor(value) for value in self.drafted)
         pairs = {kind: cache[:, i].transpose(-3, -2).unbind(1) for i, kind in enumerate(KINDS)}
         where = torch.full((len(token), 1), cache.shape[3] - 1)
-        return model(inputs_embeds=torch.cat([token, hidden], -1), position_ids=where, shared_kv_states=pairs).logits.numpy()
+        return model(
+            inputs_embeds=torch.cat([token, hidden], -1), position_ids=where, shared_kv_states=pairs
+        ).logits.numpy()
 
     def keras_output(self, model: Any) -> Array:
         """Returns the same of KerasHub's model."""
