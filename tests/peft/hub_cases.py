@@ -36,6 +36,7 @@ SAM_IMAGE = {"model_type": "sam3_vit_model", "image_size": 56, "pretrain_image_s
 }
 DETR = {"num_layers": 1, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 96, "dropout": 0.0}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+BANK = ("experts.gate_up_proj", "experts.down_proj")
 TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 FEEDFORWARD = ("gate_proj", "up_proj", "down_proj")
 BERT = ("query", "key", "value", "intermediate.dense", "output.dense", "word_embeddings")
@@ -66,6 +67,8 @@ class Case:
     inputs: str = "tokens"
     published: tuple[tuple[str, Any], ...] = ()
     """Entries that published configurations have and that transformers 5 leaves out."""
+    parameters: tuple[str, ...] = ()
+    """The parameters of Hugging Face, those of no module alone, that get factors too."""
     padded: bool = True
     """Whether one sequence of tokens is shorter than the others."""
 
@@ -82,7 +85,15 @@ def decoder(converter: str, name: str, hub: str, targets: tuple[str, ...], **opt
     kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name.removesuffix('Text')}ForCausalLM"
     published = tuple((key, value) for key, value in options.items() if key == "num_experts")
     return Case(
-        converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, f"{hub}CausalLM", published=published
+        converter,
+        f"{name}Config",
+        options,
+        kind,
+        f"{hub}Backbone",
+        targets,
+        f"{hub}CausalLM",
+        published=published,
+        parameters=BANK if options.keys() & {"num_experts", "num_local_experts"} else (),
     )
 
 

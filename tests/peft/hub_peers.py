@@ -175,7 +175,11 @@ def measure(case: Case, folder: pathlib.Path) -> dict[str, float]:
     found = {"base": float(np.abs(peers.keras_output(model) - reference).max())}
 
     config = peft.LoraConfig(
-        r=R, lora_alpha=2 * R, target_modules=list(case.targets), task_type="CAUSAL_LM" if language else None
+        r=R,
+        lora_alpha=2 * R,
+        target_modules=list(case.targets),
+        target_parameters=list(case.parameters) or None,
+        task_type="CAUSAL_LM" if language else None,
     )
     theirs = peft.get_peft_model(plain, config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -189,8 +193,13 @@ def measure(case: Case, folder: pathlib.Path) -> dict[str, float]:
     found["effect"] = float(np.abs(expected - reference).max())
 
     fresh = peers.keras_model()
-    hosts = [re.sub(r"^\w+_backbone(_\d+)?\.", "", path) for path in adapters_of(model).hosts]
-    kopt.peft.get_peft_model(fresh, kopt.peft.LoRA(r=R, target_modules=hosts))
+    hosts, parameters = [], []
+    for path, layer in adapters_of(model).hosts.items():
+        for kernel in layer.kernels_of("default"):
+            short = re.sub(r"^\w+_backbone(_\d+)?\.", "", kernel)
+            (hosts if kernel == path else parameters).append(short)
+    adapter = kopt.peft.LoRA(r=R, target_modules=hosts, target_parameters=parameters or None)
+    kopt.peft.get_peft_model(fresh, adapter)
     rng = np.random.default_rng(2)
     for layer in adapters_of(fresh).hosts.values():
         for variable in layer.weights_of["default"].values():

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from kopt.peft.exchange.task_names import join_experts
 from kopt.peft.layers import named_layers, original_class, own_variables
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +33,8 @@ class Record(NamedTuple):
     hook: Callable[[Array, list[int]], Array] | None
     positions: Array | None
     """Place of each element in the flat tensor, where the converter assigns by itself."""
+    shape: tuple[int, ...] | None = None
+    """Shape of the tensor, where no checkpoint has it: transformers 5 makes it of those of all experts."""
 
 
 def is_of_keras_hub(layer: Any) -> bool:
@@ -136,6 +139,7 @@ class _Recorder:
         self.records: list[Record] = []
         self._shapes = shapes
         self._starts: list[tuple[int, str]] = [(0, "")]
+        self._asked: list[tuple[str, tuple[int, ...]]] = []
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
         """Notes instead of assigning."""
@@ -154,16 +158,26 @@ class _Recorder:
         size = math.prod(shape)
         self._starts[-1] = (start, key)
         self._starts.append((start + size, ""))
+        self._asked.append((key, tuple(shape)))
         return np.arange(start, start + size).reshape(shape)
 
     def assigned(self, variable: Any, value: Any) -> None:
-        """Notes a direct assignment if it only moves elements of one tensor."""
+        """Notes a direct assignment if it only moves elements of one tensor, or of those that become one."""
         places = np.asarray(value)
         if not np.issubdtype(places.dtype, np.integer) or not places.size:
             return
         for (start, key), (end, _) in zip(self._starts, self._starts[1:], strict=False):
             if start <= places.min() and places.max() < end:
                 self.records.append(Record(variable, key, None, places - start))
+                return
+        starts = np.array([start for start, _ in self._starts[:-1]])
+        tensors = np.searchsorted(starts, places, side="right") - 1
+        used = np.unique(tensors)
+        joined = join_experts([self._asked[i] for i in used])
+        if joined is not None:
+            key, shape, offsets = joined
+            moved = places - starts[tensors] + np.array(offsets)[np.searchsorted(used, tensors)]
+            self.records.append(Record(variable, key, None, moved, shape))
 
 
 @contextlib.contextmanager

@@ -165,9 +165,9 @@ def placement_key(group: Sequence[Port], known: Sequence[int] | None) -> tuple[A
 
 def find_factors(port: Port, site: Site, place: Placement) -> Factors | None:
     """Returns the inputs and outputs of a kernel in its tensor, or None if they are mixed there."""
+    if site.batch and port.record is not None:
+        return _batched(site, place)
     if site.batch:
-        if port.record is not None:
-            return None
         inputs, outputs = np.arange(site.fan_in), np.arange(site.fan_out)
         return Factors(place.shape, inputs, outputs, (site.fan_in,), site.fan_out, False, site.batch)
     found = _split(site, place)
@@ -178,6 +178,21 @@ def find_factors(port: Port, site: Site, place: Placement) -> Factors | None:
     length = math.prod(place.shape[i] for i in outer)
     transposed = len(place.shape) == 2 and inner[0] == 0 and site.kind != "embedding"
     return Factors(place.shape, inputs, outputs, input_shape, length, transposed)
+
+
+def _batched(site: Site, place: Placement) -> Factors | None:
+    """Returns the same of a batch of kernels in a tensor [batch, out, in] or [batch, in, out]."""
+    first, *rest = [site.matrix(index) for index in place.axes]
+    if len(rest) != 2 or (first != np.arange(len(first))[:, None, None]).any():
+        return None
+    by_input = [bool((m == m[:1, :, :1]).all()) for m in rest]
+    by_output = [bool((m == m[:1, :1]).all()) for m in rest]
+    if sorted(by_input) != [False, True] or by_input != by_output[::-1]:
+        return None
+    inner, outer = by_input.index(True), by_output.index(True)
+    inputs, outputs = rest[inner][0, :, 0], rest[outer][0, 0]
+    lengths = place.shape[1:]
+    return Factors(place.shape, inputs, outputs, (lengths[inner],), lengths[outer], False, place.shape[:1])
 
 
 def _sent(port: Port, shape: Sequence[int]) -> Placement | None:
