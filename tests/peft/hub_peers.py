@@ -198,7 +198,7 @@ def measure(case: Case, folder: pathlib.Path) -> dict[str, float]:
         for kernel in layer.kernels_of("default"):
             short = re.sub(r"^\w+_backbone(_\d+)?\.", "", kernel)
             (hosts if kernel == path else parameters).append(short)
-    adapter = kopt.peft.LoRA(r=R, target_modules=hosts, target_parameters=parameters or None)
+    adapter = kopt.peft.LoRA(r=R, target_modules=hosts or None, target_parameters=parameters or None)
     kopt.peft.get_peft_model(fresh, adapter)
     rng = np.random.default_rng(2)
     for layer in adapters_of(fresh).hosts.values():

@@ -23,6 +23,8 @@ from kopt.peft.layers import named_layers, original_class, own_variables
 
 Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"
+_PACKED = "_blocks"
+"""End of the keys of tensors with two numbers of 4 bits a byte."""
 
 
 class Record(NamedTuple):
@@ -34,7 +36,7 @@ class Record(NamedTuple):
     positions: Array | None
     """Place of each element in the flat tensor, where the converter assigns by itself."""
     shape: tuple[int, ...] | None = None
-    """Shape of the tensor, where no checkpoint has it: transformers 5 makes it of those of all experts."""
+    """Shape of the tensor, where no checkpoint has it: transformers 5 joins those of all experts, or unpacks it."""
 
 
 def is_of_keras_hub(layer: Any) -> bool:
@@ -140,6 +142,7 @@ class _Recorder:
         self._shapes = shapes
         self._starts: list[tuple[int, str]] = [(0, "")]
         self._asked: list[tuple[str, tuple[int, ...]]] = []
+        self._packed: list[tuple[str, int]] = []
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
         """Notes instead of assigning."""
@@ -159,11 +162,16 @@ class _Recorder:
         self._starts[-1] = (start, key)
         self._starts.append((start + size, ""))
         self._asked.append((key, tuple(shape)))
+        if key.endswith(_PACKED):
+            self._packed.append((key.removesuffix(_PACKED), 2 * size))  # two numbers a byte
         return np.arange(start, start + size).reshape(shape)
 
     def assigned(self, variable: Any, value: Any) -> None:
         """Notes a direct assignment if it only moves elements of one tensor, or of those that become one."""
         places = np.asarray(value)
+        if self._packed and self._packed[0][1] == places.size and np.issubdtype(places.dtype, np.floating):
+            own = tuple(variable.shape)  # as transformers has it after unpacking, too
+            self.records.append(Record(variable, self._packed.pop(0)[0], None, np.arange(places.size), own))
         if not np.issubdtype(places.dtype, np.integer) or not places.size:
             return
         for (start, key), (end, _) in zip(self._starts, self._starts[1:], strict=False):

@@ -167,10 +167,11 @@ class Writer:
     def _copy(self, module: str, parameter: str, entries: list[tuple[Port, Array]]) -> Array:
         """Returns a trained copy; of a module that is several layers, with the other layers' own values."""
         group = self.names.group(entries[0][0])
-        trained = {port.path: value for port, value in entries}
+        trained = {(port.path, port.attr): value for port, value in entries}
         tensor = np.full(self.names.placement(group[0]).shape, np.nan, "float32")
         for port in group:
-            value = trained[port.path] if port.path in trained else base_value(port)
+            own = (port.path, port.attr)
+            value = trained[own] if own in trained else base_value(port)
             self.names.placement(port).put(value, tensor)
         if np.isnan(tensor).any() and all(np.isfinite(v).all() for v in trained.values()):
             raise ValueError(
