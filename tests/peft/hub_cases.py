@@ -109,7 +109,8 @@ def multimodal(converter: str, name: str, hub: str, targets: tuple[str, ...], **
     tokens = dict.fromkeys(("image_token_id", "vision_start_token_id", "vision_end_token_id"), 58)
     options = {"text_config": text, "vision_config": image, "video_token_id": 59} | tokens
     kind = f"{name}ForConditionalGeneration"
-    return Case(converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, f"{hub}CausalLM")
+    bank = BANK if "num_experts" in text else ()
+    return Case(converter, f"{name}Config", options, kind, f"{hub}Backbone", targets, f"{hub}CausalLM", parameters=bank)
 
 
 def vision(converter: str, name: str, hub: str, targets: tuple[str, ...], **options: Any) -> Case:
@@ -364,15 +365,15 @@ REMARKS = {
     "Gemma 3n": "text only, beside a small image tower",
     "Gemma 4": "text only",
     "Gemma 4 assistant": "beside random keys and values of a Gemma 4",
-    "GPT-OSS": "attention only, within the sliding window, which KerasHub has in other layers; experts in one weight",
+    "GPT-OSS": "attention and experts, within the sliding window, which KerasHub has in other layers",
     "MetaCLIP 2": "both towers; logits of pairs",
     "Mistral": "KerasHub rounds the weights to float16",
-    "Mixtral": "attention only; KerasHub has the experts in one weight",
+    "Mixtral": "attention and experts; gate and up are one tensor in transformers: twice the rank in files of kopt",
     "PaliGemma": "an image before the text, both towers; one head as wide as an image has tokens, as KerasHub asks for",
-    "Qwen 2 MoE": "attention only; KerasHub has the experts in one weight",
-    "Qwen 3 MoE": "attention only; KerasHub has the experts in one weight",
+    "Qwen 2 MoE": "attention and experts",
+    "Qwen 3 MoE": "attention and experts",
     "Qwen 3.5": "text only",
-    "Qwen 3.5 MoE": "text only, attention only; KerasHub has the experts in one weight",
+    "Qwen 3.5 MoE": "text only, attention and experts",
     "SAM 3": "an image, a box and a text of one token: KerasHub lets a token see those after it, and takes a box with "
     "one image only",
     "Swin": "without query, key and value, which are one layer in KerasHub and three in transformers",

@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"
 _PACKED = "_blocks"
 """End of the keys of tensors with two numbers of 4 bits a byte."""
+_SAMPLE = 4096
+"""Number of elements that are looked at to see whether all experts are moved alike."""
 
 
 class Record(NamedTuple):
@@ -35,8 +37,10 @@ class Record(NamedTuple):
     hook: Callable[[Array, list[int]], Array] | None
     positions: Array | None
     """Place of each element in the flat tensor, where the converter assigns by itself."""
+    axes: tuple[Array, ...] | None = None
+    """The same of a batch of kernels, along each axis of the tensor: views, because all experts are many elements."""
     shape: tuple[int, ...] | None = None
-    """Shape of the tensor, where no checkpoint has it: transformers 5 joins those of all experts, or unpacks it."""
+    """Shape of that tensor, which a checkpoint may lack: transformers 5 joins those of all experts, or unpacks it."""
 
 
 def is_of_keras_hub(layer: Any) -> bool:
@@ -171,21 +175,47 @@ class _Recorder:
         places = np.asarray(value)
         if self._packed and self._packed[0][1] == places.size and np.issubdtype(places.dtype, np.floating):
             own = tuple(variable.shape)  # as transformers has it after unpacking, too
-            self.records.append(Record(variable, self._packed.pop(0)[0], None, np.arange(places.size), own))
+            axes = tuple(np.broadcast_to(i, own) for i in np.ogrid[tuple(slice(n) for n in own)])
+            self.records.append(Record(variable, self._packed.pop(0)[0], None, None, axes, own))
         if not np.issubdtype(places.dtype, np.integer) or not places.size:
             return
         for (start, key), (end, _) in zip(self._starts, self._starts[1:], strict=False):
             if start <= places.min() and places.max() < end:
                 self.records.append(Record(variable, key, None, places - start))
                 return
+        if places.ndim == 3 and (joined := self._joined(places)) is not None:
+            key, axes, shape = joined
+            self.records.append(Record(variable, key, None, None, axes, shape))
+
+    def _joined(self, places: Array) -> tuple[str, tuple[Array, ...], tuple[int, ...]] | None:
+        """Returns key, places and shape of the tensor of all experts that transformers 5 makes of theirs.
+
+        Args:
+            places: [experts, in, out], each expert moved alike.
+        """
         starts = np.array([start for start, _ in self._starts[:-1]])
-        tensors = np.searchsorted(starts, places, side="right") - 1
-        used = np.unique(tensors)
+        used = np.unique(np.searchsorted(starts, places[:, :1], side="right") - 1)
         joined = join_experts([self._asked[i] for i in used])
-        if joined is not None:
-            key, shape, offsets = joined
-            moved = places - starts[tensors] + np.array(offsets)[np.searchsorted(used, tensors)]
-            self.records.append(Record(variable, key, None, moved, shape))
+        if joined is None:
+            return None
+        key, shape, offsets = joined
+
+        def coordinates(some: Array) -> Array:
+            tensors = np.searchsorted(starts, some, side="right") - 1
+            within = some - starts[tensors] + np.array(offsets)[np.searchsorted(used, tensors)]
+            return np.array(np.unravel_index(within, shape))
+
+        lines = [coordinates(line) for line in (places[:, 0, 0], places[0, :, 0], places[0, 0])]
+        own: list[int] = []
+        for i in range(3):
+            own += [k for k, line in enumerate(lines) if (line[i] != line[i, 0]).any()][:1] or [0]
+        axes = tuple(
+            np.broadcast_to(lines[k][i].reshape([-1 if j == k else 1 for j in range(3)]), places.shape)
+            for i, k in enumerate(own)
+        )
+        sample = tuple(np.random.default_rng(0).integers(0, n, _SAMPLE) for n in places.shape)
+        same = (coordinates(places[sample]) == np.array([axis[sample] for axis in axes])).all()
+        return (key, axes, shape) if same else None
 
 
 @contextlib.contextmanager

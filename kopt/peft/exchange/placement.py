@@ -158,7 +158,8 @@ def placement_key(group: Sequence[Port], known: Sequence[int] | None) -> tuple[A
         code = getattr(hook, "__code__", id(hook) if hook is not None else None)
         cells = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
         closure = tuple(cell if isinstance(cell, (int, str, tuple)) else id(cell) for cell in cells)
-        direct = None if record is None or record.positions is None else id(record.positions)
+        found = None if record is None else record.positions if record.axes is None else record.axes
+        direct = None if found is None else id(found)
         parts.append((tuple(port.variable.shape), axes, record is None, code, closure, direct))
     return (tuple(parts), known and tuple(known))
 
@@ -200,6 +201,8 @@ def _sent(port: Port, shape: Sequence[int]) -> Placement | None:
     record, own = port.record, tuple(port.variable.shape)
     assert record is not None
     size = math.prod(own)
+    if record.axes is not None:
+        return Placement(tuple(shape), record.axes) if tuple(shape) == record.shape else None
     if record.positions is not None:
         flat = record.positions
         if flat.size != size or flat.max() >= math.prod(shape):

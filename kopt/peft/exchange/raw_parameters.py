@@ -12,7 +12,6 @@ are its `base_layer`, the `base_layer` of that, and so on:
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,12 +21,24 @@ from kopt.peft.exchange.placement import Factors
 from kopt.peft.methods import LoRA
 
 _A, _B = "lora_A.weight", "lora_B.weight"
-KEY = re.compile(r"(.+?)((?:\.base_layer)*)\.(lora_[AB]\.weight)")
+_WRAPPED = ".base_layer"
 
 
 def wrapped(parameters: Sequence[str]) -> dict[str, str]:
     """Returns what peft puts after the name of a module, by parameter; they are given in the module's order."""
-    return {name: ".base_layer" * (len(parameters) - 1 - i) for i, name in enumerate(parameters)}
+    return {name: _WRAPPED * (len(parameters) - 1 - i) for i, name in enumerate(parameters)}
+
+
+def split(name: str) -> tuple[str, str, str] | None:
+    """Returns module, wrappers and kind of a factor's name in a file; None of another name."""
+    kind = next((kind for kind in (_A, _B) if name.endswith(f".{kind}")), None)
+    if kind is None:
+        return None
+    outer = name.removesuffix(f".{kind}")
+    end = len(outer)
+    while outer.endswith(_WRAPPED, 0, end):
+        end -= len(_WRAPPED)
+    return outer[:end], outer[end:], kind
 
 
 def to_peft(tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -105,11 +105,11 @@ class Reader:
         """
         found: dict[tuple[str, str], dict[str, tuple[str, Array]]] = {}
         for key, value in tensors.items():
-            match = raw_parameters.KEY.fullmatch(_bare(key))
-            module = None if match is None else self.names.find(match[1])
-            if match is not None and module is not None and self._parameters_of(module):
-                found.setdefault((module, match[2]), {})[match[3]] = (key, value)
-                self.spelled[module] = match[1]
+            parts = raw_parameters.split(_bare(key))
+            module = None if parts is None else self.names.find(parts[0])
+            if parts is not None and module is not None and self._parameters_of(module):
+                found.setdefault((module, parts[1]), {})[parts[2]] = (key, value)
+                self.spelled[module] = parts[0]
         for (module, depth), pair in found.items():
             values = {name: value for name, (_, value) in pair.items()}
             free = [p for p in self._parameters_of(module).items() if (module, p[0]) not in self.raw]
