@@ -142,6 +142,10 @@ def test_files_that_do_not_fit(mixtral, base, tmp_path):
         ValueError, match=r"\(9, 6\).*no factors of gate_up_proj or down_proj in layers\.0\.mlp\.experts"
     ):
         peft.load_adapter(plain, folder, base_model=base)
+    peft.save_pretrained(model, folder, base_model=base)
+    rewrite(folder, lambda tensors: None, r=3)
+    with pytest.raises(ValueError, match=r"lora_[AB]\.weight has the rank 2, but adapter_config\.json says 3"):
+        peft.load_adapter(plain, folder, base_model=base)
     assert adapters_of(plain) is None
 
 

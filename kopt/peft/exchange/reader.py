@@ -125,6 +125,9 @@ class Reader:
             self.spelled[f"{module}.{name}"] = f"{self.spelled[module]}.{name}"
             for kind, (key, _) in pair.items():
                 self.keys[f"{module}.{name}", kind] = key
+            rank, said = self.raw[module, name]["lora_A.weight"].shape[1], self._local(f"{module}.{name}", "r")
+            if rank != said:
+                raise ValueError(f"{key} has the rank {rank}, but adapter_config.json says {said}.")
         return {key for pair in found.values() for key, _ in pair.values()}
 
     def _parameters_of(self, module: str) -> dict[str, Factors]:
