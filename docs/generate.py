@@ -26,7 +26,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in
 import numpy as np
 import references
 import yaml
-from hub_cases import CASES, REMARKS, UNTRIED, WITHOUT_CONVERTER
+from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 
 from kopt import catalogue, peft
@@ -219,9 +219,8 @@ def architecture_table(before: str) -> str:
 
 def untried_table() -> str:
     """Returns the architectures that are not tried, and why."""
-    rows = [f"| `{name}` | {why} |" for name, why in UNTRIED.items()]
-    rows += [f"| {name} | KerasHub does not convert its checkpoints from Hugging Face |" for name in WITHOUT_CONVERTER]
-    return "\n".join(["| converter or architecture | why not |", "|---|---|", *rows, ""])
+    rows = [f"| {name} | KerasHub does not convert its checkpoints from Hugging Face |" for name in WITHOUT_CONVERTER]
+    return "\n".join(["| architecture | why not |", "|---|---|", *rows, ""])
 
 
 # ------------------------------------------------------------------------------------------------- results of runs

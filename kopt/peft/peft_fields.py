@@ -49,11 +49,10 @@ UNSUPPORTED = (
     "layer_replication",
     "lora_bias",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
 )
-"""Change the result, and no file of peft with them can be read. kopt does not do them, but for `target_parameters`."""
+"""Change the result, so no file of peft with them can be read. kopt does not do them."""
 FIELDS = (*CARRIED, *FOUND, *STARTS, *UNSUPPORTED)

@@ -35,10 +35,29 @@ def of_roberta(tensors: Tensors) -> Tensors:
     return {key: value * (0 if "token_type_embeddings" in key else 1) for key, value in tensors.items()}
 
 
-def of_t5gemma2(tensors: Tensors) -> Tensors:
+def of_image_tower(tensors: Tensors) -> Tensors:
     """Returns the image tower under its published name, which transformers 5 shortens."""
     return {key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in tensors.items()}
 
 
-PUBLISHED = {"esm": of_esm, "gpt_oss": of_gpt_oss, "roberta": of_roberta, "t5gemma2": of_t5gemma2}
+def of_sam3(tensors: Tensors) -> Tensors:
+    """Returns the part that finds objects in one image, as it is called within that of videos."""
+    return {f"detector_model.{key}": value for key, value in tensors.items()}
+
+
+def of_video(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of a video model that has one of images within it."""
+    return {"model_type": "sam3_video", "detector_config": config}
+
+
+def of_gemma3n(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the frequencies of positions as published configurations have them."""
+    config["text_config"]["rope_theta"] = config["text_config"]["rope_parameters"]["full_attention"]["rope_theta"]
+    return config
+
+
+PUBLISHED = {"sam3": of_sam3, "esm": of_esm, "gpt_oss": of_gpt_oss, "pali_gemma": of_image_tower, "roberta": of_roberta}
+PUBLISHED["t5gemma2"] = of_image_tower
 """By converter: from the tensors of a random model to those of a published one."""
+CONFIGURATIONS = {"gemma3n": of_gemma3n, "sam3": of_video}
+"""By converter: the same of configurations."""

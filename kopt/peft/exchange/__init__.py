@@ -19,7 +19,8 @@ For the query of the first block of GPT-2:
     tensor "weight" [768, 2304] of that module           Placement  the rows and columns of each element
       shared with key and value                          Factors    all rows, and the columns 0 to 767
 
-A Part of each of the three layers is combined into one adapter of the module, and divided again when it is read.
+A Part of each of the three layers is combined into one adapter of the module, and divided again when it is read. So are
+the kernels of `target_parameters`, whose module has several tensors: the experts of a mixture (`raw_parameters`).
 """
 
 from kopt.peft.exchange.adapter_folder import load_adapter as load_adapter

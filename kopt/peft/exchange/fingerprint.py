@@ -30,7 +30,7 @@ def fingerprint(names: Names, ports: Sequence[Port]) -> str:
     samples: list[list[Any]] = []
     for port in kernels[:: max(1, len(kernels) // _LAYERS)][:_LAYERS]:
         flat = base_value(port).ravel()
-        number = [p.path for p in names.group(port)].index(port.path)
+        number = [(p.path, p.attr) for p in names.group(port)].index((port.path, port.attr))
         for place in np.linspace(0, flat.size - 1, _PLACES).round().astype(int).tolist():
             samples.append([port.module, port.parameter, number, place, float(flat[place])])
     return json.dumps(samples)

@@ -18,10 +18,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from kopt.peft.exchange.task_names import join_experts
 from kopt.peft.layers import named_layers, original_class, own_variables
 
 Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"
+_PACKED = "_blocks"
+"""End of the keys of tensors with two numbers of 4 bits a byte."""
+_SAMPLE = 4096
+"""Number of elements that are looked at to see whether all experts are moved alike."""
 
 
 class Record(NamedTuple):
@@ -32,6 +37,10 @@ class Record(NamedTuple):
     hook: Callable[[Array, list[int]], Array] | None
     positions: Array | None
     """Place of each element in the flat tensor, where the converter assigns by itself."""
+    axes: tuple[Array, ...] | None = None
+    """The same of a batch of kernels, along each axis of the tensor: views, because all experts are many elements."""
+    shape: tuple[int, ...] | None = None
+    """Shape of that tensor, which a checkpoint may lack: transformers 5 joins those of all experts, or unpacks it."""
 
 
 def is_of_keras_hub(layer: Any) -> bool:
@@ -39,8 +48,14 @@ def is_of_keras_hub(layer: Any) -> bool:
     return type(layer).__module__.startswith("keras_hub.")
 
 
-def find_converter(layer: Any) -> Any | None:
-    """Returns the converter module for a backbone, or None."""
+def find_converter(layer: Any, model: Any = None) -> Any | None:
+    """Returns the converter module for a backbone, or None.
+
+    Args:
+        layer: perhaps a backbone.
+        model: the model that it is in. Where several converters make backbones of the class, it is the one that has the
+            name of the model: a Gemma 4 that drafts tokens for another has other names than that.
+    """
     if "keras_hub" not in sys.modules:
         return None
     backbone = importlib.import_module("keras_hub").models.Backbone
@@ -51,14 +66,14 @@ def find_converter(layer: Any) -> Any | None:
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("convert_"))
     modules = [importlib.import_module(f"{_CONVERTERS}.{name}") for name in names]
     known = [m for m in modules if hasattr(m, "backbone_cls")]
+    file = original_class(model).__module__.rpartition(".")[2] if model is not None else ""
     for fits in (
         lambda target: target is cls,
         lambda target: issubclass(cls, target),
         lambda target: issubclass(target, cls),  # the converter knows Llama by its latest version
     ):
-        for module in known:
-            if fits(module.backbone_cls):
-                return module
+        if found := [module for module in known if fits(module.backbone_cls)]:
+            return next((m for m in found[1:] if file.startswith(m.__name__.rpartition(".convert_")[2])), found[0])
     return None
 
 
@@ -71,7 +86,7 @@ def find_backbones(model: Any) -> list[tuple[Any, Any]]:
     for path, layer in named_layers(model):
         if any(path.startswith(f"{outer}.") for outer, _, _ in found):
             continue
-        converter = find_converter(layer)
+        converter = find_converter(layer, model)
         if converter is not None:
             found.append((path, layer, converter))
     return [(layer, converter) for _, layer, converter in found]
@@ -130,6 +145,8 @@ class _Recorder:
         self.records: list[Record] = []
         self._shapes = shapes
         self._starts: list[tuple[int, str]] = [(0, "")]
+        self._asked: list[tuple[str, tuple[int, ...]]] = []
+        self._packed: list[tuple[str, int]] = []
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
         """Notes instead of assigning."""
@@ -148,16 +165,57 @@ class _Recorder:
         size = math.prod(shape)
         self._starts[-1] = (start, key)
         self._starts.append((start + size, ""))
+        self._asked.append((key, tuple(shape)))
+        if key.endswith(_PACKED):
+            self._packed.append((key.removesuffix(_PACKED), 2 * size))  # two numbers a byte
         return np.arange(start, start + size).reshape(shape)
 
     def assigned(self, variable: Any, value: Any) -> None:
-        """Notes a direct assignment if it only moves elements of one tensor."""
+        """Notes a direct assignment if it only moves elements of one tensor, or of those that become one."""
         places = np.asarray(value)
+        if self._packed and self._packed[0][1] == places.size and np.issubdtype(places.dtype, np.floating):
+            own = tuple(variable.shape)  # as transformers has it after unpacking, too
+            axes = tuple(np.broadcast_to(i, own) for i in np.ogrid[tuple(slice(n) for n in own)])
+            self.records.append(Record(variable, self._packed.pop(0)[0], None, None, axes, own))
         if not np.issubdtype(places.dtype, np.integer) or not places.size:
             return
         for (start, key), (end, _) in zip(self._starts, self._starts[1:], strict=False):
             if start <= places.min() and places.max() < end:
                 self.records.append(Record(variable, key, None, places - start))
+                return
+        if places.ndim == 3 and (joined := self._joined(places)) is not None:
+            key, axes, shape = joined
+            self.records.append(Record(variable, key, None, None, axes, shape))
+
+    def _joined(self, places: Array) -> tuple[str, tuple[Array, ...], tuple[int, ...]] | None:
+        """Returns key, places and shape of the tensor of all experts that transformers 5 makes of theirs.
+
+        Args:
+            places: [experts, in, out], each expert moved alike.
+        """
+        starts = np.array([start for start, _ in self._starts[:-1]])
+        used = np.unique(np.searchsorted(starts, places[:, :1], side="right") - 1)
+        joined = join_experts([self._asked[i] for i in used])
+        if joined is None:
+            return None
+        key, shape, offsets = joined
+
+        def coordinates(some: Array) -> Array:
+            tensors = np.searchsorted(starts, some, side="right") - 1
+            within = some - starts[tensors] + np.array(offsets)[np.searchsorted(used, tensors)]
+            return np.array(np.unravel_index(within, shape))
+
+        lines = [coordinates(line) for line in (places[:, 0, 0], places[0, :, 0], places[0, 0])]
+        own: list[int] = []
+        for i in range(3):
+            own += [k for k, line in enumerate(lines) if (line[i] != line[i, 0]).any()][:1] or [0]
+        axes = tuple(
+            np.broadcast_to(lines[k][i].reshape([-1 if j == k else 1 for j in range(3)]), places.shape)
+            for i, k in enumerate(own)
+        )
+        sample = tuple(np.random.default_rng(0).integers(0, n, _SAMPLE) for n in places.shape)
+        same = (coordinates(places[sample]) == np.array([axis[sample] for axis in axes])).all()
+        return (key, axes, shape) if same else None
 
 
 @contextlib.contextmanager

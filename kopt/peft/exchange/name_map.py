@@ -116,12 +116,15 @@ class Names:
         given = self._checked_modules(modules or {})
         self.ports: dict[tuple[str, str], Port] = {}
         self.by_module: dict[str, list[Port]] = {}
+        self._joined: dict[str, tuple[int, ...]] = {}
         for path, layer in self.paths.items():
             for attr, variable in own_variables(layer).items():
                 self._add(path, layer, attr, variable, records.get((path, attr)), given.get(path))
         self._spelled = {m: m for m in self.by_module} | {self.renamed(m): m for m in self.by_module}
         self._deepest = max((name.count(".") + 1 for name in self._spelled), default=0)
         self._shapes = self._checkpoint_shapes()
+        if self._shapes:
+            self._shapes |= self._joined
         self.tied: Port | None = None
         """The embedding whose transpose is the output matrix too, in a model that generates text."""
         self.generates = self.known and hasattr(model, "call_with_cache")
@@ -188,6 +191,8 @@ class Names:
         module, parameter = given or path, _PARAMETERS.get(name, name)
         if record is not None and given is None:
             module, _, parameter = self._bare(_modern(record.key)).rpartition(".")
+            if record.shape is not None:
+                self._joined[f"{module}.{parameter}"] = record.shape
         taken = self.by_module.get(module, [])
         if record is None and any(p.parameter == parameter for p in taken):
             if any(p.path != path for p in taken):

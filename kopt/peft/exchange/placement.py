@@ -158,16 +158,17 @@ def placement_key(group: Sequence[Port], known: Sequence[int] | None) -> tuple[A
         code = getattr(hook, "__code__", id(hook) if hook is not None else None)
         cells = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
         closure = tuple(cell if isinstance(cell, (int, str, tuple)) else id(cell) for cell in cells)
-        direct = None if record is None or record.positions is None else id(record.positions)
+        found = None if record is None else record.positions if record.axes is None else record.axes
+        direct = None if found is None else id(found)
         parts.append((tuple(port.variable.shape), axes, record is None, code, closure, direct))
     return (tuple(parts), known and tuple(known))
 
 
 def find_factors(port: Port, site: Site, place: Placement) -> Factors | None:
     """Returns the inputs and outputs of a kernel in its tensor, or None if they are mixed there."""
+    if site.batch and port.record is not None:
+        return _batched(site, place)
     if site.batch:
-        if port.record is not None:
-            return None
         inputs, outputs = np.arange(site.fan_in), np.arange(site.fan_out)
         return Factors(place.shape, inputs, outputs, (site.fan_in,), site.fan_out, False, site.batch)
     found = _split(site, place)
@@ -180,11 +181,28 @@ def find_factors(port: Port, site: Site, place: Placement) -> Factors | None:
     return Factors(place.shape, inputs, outputs, input_shape, length, transposed)
 
 
+def _batched(site: Site, place: Placement) -> Factors | None:
+    """Returns the same of a batch of kernels in a tensor [batch, out, in] or [batch, in, out]."""
+    first, *rest = [site.matrix(index) for index in place.axes]
+    if len(rest) != 2 or (first != np.arange(len(first))[:, None, None]).any():
+        return None
+    by_input = [bool((m == m[:1, :, :1]).all()) for m in rest]
+    by_output = [bool((m == m[:1, :1]).all()) for m in rest]
+    if sorted(by_input) != [False, True] or by_input != by_output[::-1]:
+        return None
+    inner, outer = by_input.index(True), by_output.index(True)
+    inputs, outputs = rest[inner][0, :, 0], rest[outer][0, 0]
+    lengths = place.shape[1:]
+    return Factors(place.shape, inputs, outputs, (lengths[inner],), lengths[outer], False, place.shape[:1])
+
+
 def _sent(port: Port, shape: Sequence[int]) -> Placement | None:
     """Returns the places that the converter's hook gives in a tensor of `shape`, or None if it does not fit."""
     record, own = port.record, tuple(port.variable.shape)
     assert record is not None
     size = math.prod(own)
+    if record.axes is not None:
+        return Placement(tuple(shape), record.axes) if tuple(shape) == record.shape else None
     if record.positions is not None:
         flat = record.positions
         if flat.size != size or flat.max() >= math.prod(shape):

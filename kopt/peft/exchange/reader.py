@@ -9,12 +9,14 @@ import numpy as np
 
 from kopt.declare.patterns import matches_whole
 from kopt.peft.adapter import Adapter, Array
-from kopt.peft.exchange import torch_layout
+from kopt.peft.exchange import raw_parameters, torch_layout
 from kopt.peft.exchange.config_file import arguments
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
+from kopt.peft.exchange.placement import Factors
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
-from kopt.peft.layers import child_of, find_site, own_variables
+from kopt.peft.layers import child_of, find_site, own_variables, parameter_site
+from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan
 from kopt.peft.targets import by_pattern, matches
 
@@ -50,13 +52,17 @@ class Reader:
         self.declared = self._declared_names()
         self.weights: dict[str, dict[str, Array]] = {}
         self.copies: dict[str, dict[str, Array]] = {}
+        self.raw: dict[tuple[str, str], dict[str, Array]] = {}
+        """Those of `target_parameters`, by module and name in it."""
         self.keys: dict[tuple[str, str], str] = {}
         self.spelled: dict[str, str] = {}
         output: dict[str, Array] = {}
         if config.get("ensure_weight_tying") and OUTPUT_MODULE not in names.by_module:
             prefix = f"{OUTPUT_MODULE}."
             output = {k: v for k, v in tensors.items() if _bare(k).startswith(prefix)}
-        unknown = [key for key, value in tensors.items() if key not in output and not self._take(key, value)]
+        wrapped = self._take_parameters(tensors) if config.get("target_parameters") else set[str]()
+        rest = {key: value for key, value in tensors.items() if key not in output and key not in wrapped}
+        unknown = [key for key, value in rest.items() if not self._take(key, value)]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Closest "
@@ -91,6 +97,44 @@ class Reader:
                     f"{OUTPUT_MODULE}.{other} is not the transpose of {own}. In this model embedding and output matrix "
                     "are one weight, so both must change alike."
                 )
+
+    def _take_parameters(self, tensors: Mapping[str, Array]) -> set[str]:
+        """Keeps the factors of parameters that are no module's weight, and returns their keys.
+
+        The file does not say which parameter a pair of factors belongs to; their shapes do.
+        """
+        found: dict[tuple[str, str], dict[str, tuple[str, Array]]] = {}
+        for key, value in tensors.items():
+            parts = raw_parameters.split(_bare(key))
+            module = None if parts is None else self.names.find(parts[0])
+            if parts is not None and module is not None and self._parameters_of(module):
+                found.setdefault((module, parts[1]), {})[parts[2]] = (key, value)
+                self.spelled[module] = parts[0]
+        for (module, depth), pair in found.items():
+            values = {name: value for name, (_, value) in pair.items()}
+            free = [p for p in self._parameters_of(module).items() if (module, p[0]) not in self.raw]
+            fitting = [(name, factors) for name, factors in free if raw_parameters.fits(values, factors)]
+            if not fitting:
+                shapes = ", ".join(f"{key} {value.shape}" for key, value in pair.values())
+                raise ValueError(
+                    f"{shapes}: these are no factors of {' or '.join(name for name, _ in free) or 'a weight'} in "
+                    f"{self.spelled[module]}{depth}. The adapter was trained on another base, or the file is damaged."
+                )
+            name, factors = fitting[0]
+            self.raw[module, name] = raw_parameters.from_peft(values, factors.batch[0])
+            self.spelled[f"{module}.{name}"] = f"{self.spelled[module]}.{name}"
+            for kind, (key, _) in pair.items():
+                self.keys[f"{module}.{name}", kind] = key
+            rank, said = self.raw[module, name]["lora_A.weight"].shape[1], self._local(f"{module}.{name}", "r")
+            if rank != said:
+                raise ValueError(f"{key} has the rank {rank}, but adapter_config.json says {said}.")
+        return {key for pair in found.values() for key, _ in pair.values()}
+
+    def _parameters_of(self, module: str) -> dict[str, Factors]:
+        """Returns the tensors of a module that `target_parameters` can name, as matrices."""
+        ports = [p for p in self.names.by_module[module] if p.record is not None and p.parameter != "weight"]
+        kernels = {p.parameter: p for p in ports if len(p.variable.shape) == 3}
+        return {name: self.names.factors(p, parameter_site(p.layer, p.attr)) for name, p in kernels.items()}
 
     def _take(self, key: str, value: Array) -> bool:
         """Returns whether the tensor has a place, and keeps it."""
@@ -161,24 +205,57 @@ class Reader:
                     )
                 options["target_modules"] = self._paths(module)
             return method(**options), None
-        adapted = self.weights or {m: t for m, t in self.copies.items() if m not in whole}
+        adapted = self.weights or {m: t for m, t in self.copies.items() if m not in whole and not self.raw}
         paths = {module: self._paths(module, bool(self.weights)) for module in adapted}
         targets: dict[str, dict[str, Any]] = {path: {} for module in paths for path in paths[module]}
-        options["target_modules"] = sorted(targets)
+        options["target_modules"] = sorted(targets) or None
         if "rank_pattern" in fields:
             for module in adapted:
                 for path in paths[module]:
                     targets[path] = {field: self._local(module, field) for field in ("r", "lora_alpha")}
             options["rank_pattern"] = {re.escape(path): local["r"] for path, local in targets.items()}
             options["alpha_pattern"] = {re.escape(path): local["lora_alpha"] for path, local in targets.items()}
+        if self.raw:
+            self._select_parameters(method, options, targets)
         if "feedforward_modules" in fields:
             inner = [path for module in adapted if self._is_inner(module) for path in paths[module]]
             options["feedforward_modules"] = sorted(inner) or None
         return method(**options), targets
 
+    def _select_parameters(
+        self, method: type[Adapter], options: dict[str, Any], targets: dict[str, dict[str, Any]]
+    ) -> None:
+        """Adds the parameters to an adapter's arguments. Those of one layer get one rank there, the largest."""
+        ranks: dict[str, tuple[int, float]] = {}
+        paths = []
+        for (module, name), tensors in self.raw.items():
+            scaling = self._scaling(module, name)
+            for port in self.names.by_module[module]:
+                if port.parameter == name:
+                    rank, factor = ranks.get(port.path, (0, scaling))
+                    ranks[port.path] = max(rank, tensors["lora_A.weight"].shape[1]), factor
+                    paths.append(f"{port.path}.{port.attr}")
+        options["target_parameters"] = sorted(paths)
+        targets.update({path: {} for path in paths})
+        rs = bool(self.config.get("use_rslora"))
+        alphas = {path: raw_parameters.alpha_of(factor, rank, rs) for path, (rank, factor) in ranks.items()}
+        options["rank_pattern"] |= {re.escape(path): rank for path, (rank, _) in ranks.items()}
+        options["alpha_pattern"] |= {re.escape(path): alpha for path, alpha in alphas.items()}
+
+    def _scaling(self, module: str, name: str) -> float:
+        """Returns the factor s that the file gives to a parameter."""
+        rank, alpha = (self._local(f"{module}.{name}", field) for field in ("r", "lora_alpha"))
+        return raw_parameters.scaling_of(alpha, rank, bool(self.config.get("use_rslora")))
+
     def _look_at_names(self) -> None:
         """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have."""
         named, there = self.config.get("target_modules"), self.spelled.values()
+        for name in self.config.get("target_parameters") or ():
+            if not any(m == name or m.endswith(f".{name}") for m in there):
+                raise ValueError(
+                    f"target_parameters of the file names {name!r}, for which it holds no weights that the model has a "
+                    "place for: KerasHub's converter must move the tensor as it is, and base_model must be given."
+                )
         if not isinstance(named, list) or (PROMPT, PROMPT) in self.keys:
             return
         if idle := [n for n in named if not any(m == n or m.endswith(f".{n}") for m in there)]:
@@ -221,6 +298,8 @@ class Reader:
             found[path] = {}
             if step.targeted:
                 self._weights_at(path, step, found[path], missing, wrong, used)
+            for attr in step.parameters:
+                found[path] |= self._parameter_at(path, attr, step.adapter, missing, used)
             for attr, variable in own_variables(step.layer).items():
                 if not step.whole and not step.adapter.trains(variable.name, step.targeted):
                     continue
@@ -247,6 +326,19 @@ class Reader:
         if problems:
             raise ValueError(f"The adapter does not fit the model: {'; '.join(problems)}.")
         return found
+
+    def _parameter_at(
+        self, path: str, attr: str, adapter: Adapter, missing: list[str], used: set[tuple[str, str]]
+    ) -> dict[str, Array]:
+        """Returns the weights of one of `target_parameters` as its layer names them."""
+        assert isinstance(adapter, LoRA)
+        port, site = self.names.ports[path, attr], parameter_site(self.names.paths[path], attr)
+        entry = (port.module, port.parameter)
+        tensors = raw_parameters.with_rank(self.raw[entry], self._scaling(*entry), adapter)
+        used |= {(".".join(entry), kind) for kind in tensors}
+        values, absent, _ = torch_layout.divide(tensors, site, self.names.factors(port, site), adapter)
+        missing += [f"{self.spelled['.'.join(entry)]}.{name}" for name in absent]
+        return {f"{attr}.{name}": value for name, value in values.items()}
 
     def _weights_at(
         self,

@@ -1,12 +1,13 @@
-"""Where transformers has the base within a model with a head, and modules that have another name in checkpoints.
+"""Where transformers has the base within a model with a head, and what has another name in checkpoints than in models.
 
 Most of KerasHub's converters, and most checkpoints, say where the base is. What neither says is here, and
 `tests/peft/test_names.py` compares it with transformers. What is not here is asked of transformers, if it is installed.
 """
 
 import importlib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 HEADS = ("lm_head", "score", "classifier")
@@ -18,10 +19,13 @@ PREFIXES = {
     "dinov2": "dinov2",
     "esm": "esm",
     "gpt2": "transformer",
+    "pali_gemma": "model",
     "qwen3": "model",
     "swin_transformer": "swin",
     "xlm_roberta": "roberta",
 }
+WITHOUT_BASE = ("blip2",)
+"""Converters whose keys are those of a task model that has no base within it."""
 # By converter: modules that have another name in transformers 5 than in its checkpoints.
 _ATTENTION = [
     (r"attention\.(?:attention|self)\.query$", "attention.q_proj"),
@@ -40,8 +44,41 @@ _RENAMED = {
         (r"^encoder\.(layers|norm|embed_tokens)\b", r"encoder.text_model.\1"),
         (r"vision_tower\.vision_model\.", "vision_tower."),
     ],
+    "pali_gemma": [
+        (r"^language_model\.model\.", "language_model."),
+        (r"vision_tower\.vision_model\.", "vision_tower."),
+    ],
     "mixtral": [(r"\.block_sparse_moe\.", ".mlp.")],
 }
+
+# Weights of one expert in checkpoints: the parameter of all experts in transformers 5, [experts, out, in], and which of
+# its parts they are along "out".
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
+_PARTS = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "down_proj": ("down_proj", 0)}
+_PARTS |= {"w1": _PARTS["gate_proj"], "w3": _PARTS["up_proj"], "w2": _PARTS["down_proj"]}
+_COUNTS = {"gate_up_proj": 2, "down_proj": 1}
+
+
+def join_experts(
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+) -> tuple[str, tuple[int, ...], list[int]] | None:
+    """Returns the tensor that transformers 5 makes of those of all experts.
+
+    Args:
+        tensors: key and shape of each.
+
+    Returns:
+        Its key, its shape, and where in it each of them begins, counted in elements; None if they are not of experts.
+    """
+    found = [(_EXPERT.fullmatch(key), shape) for key, shape in tensors]
+    kinds = {(m[1], _PARTS.get(m[3], ("", 0))[0], shape) if m else None for m, shape in found}
+    if len(kinds) != 1 or (kind := kinds.pop()) is None or not kind[1]:
+        return None
+    module, parameter, shape = kind
+    size, count = math.prod(shape), _COUNTS[parameter]
+    places = [(int(m[2]), _PARTS[m[3]][1]) for m, _ in found if m]
+    experts = 1 + max(number for number, _ in places)
+    return f"{module}.{parameter}", (experts, count * shape[0], shape[1]), [(n * count + i) * size for n, i in places]
 
 
 def common_prefix(keys: Iterable[str]) -> str:
@@ -67,6 +104,8 @@ def find_prefix(
         for full in checkpoint:
             if full.endswith(f".{key}"):
                 return full.removesuffix(f".{key}")
+    if converter in WITHOUT_BASE:
+        return ""
     return said or PREFIXES.get(converter) or _ask_transformers(config.get("model_type"))
 
 

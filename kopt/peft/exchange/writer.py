@@ -1,14 +1,14 @@
 """What one adapter of a model is in a file of Hugging Face peft: its tensors by key and its configuration."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kopt.peft import targets
 from kopt.peft.adapter import Adapter, Array
-from kopt.peft.exchange import torch_layout
+from kopt.peft.exchange import raw_parameters, torch_layout
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names, shortest_suffixes
 from kopt.peft.exchange.placement import Port
@@ -18,7 +18,14 @@ from kopt.peft.host import AdapterLayer
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 """The tasks that peft knows; others are written as none."""
-_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+_SELECTION = (
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "target_parameters",
+)
 
 
 class Writer:
@@ -30,6 +37,8 @@ class Writer:
             task_type = "CAUSAL_LM"
         self.task_type = task_type
         self.parts: dict[str, list[torch_layout.Part]] = {}
+        self.parameters: dict[tuple[str, str], list[torch_layout.Part]] = {}
+        """Those of `target_parameters`, by module and name in it."""
         self.copies: dict[tuple[str, str], list[tuple[Port, Array]]] = {}
         self.whole: dict[str, None] = {}
         self.sampled: list[Port] = []
@@ -40,24 +49,31 @@ class Writer:
     def add(self, path: str, layer: AdapterLayer) -> None:
         """Takes what the adapter has at one layer."""
         names, name = self.names, self.adapter_name
-        if others := [k for k in layer.kernels_of(name) if k != path]:
-            raise ValueError(
-                f"{others[0]} is adapted by target_parameters, which is not written in the form of peft: there is no "
-                "map yet from such kernels to its modules. model.save(...) keeps the adapter."
-            )
         whole = targets.matches(self.adapter.modules_to_save, path)
         for attr, copy in layer.copies[name].items():
             port = names.ports[path, attr]
             self.copies.setdefault((port.module, port.parameter), []).append((port, copy.numpy()))
             if whole:
                 self.whole[port.module] = None
-        if layer.weights_of[name]:
-            assert layer.site is not None
-            port = names.ports[path, layer.site.attr]
-            values = {key: np.asarray(v.numpy(), "float32") for key, v in layer.weights_at(name, layer.site).items()}
-            place = names.factors(port, layer.site)
-            part = torch_layout.Part(path, layer.site, place, layer.adapters[name], values)
-            self.parts.setdefault(port.module, []).append(part)
+        for site in layer.sites.values():
+            weights = layer.weights_at(name, site)
+            if not weights:
+                continue
+            port = names.ports[path, site.attr]
+            if (raw := site is not layer.site) and port.record is None:
+                raise ValueError(
+                    f"{path}.{site.attr} is adapted by target_parameters, which cannot be written in the form of peft: "
+                    "KerasHub's converter names no tensor of Hugging Face that it alone moves there. model.save(...) "
+                    "keeps the adapter."
+                )
+            if raw:
+                raw_parameters.check_method(layer.adapters[name], f"{path}.{site.attr}")
+            values = {key: np.asarray(v.numpy(), "float32") for key, v in weights.items()}
+            part = torch_layout.Part(path, site, names.factors(port, site), layer.adapters[name], values)
+            if raw:
+                self.parameters.setdefault((port.module, port.parameter), []).append(part)
+            else:
+                self.parts.setdefault(port.module, []).append(part)
         if not whole:
             self.sampled += [names.ports[path, attr] for attr in layer.owned]
 
@@ -74,6 +90,13 @@ class Writer:
             for spelled, value in joined[module].tensors.items():
                 key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
                 self._put(tensors, key, value, (PROMPT if spelled == PROMPT else module, spelled))
+        raw = {entry: torch_layout.combine(parts, None) for entry, parts in self.parameters.items()}
+        for (module, parameter), whole in raw.items():
+            order = [p.parameter for p in self.names.by_module[module] if (module, p.parameter) in raw]
+            depth = raw_parameters.wrapped(list(dict.fromkeys(order)))[parameter]
+            for spelled, value in raw_parameters.to_peft(whole.tensors).items():
+                key = f"{start}{self.names.written(module, task)}{depth}.{spelled}"
+                self._put(tensors, key, value, (f"{module}.{parameter}", spelled))
         tied = self.names.tied
         if tied is not None and (tied.module in self.parts or tied.module in self.whole):
             name = self.names.written(tied.module, task)
@@ -96,7 +119,7 @@ class Writer:
         for key, value in tensors.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"{key} has NaN or infinite values. Nothing was written.")
-        return tensors, self._config(joined, task)
+        return tensors, self._config(joined, raw, task)
 
     def _put(self, tensors: dict[str, Array], key: str, value: Array, entry: tuple[str, str]) -> None:
         if key in tensors:
@@ -109,7 +132,7 @@ class Writer:
     def _check_names(self) -> None:
         for module, parts in self.parts.items():
             self.names.check(module, self.names.ports[parts[0].path, parts[0].site.attr].parameter)
-        for module, parameter in self.copies:
+        for module, parameter in [*self.copies, *self.parameters]:
             self.names.check(module, parameter)
 
     def _has_head(self) -> bool:
@@ -144,10 +167,11 @@ class Writer:
     def _copy(self, module: str, parameter: str, entries: list[tuple[Port, Array]]) -> Array:
         """Returns a trained copy; of a module that is several layers, with the other layers' own values."""
         group = self.names.group(entries[0][0])
-        trained = {port.path: value for port, value in entries}
+        trained = {(port.path, port.attr): value for port, value in entries}
         tensor = np.full(self.names.placement(group[0]).shape, np.nan, "float32")
         for port in group:
-            value = trained[port.path] if port.path in trained else base_value(port)
+            own = (port.path, port.attr)
+            value = trained[own] if own in trained else base_value(port)
             self.names.placement(port).put(value, tensor)
         if np.isnan(tensor).any() and all(np.isfinite(v).all() for v in trained.values()):
             raise ValueError(
@@ -156,7 +180,12 @@ class Writer:
             )
         return tensor
 
-    def _config(self, joined: Mapping[str, torch_layout.Module], task: bool) -> dict[str, Any]:
+    def _config(
+        self,
+        joined: Mapping[str, torch_layout.Module],
+        raw: Mapping[tuple[str, str], torch_layout.Module],
+        task: bool,
+    ) -> dict[str, Any]:
         adapter, names = self.adapter, self.names
         config = {key: value for key, value in adapter.get_config().items() if value is not None and key != "extra"}
         for field in _SELECTION:
@@ -170,8 +199,12 @@ class Writer:
         if self.whole:
             config["modules_to_save"] = [names.written(module, task) for module in self.whole]
         if adapter.peft_type == "LORA":
-            config |= self._ranks(joined, written)
-            if any("start_A" in part.values for parts in self.parts.values() for part in parts):
+            spelled = {entry: f"{names.written(entry[0], task)}.{entry[1]}" for entry in raw}
+            config |= self._ranks([*joined.values(), *raw.values()], [*written.values(), *spelled.values()])
+            if raw:
+                there = [f"{name}.{p.parameter}" for name in universe for p in names.by_module.get(name, ())]
+                config["target_parameters"] = shortest_suffixes(spelled.values(), there)
+            if any("start_A" in p.values for parts in [*self.parts.values(), *self.parameters.values()] for p in parts):
                 config["init_lora_weights"] = True  # A₀ and B₀ have become part of A and B
         if adapter.peft_type in ("LORA", "IA3"):
             parts = [part for parts in self.parts.values() for part in parts]
@@ -195,11 +228,11 @@ class Writer:
         return known | config | type(adapter).fixed | {"peft_type": adapter.peft_type, "task_type": task_type}
 
     @staticmethod
-    def _ranks(joined: Mapping[str, torch_layout.Module], written: Mapping[str, str]) -> dict[str, Any]:
+    def _ranks(modules: Sequence[torch_layout.Module], written: Sequence[str]) -> dict[str, Any]:
         """Returns the common rank and α, and patterns for the modules that have others."""
         fields: dict[str, Any] = {}
         for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-            values = {written[module]: getattr(entry, field) for module, entry in joined.items()}
+            values = {name: getattr(module, field) for name, module in zip(written, modules, strict=True)}
             usual = max(values.values(), key=list(values.values()).count)
             other = {value for value in values.values() if value != usual}
             fields[field] = _number(usual)
