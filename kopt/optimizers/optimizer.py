@@ -229,6 +229,7 @@ class Optimizer(Configurable, KerasOptimizer):
             self.on_nonfinite = "skip"  # at a loss scale of 0 every gradient is NaN, and XLA cannot stop
         if self.built:
             return
+        backend.check_place(type(self).__name__)
         parameters = start.parameters(self, variables, self._held)
         super().build(variables)
         self._held.built = setup = start.setup(self, parameters, self._held)
@@ -275,7 +276,7 @@ class Optimizer(Configurable, KerasOptimizer):
         A rule that needs the loss takes note of it here: a training loop of your own must call this method, too.
         """
         if self.needs_loss:
-            self._held.note_loss(loss)
+            loss = self._held.noted(loss)
         return super().scale_loss(loss)
 
     @backend.unconverted

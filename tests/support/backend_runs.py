@@ -26,7 +26,7 @@ class Case:
 
     Attributes:
         run: makes it on the backend of this process, and returns arrays of numbers in an order that all share.
-        bound: the largest difference from TensorFlow, as a share of the largest number of an array, that is right.
+        bound: the largest difference from TensorFlow, as a share of the largest number, that is right.
         counted: whether the share of elements that differ by more than `bound` is told instead; it may be 0.1 %. For
             rules that ask for a sign alone.
         refused: backends on which an error says that this does not work there.
@@ -42,8 +42,8 @@ class Case:
     def difference(self, found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
         """Returns how far arrays are from those of TensorFlow."""
         assert [a.shape for a in found] == [b.shape for b in expected]
-        scales = [max(np.abs(b).max(initial=0.0), 1e-30) for b in expected]
-        parts = [np.abs(a - b) / scale for a, b, scale in zip(found, expected, scales, strict=True)]
+        scale = max(np.abs(b).max(initial=0.0) for b in expected)
+        parts = [np.abs(a - b) / scale for a, b in zip(found, expected, strict=True)]
         every = np.concatenate([part.ravel() for part in parts])
         assert np.isfinite(every).all()
         return float((every > self.bound).mean() if self.counted else every.max())

@@ -93,7 +93,7 @@ class FullBatch(Optimizer, abstract=True):
             for p in self.setup.parameters:
                 if "x" in p.slots:
                     for variable, value in p.rounded(p.remembered()["x"], self.setup.updates(), 0):
-                        variable.assign(value)
+                        variable.assign(ops.copy(value))  # on JAX no two variables may share an array
             self.setup.shared["searching"].assign(0.0)
         super().finalize_variable_values(var_list)
 
