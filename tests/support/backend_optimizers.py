@@ -10,10 +10,6 @@ from keras import ops
 import kopt
 
 STEPS = 20
-SIGNS = ("Lion", "SignSGD", "Tiger", "Grams", "Cautious", "AdamP")
-"""What asks for the sign of something, which the last bit of a gradient may turn."""
-REFUSED_ELSEWHERE = ("jax", "torch")
-LOSS_TERMS = {"BGD": {}, "BGD, step='barzilai_borwein'": {"step": "barzilai_borwein"}}
 
 
 def rules():
@@ -42,16 +38,18 @@ def numbers(tensors):
     return [np.asarray(ops.convert_to_numpy(ops.cast(x, "float64")), "float64") for x in tensors]
 
 
-def descended(make: Callable, dtype: str = "float32") -> list[np.ndarray]:
-    """Applies the same gradients on every backend; returns the weights."""
+def descended(make: Callable, dtype: str = "float32", nan: bool = False) -> list[np.ndarray]:
+    """Applies the same gradients on every backend, the fourth of them with a NaN if `nan`; returns the weights."""
     optimizer, (weights, gradients) = make(), weights_and_gradients()
     trained = variables(weights, dtype)
+    gradients[3][1][2] = np.nan if nan else gradients[3][1][2]
     for each in gradients:
-        if optimizer.needs_loss:  # of a bowl, so that the loss fits the gradient
+        scale = float(optimizer.scale_loss(ops.convert_to_tensor(1.0)))
+        if getattr(optimizer, "needs_loss", False):  # of a bowl, so that the loss fits the gradient
             moves = [w - 0.5 * first for w, first in zip(numbers(trained), weights, strict=True)]
             optimizer.scale_loss(ops.convert_to_tensor(sum((0.5 * d * d).sum() for d in moves), dtype))
             each = moves
-        optimizer.apply([ops.convert_to_tensor(g.astype("float32"), dtype) for g in each], trained)
+        optimizer.apply([ops.convert_to_tensor((scale * g).astype("float32"), dtype) for g in each], trained)
     optimizer.finalize_variable_values(trained)
     return numbers(trained)
 
@@ -92,19 +90,121 @@ def fitted(make: Callable, batch_size: int = 8, epochs: int = 4, **options) -> l
 
 # ------------------------------------------------------------------------------------------------- what is compared
 
-
-def _cases() -> dict[str, tuple[Callable, dict]]:
-    """Returns, by name, what makes an optimizer, and the arguments of its `Case`."""
-    exact = {"sparse": "exact"}  # lazy rows are TensorFlow's
-    found: dict[str, tuple[Callable, dict]] = {}
-    for name, cls in rules().items():
-        if issubclass(cls, kopt.optimizers.composites.Composite) or name == "LazyAdam":
-            continue
-        about = {"counted": True} if name in SIGNS else {}
-        found[name] = (lambda cls=cls: cls(**exact), about)
-    return found
+SIGNS = ("Lion", "SignSGD", "Tiger", "Grams", "Cautious", "AdamP")
+"""Rules that ask for the sign of something, which the last bit of a gradient may turn."""
+EXACT = {"sparse": "exact"}
+"""Lazy rows are TensorFlow's."""
+STEADY = {"ScheduleFreeSGD": {"learning_rate": 0.1}}
+"""Where the default rate is so large that the model makes differences grow."""
+MOMENTUM = {"learning_rate": 0.02, "momentum": 0.9}
 
 
-CASES = _cases()
-GRADIENTS = {name: Case(lambda make=make: descended(make), **about) for name, (make, about) in CASES.items()}
-FIT = {name: Case(lambda make=make: fitted(make), **about) for name, (make, about) in CASES.items()}
+def _rules() -> dict[str, Callable]:
+    return {
+        name: lambda cls=cls, name=name: cls(**EXACT, **STEADY.get(name, {}))
+        for name, cls in rules().items()
+        if name not in ("LazyAdam", "Route", "Switch")
+    }
+
+
+WRAPPED = {
+    "Lookahead(Momentum)": lambda: kopt.Lookahead(kopt.Momentum(**MOMENTUM, **EXACT), k=3),
+    "Lookahead(Prodigy)": lambda: kopt.Lookahead(kopt.Prodigy(**EXACT), k=3),
+    "Cautious(Momentum)": lambda: kopt.Cautious(kopt.Momentum(**MOMENTUM, **EXACT)),
+    "ScheduleFree(RMSprop)": lambda: kopt.ScheduleFree(kopt.RMSprop(**EXACT)),
+    "Mechanic(Momentum)": lambda: kopt.Mechanic(kopt.Momentum(**MOMENTUM, **EXACT)),
+    "AdaptiveClip(Lookahead(LAMB))": lambda: kopt.AdaptiveClip(kopt.Lookahead(kopt.LAMB(**EXACT), k=2)),
+    "GradientCentralization(Adan)": lambda: kopt.GradientCentralization(kopt.Adan(**EXACT)),
+    "GradientNoise(Momentum)": lambda: kopt.GradientNoise(kopt.Momentum(**MOMENTUM, **EXACT)),
+    "Route": lambda: kopt.Route([("kernel", kopt.Prodigy()), ("", "momentum")], **EXACT),
+    "Switch": lambda: kopt.Switch(kopt.Adam(0.01), second=kopt.Momentum(**MOMENTUM), after=7, **EXACT),
+    "BGD, step='fixed'": lambda: kopt.BGD(step="fixed", learning_rate=0.05),
+    "BGD, step='barzilai_borwein'": lambda: kopt.BGD(step="barzilai_borwein"),
+    "LBFGS, line_search='armijo'": lambda: kopt.LBFGS(line_search="armijo", pairs="damped"),
+}
+
+
+def _adamw(**options):
+    return lambda: kopt.AdamW(**{"learning_rate": 0.01, "weight_decay": 0.05, **EXACT, **options})
+
+
+MASKS = {"decay_mask": [(r"bias$|gamma$|beta$", 0.0)], "multipliers": [("embeddings", 0.1)]}
+DECAY = keras.optimizers.schedules.CosineDecay
+OPTIONS = {
+    "clipnorm": _adamw(clipnorm=0.1),
+    "clipvalue": _adamw(clipvalue=0.05),
+    "global_clipnorm": _adamw(global_clipnorm=0.1),
+    "decay_mask, multipliers": _adamw(**MASKS),
+    "learning_rate and weight_decay as schedules": lambda: _adamw(
+        learning_rate=DECAY(0.02, 15), weight_decay=DECAY(0.1, 15)
+    )(),
+    "use_ema": _adamw(use_ema=True, ema_momentum=0.8),
+    "ema_overwrite_frequency": _adamw(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3),
+    "gradient_accumulation_steps": _adamw(gradient_accumulation_steps=3),
+    "loss_scale_factor": _adamw(loss_scale_factor=8.0),
+    "on_nonfinite='skip'": _adamw(on_nonfinite="skip"),
+    "all of these": _adamw(
+        **MASKS,
+        global_clipnorm=0.1,
+        use_ema=True,
+        ema_overwrite_frequency=2,
+        gradient_accumulation_steps=2,
+        loss_scale_factor=4.0,
+        on_nonfinite="skip",
+    ),
+    "kopt.LossScaleOptimizer": lambda: kopt.LossScaleOptimizer(
+        _adamw()(), initial_scale=2.0**10, dynamic_growth_steps=3
+    ),
+    "keras.optimizers.LossScaleOptimizer": lambda: keras.optimizers.LossScaleOptimizer(
+        _adamw()(), initial_scale=2.0**10, dynamic_growth_steps=3
+    ),
+}
+ROUNDED = {"state_dtype='bfloat16'": {"state_dtype": "bfloat16"}, "state_dtype='int8'": {"state_dtype": "int8"}}
+SHORT = {
+    f"{dtype} weights, rounding={kind!r}": (dtype, kind)
+    for dtype in ("bfloat16", "float16")
+    for kind in ("kahan", "stochastic", "nearest")
+}
+
+
+def _about(name: str) -> dict:
+    return {"counted": True} if any(sign in name for sign in SIGNS) else {}
+
+
+def _given() -> dict[str, Case]:
+    """Returns the cases with gradients that are given."""
+    cases = {n: Case(lambda make=make: descended(make), **_about(n)) for n, make in {**_rules(), **WRAPPED}.items()}
+    cases |= {name: Case(lambda make=make: descended(make)) for name, make in OPTIONS.items()}
+    cases |= {
+        name: Case(lambda options=options: descended(_adamw(**options)), bound=1e-6, counted=True)
+        for name, options in ROUNDED.items()
+    }
+    cases |= {
+        name: Case(lambda dtype=dtype, kind=kind: descended(_adamw(rounding=kind), dtype), counted=True)
+        for name, (dtype, kind) in SHORT.items()
+    }
+    cases["float64 weights"] = Case(
+        lambda: descended(_adamw(), "float64"), remark="JAX has float32 instead, without `jax_enable_x64`"
+    )
+    cases["a NaN, on_nonfinite='skip'"] = Case(lambda: descended(_adamw(on_nonfinite="skip"), nan=True))
+    cases["LazyAdam"] = Case(lambda: descended(kopt.LazyAdam), refused=("jax", "torch"))
+    return cases
+
+
+def _in_fit() -> dict[str, Case]:
+    """Returns the cases in `fit`."""
+    cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in {**_rules(), **WRAPPED}.items()}
+    cases |= {name: Case(lambda make=make: fitted(make)) for name, make in OPTIONS.items()}
+    whole = {"batch_size": 40, "epochs": 20}
+    for name in ("BGD", "LBFGS", *(n for n in WRAPPED if n.startswith(("BGD", "LBFGS")))):
+        make = {**_rules(), **WRAPPED}[name]
+        cases[name] = Case(lambda make=make: fitted(make, **whole))
+    parts = {"examples": 40, "batch_size": 8}
+    cases["LBFGS, examples, batch_size"] = Case(lambda: fitted(lambda: kopt.LBFGS(**parts), epochs=20))
+    cases["on_nonfinite='raise'"] = Case(
+        lambda: fitted(_adamw(on_nonfinite="raise")), refused=("jax",), remark="with `run_eagerly=True` it works"
+    )
+    return cases
+
+
+GRADIENTS, FIT = _given(), _in_fit()
