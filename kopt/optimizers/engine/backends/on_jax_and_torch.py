@@ -139,10 +139,3 @@ def marked_rows(marks: Any) -> Tensor:
 def sparse(values: Tensor, rows: Tensor) -> Any:
     """Raises `NotImplementedError`."""
     raise NotImplementedError("kopt takes sparse gradients on the TensorFlow backend only.")
-
-
-def uniform(x: Tensor, update: Tensor, salt: int) -> Tensor:
-    """Raises `ValueError`."""
-    raise ValueError(
-        "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16', 'int8') needs the TensorFlow backend."
-    )
