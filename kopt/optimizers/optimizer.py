@@ -338,6 +338,8 @@ class Optimizer(Configurable, KerasOptimizer):
         Raises:
             FloatingPointError: the loss scale of Keras around this optimizer has fallen to nothing.
         """
+        if not backend.holds(self._iterations):
+            return
         if self.use_ema and self.built:
             leave_averages(self.setup)
             self.anchor()

@@ -9,18 +9,21 @@ import sys
 from collections.abc import Mapping
 
 import backend_optimizers
+import backend_uses
 import numpy as np
 from backend_runs import Case, written
 
 SECTIONS: dict[str, Mapping[str, Case]] = {
     "gradients": backend_optimizers.GRADIENTS,
     "fit": backend_optimizers.FIT,
+    "uses": backend_uses.USES,
     "callbacks": {},
     "adapters": {},
 }
 HEADINGS = {
     "gradients": "Optimizers, given the same gradients",
     "fit": "Optimizers in `fit`",
+    "uses": "What is done with optimizers",
     "callbacks": "Callbacks",
     "adapters": "Adapters",
 }

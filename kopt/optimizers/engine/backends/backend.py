@@ -51,7 +51,7 @@ class Backend(Protocol):
     def sum_over_replicas(self, gradients: Sequence[Any]) -> list[Any]:
         """Returns the sums of gradients over all replicas; None stays None."""
 
-    def stop_unless(self, fine: Tensor, message: str) -> None:
+    def stop_unless(self, fine: Callable[[], Tensor], message: str) -> None:
         """Raises an error unless all is `fine`, where the train step can stop at all."""
 
     def raise_on(self, flags: Tensor, labels: Sequence[str], owner: str) -> None:
@@ -76,6 +76,9 @@ class Backend(Protocol):
 
     def value(self, variable: Any) -> Tensor:
         """Reads a variable into a tensor, which holds until something is assigned to the variable."""
+
+    def holds(self, variable: Any) -> bool:
+        """Whether a variable has a value: in `fit` JAX takes it away, and a step that fails gives none back."""
 
     def take(self, variable: Any, rows: Tensor) -> Tensor:
         """Reads rows of a variable."""

@@ -30,9 +30,9 @@ def widest() -> str:
     return "float64" if jax.config.jax_enable_x64 else "float32"
 
 
-def stop_unless(fine: Tensor, message: str) -> None:
+def stop_unless(fine: Callable[[], Tensor], message: str) -> None:
     """Raises `FloatingPointError`; a compiled train step goes on."""
-    if not isinstance(fine, jax.core.Tracer) and not bool(fine):
+    if not is_traced() and not bool(fine()):
         raise FloatingPointError(message)
 
 
@@ -94,6 +94,14 @@ def differentiated(
         return result, gradients
 
     return differentiate
+
+
+def holds(variable: Any) -> bool:
+    """Keras has no public name for it: to read what is not there is an error."""
+    try:
+        return variable.value is not None
+    except TypeError:
+        return False
 
 
 def commit(writes: Sequence[Write]) -> None:

@@ -16,6 +16,7 @@ from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 if keras.backend.backend() == "jax":
     from kopt.optimizers.engine.backends.on_jax import commit as commit
     from kopt.optimizers.engine.backends.on_jax import differentiated as differentiated
+    from kopt.optimizers.engine.backends.on_jax import holds as holds
     from kopt.optimizers.engine.backends.on_jax import is_traced as is_traced
     from kopt.optimizers.engine.backends.on_jax import noted as noted
     from kopt.optimizers.engine.backends.on_jax import raise_on as raise_on
@@ -25,6 +26,7 @@ if keras.backend.backend() == "jax":
 else:
     from kopt.optimizers.engine.backends.on_torch import commit as commit
     from kopt.optimizers.engine.backends.on_torch import differentiated as differentiated
+    from kopt.optimizers.engine.backends.on_torch import holds as holds
     from kopt.optimizers.engine.backends.on_torch import is_traced as is_traced
     from kopt.optimizers.engine.backends.on_torch import noted as noted
     from kopt.optimizers.engine.backends.on_torch import raise_on as raise_on

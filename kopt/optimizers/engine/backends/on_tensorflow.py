@@ -82,13 +82,13 @@ def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
     return [None if g is None else next(summed) for g in gradients]
 
 
-def stop_unless(fine: tf.Tensor, message: str) -> None:
+def stop_unless(fine: Callable[[], tf.Tensor], message: str) -> None:
     """Raises `FloatingPointError`, in a graph `tf.errors.InvalidArgumentError`; XLA goes on."""
     if tf.executing_eagerly():
-        if not bool(fine):
+        if not bool(fine()):
             raise FloatingPointError(message)
     elif not _in_xla():
-        tf.debugging.Assert(fine, [message])
+        tf.debugging.Assert(fine(), [message])
 
 
 def raise_on(flags: tf.Tensor, labels: Sequence[str], owner: str) -> None:
@@ -138,6 +138,11 @@ def differentiated(
 def value(variable: Any) -> tf.Tensor:
     """Reads a variable into a tensor (keras.ops may pass the variable on)."""
     return tf.convert_to_tensor(_native(variable))
+
+
+def holds(variable: Any) -> bool:
+    """It always has."""
+    return True
 
 
 def take(variable: Any, rows: tf.Tensor) -> tf.Tensor:

@@ -28,9 +28,9 @@ def widest() -> str:
     return "float64"
 
 
-def stop_unless(fine: Tensor, message: str) -> None:
+def stop_unless(fine: Callable[[], Tensor], message: str) -> None:
     """Raises `FloatingPointError`."""
-    if not bool(fine):
+    if not bool(fine()):
         raise FloatingPointError(message)
 
 
@@ -72,6 +72,11 @@ def differentiated(
         return result.detach(), list(gradients)
 
     return differentiate
+
+
+def holds(variable: Any) -> bool:
+    """It always has."""
+    return True
 
 
 def commit(writes: Sequence[Write]) -> None:
