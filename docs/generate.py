@@ -254,11 +254,16 @@ def measured_backends(before: Mapping[str, Any], sections: Collection[str]) -> d
         names = {f"{section_name}/{name}": case for name, case in cases.items()}
         expected = backend_runs.run(backend_runs.REFERENCE, list(names))
         every = {
-            backend: backend_runs.compared(names, expected, backend_runs.run(backend, list(names)))
+            backend: backend_runs.compared(names, expected, backend_runs.run(backend, backend_runs.on(backend, names)))
             for backend in backend_runs.OTHERS
         }
         found[section_name] = {
-            name: {backend: rounded(own[f"{section_name}/{name}"]) for backend, own in every.items()} for name in cases
+            name: {
+                backend: rounded(own[f"{section_name}/{name}"])
+                for backend, own in every.items()
+                if f"{section_name}/{name}" in own
+            }
+            for name in cases
         }
     return found
 
@@ -276,7 +281,10 @@ def backend_tables(differences: Mapping[str, Any]) -> str:
         lines += [f"|---|{'---:|' * len(backend_runs.OTHERS)}---|"]
         for name, case in cases.items():
             own = differences[section_name].get(name, {})
-            cells = [told(case, own.get(backend, "not measured")) for backend in backend_runs.OTHERS]
+            cells = [
+                told(case, own.get(backend, "not measured")) if backend in case.only else "-"
+                for backend in backend_runs.OTHERS
+            ]
             lines.append(f"| {name} | {' | '.join(cells)} | {case.remark} |")
         tables.append("\n".join([*lines, ""]))
     return "\n".join(tables)

@@ -8,6 +8,7 @@
 import sys
 from collections.abc import Mapping
 
+import backend_devices
 import backend_optimizers
 import backend_uses
 import numpy as np
@@ -17,6 +18,7 @@ SECTIONS: dict[str, Mapping[str, Case]] = {
     "gradients": backend_optimizers.GRADIENTS,
     "fit": backend_optimizers.FIT,
     "uses": backend_uses.USES,
+    "devices": backend_devices.DEVICES,
     "callbacks": {},
     "adapters": {},
 }
@@ -24,6 +26,7 @@ HEADINGS = {
     "gradients": "Optimizers, given the same gradients",
     "fit": "Optimizers in `fit`",
     "uses": "What is done with optimizers",
+    "devices": "Optimizers in `fit` on two devices, with `keras.distribution.DataParallel`",
     "callbacks": "Callbacks",
     "adapters": "Adapters",
 }

@@ -29,6 +29,7 @@ class Case:
         bound: the largest difference from TensorFlow, as a share of the largest number, that is right.
         counted: whether the share of elements that differ by more than `bound` is told instead; it may be 0.1 %. For
             rules that ask for a sign alone.
+        only: the backends that are compared.
         refused: backends on which an error says that this does not work there.
         remark: what a reader of the table should know.
     """
@@ -36,6 +37,7 @@ class Case:
     run: Callable[[], Sequence[Any]]
     bound: float = 1e-6
     counted: bool = False
+    only: tuple[str, ...] = tuple(OTHERS)
     refused: tuple[str, ...] = ()
     remark: str = ""
 
@@ -57,6 +59,7 @@ def run(backend: str, names: Sequence[str], **environment: str) -> Found:
     """Runs cases, named "section/name", in a process with this backend."""
     room = SCRIPT.parents[2]
     own = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    own["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     path = os.pathsep.join([str(room), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "found.npz")
@@ -108,7 +111,9 @@ def written(cases: Mapping[str, Case]) -> dict[str, np.ndarray]:
 
 def compared(cases: Mapping[str, Case], expected: Found, found: Found) -> dict[str, float | str]:
     """Returns, by "section/name", the difference from TensorFlow, or the words of the error that refused a case."""
-    return {
-        name: x if isinstance(x := found[name], str) else case.difference(x, expected[name])
-        for name, case in cases.items()
-    }
+    return {name: x if isinstance(x, str) else cases[name].difference(x, expected[name]) for name, x in found.items()}
+
+
+def on(backend: str, cases: Mapping[str, Case]) -> list[str]:
+    """Returns the names of the cases that are for a backend."""
+    return [name for name, case in cases.items() if backend == REFERENCE or backend in case.only]

@@ -148,7 +148,9 @@ def _stateless(make, steps):
 
     def loss_of(trainable, others, state, x, y):
         predicted, others = model.stateless_call(trainable, others, x, training=True)
-        with keras.StatelessScope(list(zip(optimizer.variables, state, strict=True))):  # as fit does: the scale is state
+        with keras.StatelessScope(
+            list(zip(optimizer.variables, state, strict=True))
+        ):  # as fit does: the scale is state
             return optimizer.scale_loss(ops.mean(ops.square(predicted - y))), others
 
     @jax.jit
@@ -198,7 +200,9 @@ USES = {
     "run_eagerly=True": Case(lambda: fit(network(ADAMW(), run_eagerly=True)).get_weights()),
     "jit_compile=False": Case(lambda: fit(network(ADAMW(), jit_compile=False)).get_weights()),
     "steps_per_execution": Case(
-        lambda: fit(network(ADAMW(), steps_per_execution=5)).get_weights(), refused=("torch",), remark="Keras refuses it"
+        lambda: fit(network(ADAMW(), steps_per_execution=5)).get_weights(),
+        refused=("torch",),
+        remark="Keras refuses it",
     ),
     "reset": Case(begun_anew),
     "anchor": Case(anchored),
