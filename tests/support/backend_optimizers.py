@@ -35,7 +35,7 @@ def variables(arrays, dtype):
 
 def numbers(tensors):
     """Returns tensors as float64 arrays."""
-    return [np.asarray(ops.convert_to_numpy(ops.cast(x, "float64")), "float64") for x in tensors]
+    return [np.asarray(ops.convert_to_numpy(x)).astype("float64") for x in tensors]
 
 
 def descended(make: Callable, dtype: str = "float32", nan: bool = False) -> list[np.ndarray]:
@@ -168,13 +168,16 @@ SHORT = {
 }
 
 
+MAKERS = _rules()
+
+
 def _about(name: str) -> dict:
     return {"counted": True} if any(sign in name for sign in SIGNS) else {}
 
 
 def _given() -> dict[str, Case]:
     """Returns the cases with gradients that are given."""
-    cases = {n: Case(lambda make=make: descended(make), **_about(n)) for n, make in {**_rules(), **WRAPPED}.items()}
+    cases = {n: Case(lambda make=make: descended(make), **_about(n)) for n, make in {**MAKERS, **WRAPPED}.items()}
     alone = {name: make for name, make in OPTIONS.items() if not name.startswith("keras")}  # JAX has it in fit alone
     cases |= {name: Case(lambda make=make: descended(make)) for name, make in alone.items()}
     cases |= {
@@ -195,11 +198,11 @@ def _given() -> dict[str, Case]:
 
 def _in_fit() -> dict[str, Case]:
     """Returns the cases in `fit`."""
-    cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in {**_rules(), **WRAPPED}.items()}
+    cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in {**MAKERS, **WRAPPED}.items()}
     cases |= {name: Case(lambda make=make: fitted(make)) for name, make in OPTIONS.items()}
     whole = {"batch_size": 40, "epochs": 20}
     for name in ("BGD", "LBFGS", *(n for n in WRAPPED if n.startswith(("BGD", "LBFGS")))):
-        make = {**_rules(), **WRAPPED}[name]
+        make = {**MAKERS, **WRAPPED}[name]
         cases[name] = Case(lambda make=make: fitted(make, **whole), bound=1e-5, remark=SEARCH)
     parts = {"examples": 40, "batch_size": 8}
     cases["LBFGS, examples, batch_size"] = Case(lambda: fitted(lambda: kopt.LBFGS(**parts), epochs=20))
