@@ -21,6 +21,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in ("support", "peft")]
@@ -252,15 +253,19 @@ def measured_backends(before: Mapping[str, Any], sections: Collection[str]) -> d
             found[section_name] = before.get(section_name, {})
             continue
         names = {f"{section_name}/{name}": case for name, case in cases.items()}
-        expected = backend_runs.run(backend_runs.REFERENCE, list(names))
-        every = {
-            backend: backend_runs.compared(names, expected, backend_runs.run(backend, backend_runs.on(backend, names)))
-            for backend in backend_runs.OTHERS
+        with ThreadPoolExecutor() as pool:  # each waits for a process
+            every = {
+                backend: pool.submit(backend_runs.run, backend, backend_runs.on(backend, names))
+                for backend in (backend_runs.REFERENCE, *backend_runs.OTHERS)
+            }
+        expected = every.pop(backend_runs.REFERENCE).result()
+        differences = {
+            backend: backend_runs.compared(names, expected, made.result()) for backend, made in every.items()
         }
         found[section_name] = {
             name: {
                 backend: rounded(own[f"{section_name}/{name}"])
-                for backend, own in every.items()
+                for backend, own in differences.items()
                 if f"{section_name}/{name}" in own
             }
             for name in cases

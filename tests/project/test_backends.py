@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from backend_cases import CASES, SECTIONS
 from backend_files import MAKERS
+from backend_optimizers import WRAPPED, variables, weights_and_gradients
+from problems import rules
 
 import kopt
 
@@ -75,6 +77,21 @@ def test_files_go_from_one_backend_to_another(backend, tmp_path):
             assert sorted(found) == sorted(expected) and {k.split("/")[0] for k in found} == {*MAKERS}
             for k in expected:
                 np.testing.assert_allclose(found[k], expected[k], rtol=1e-5, atol=1e-5, err_msg=k)
+
+
+def test_keras_lists_every_variable():
+    options = {"use_ema": True, "gradient_accumulation_steps": 2, "state_dtype": "int8"}
+    wrapped = {
+        **WRAPPED,
+        "options": lambda: kopt.Adam(**options),
+        "short": lambda: kopt.Mechanic(kopt.Lookahead("adam")),
+    }
+    for name, make in {**{k: cls for k, cls in rules().items() if k != "Route"}, **wrapped}.items():
+        optimizer = make()
+        optimizer.build(variables(weights_and_gradients()[0], "bfloat16" if name == "short" else "float32"))
+        listed = [id(v) for v in optimizer.variables]
+        kept = {k: v for k, v in optimizer._held.variables(optimizer).items() if id(v) not in listed}
+        assert not kept and len(set(listed)) == len(listed), (name, kept)
 
 
 def test_keras_distribution_is_refused_where_keras_ignores_it():
