@@ -3,6 +3,7 @@
 from keras import ops
 
 from kopt.optimizers.adam_like import AdamLike
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.optimizer import (
     Fraction,
     Literal,
@@ -88,12 +89,21 @@ class LazyAdam(Adam):
     Args:
         sparse: only "lazy". `Adam` takes "exact", too.
 
+    Raises:
+        NotImplementedError: the backend of Keras is not TensorFlow, and has no sparse gradients.
+
     Every row-wise rule is lazy unless told otherwise; here it is a promise. Differs from `tfa.optimizers.LazyAdam` and
     `torch.optim.SparseAdam`, which have ε beside the uncorrected root, the first with 1e-7.
     Reference: Kingma and Ba, 2015, arXiv:1412.6980, on the rows of a sparse gradient.
     """
 
     sparse: Literal["lazy"] = "lazy"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not backend.has_rows:
+            raise NotImplementedError("LazyAdam needs the sparse gradients of the TensorFlow backend; use Adam.")
 
 
 class Nadam(AdamLike):

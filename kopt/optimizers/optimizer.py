@@ -128,8 +128,6 @@ class Optimizer(Configurable, KerasOptimizer):
     all that is new. A rule outside of kopt is not bounded unless it says so."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
-    random: ClassVar[bool] = False
-    """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
 
     def rules_by_key(self) -> Mapping[str, "Optimizer"]:
         """Returns what moves the weights: itself, or one optimizer a route. The key prefixes their shared values."""
@@ -147,7 +145,7 @@ class Optimizer(Configurable, KerasOptimizer):
             w: weight.
             s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
                 this weight, `multiplier`, a Python number, and `weight_decay`, its λ: a Python number too, unless it
-                follows a schedule.
+                follows a schedule; `index`, the place of the weight, and `update`, t as an integer.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")
@@ -229,6 +227,7 @@ class Optimizer(Configurable, KerasOptimizer):
             self.on_nonfinite = "skip"  # at a loss scale of 0 every gradient is NaN, and XLA cannot stop
         if self.built:
             return
+        backend.check_place(type(self).__name__)
         parameters = start.parameters(self, variables, self._held)
         super().build(variables)
         self._held.built = setup = start.setup(self, parameters, self._held)
@@ -275,7 +274,7 @@ class Optimizer(Configurable, KerasOptimizer):
         A rule that needs the loss takes note of it here: a training loop of your own must call this method, too.
         """
         if self.needs_loss:
-            self._held.note_loss(loss)
+            loss = self._held.noted(loss)
         return super().scale_loss(loss)
 
     @backend.unconverted
@@ -339,6 +338,8 @@ class Optimizer(Configurable, KerasOptimizer):
         Raises:
             FloatingPointError: the loss scale of Keras around this optimizer has fallen to nothing.
         """
+        if not backend.holds(self._iterations):
+            return
         if self.use_ema and self.built:
             leave_averages(self.setup)
             self.anchor()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kopt.optimizers.engine import keras_loss_scale
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.setup import Setup
 from kopt.optimizers.engine.state.state_file import StateFile, name_variables
 
@@ -68,9 +69,10 @@ class Held:
             raise AttributeError(f"{self.owner}: weights cannot be excluded from decay after build.")
         self.excluded.extend(new)
 
-    def note_loss(self, loss: Any) -> None:
-        """Remembers the loss of the step that follows."""
-        self.losses[threading.get_ident()] = loss
+    def noted(self, loss: Any) -> Any:
+        """Remembers the loss of the step that follows; returns the loss to differentiate."""
+        thread = threading.get_ident()
+        return backend.noted(loss, lambda value: self.losses.update({thread: value}))
 
     def take_loss(self) -> Any:
         """Returns the loss of this step.

@@ -54,7 +54,7 @@ def check(owner: str, scale: Any, options: Options, needs_loss: bool, counts_bat
     if options.on_nonfinite == "raise":
         without = ", without on_nonfinite: it raises by itself"
         raise ValueError(_unfit(owner, "keeps every NaN from on_nonfinite='raise'", without))
-    backend.stop_unless(ops.convert_to_tensor(scale) >= MINIMUM_SCALE, _fallen(owner))
+    backend.stop_unless(lambda: ops.convert_to_tensor(scale) >= MINIMUM_SCALE, _fallen(owner))
 
 
 def check_at_end(owner: str, scale: Any) -> None:

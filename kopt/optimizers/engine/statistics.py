@@ -42,4 +42,5 @@ def pay_averages(setup: Setup) -> None:
 def leave_averages(setup: Setup) -> None:
     """Makes every weight its average."""
     for write in overwritten(setup, setup.updates()):
-        write.variable.assign(ops.cast(write.value, write.variable.dtype))
+        value = ops.copy(ops.cast(write.value, write.variable.dtype))  # on JAX no two variables may share an array
+        write.variable.assign(value)

@@ -89,12 +89,13 @@ class FullBatch(Optimizer, abstract=True):
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts back the last accepted point if the weights are at a trial; `fit` calls it at its end."""
-        if self.built and "searching" in self.setup.shared and bool(backend.value(self.setup.shared["searching"]) > 0):
+        searching = self.setup.shared.get("searching") if self.built else None
+        if searching is not None and backend.holds(searching) and bool(backend.value(searching) > 0):
             for p in self.setup.parameters:
                 if "x" in p.slots:
                     for variable, value in p.rounded(p.remembered()["x"], self.setup.updates(), 0):
-                        variable.assign(value)
-            self.setup.shared["searching"].assign(0.0)
+                        variable.assign(ops.copy(value))  # on JAX no two variables may share an array
+            searching.assign(0.0)
         super().finalize_variable_values(var_list)
 
     def _rounding_error(self, value: Tensor, moved: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.tensor_math import Tensor
 
 
@@ -27,7 +28,7 @@ def memory(history: int) -> dict[str, Any]:
 
 def products(g: Tensor, w: Tensor, s: Any) -> dict[str, Tensor]:
     """Returns inner products of the step and the gradient at the trial with each other and with the history."""
-    g, w, old, x, steps, changes = (ops.cast(v, "float64") for v in (g, w, s.g, s.x, s.S, s.Y))
+    g, w, old, x, steps, changes = (ops.cast(v, backend.widest()) for v in (g, w, s.g, s.x, s.S, s.Y))
     g, scale = g + s.weight_decay * w, s.multiplier
     inverse = 1 / scale if scale else 0.0  # a weight whose multiplier is 0 does not move
     step, y, each = w - x, g - old, tuple(range(1, len(w.shape) + 1))

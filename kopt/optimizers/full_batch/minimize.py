@@ -102,7 +102,8 @@ def minimize(
     else:
         raise TypeError(f"minimize needs a Keras model or a function. Received: {target!r}")
     optimizer.build(list(variables))
-    differentiate = backend.differentiated(function, list(variables), compiled)
+    state = target.non_trainable_variables if isinstance(target, keras.Model) else []
+    differentiate = backend.differentiated(function, list(variables), state, compiled)
 
     def evaluate() -> tuple[Any, list[Any]]:
         loss, gradients = 0.0, [0.0] * len(variables)

@@ -147,7 +147,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         new = ops.where(overflow, halved, doubled)
         count = ops.where(ops.logical_or(overflow, full), ops.zeros_like(count), count)
         backend.commit([Write(self.step_counter, count), Write(self.dynamic_scale, new)])
-        backend.stop_unless(new >= self.minimum_scale, self._fallen())
+        backend.stop_unless(lambda: new >= self.minimum_scale, self._fallen())
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Ends `fit`.
@@ -156,7 +156,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             FloatingPointError: the scale has fallen below `minimum_scale`.
         """
         super().finalize_variable_values(var_list)
-        if self.built and not float(ops.convert_to_numpy(self.dynamic_scale)) >= self.minimum_scale:
+        known = self.built and backend.holds(self.dynamic_scale)
+        if known and not float(ops.convert_to_numpy(self.dynamic_scale)) >= self.minimum_scale:
             raise FloatingPointError(self._fallen())
 
     def _fallen(self) -> str:

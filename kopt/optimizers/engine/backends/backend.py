@@ -19,10 +19,13 @@ Update = tuple[list[Write], Tensor | None]
 class Backend(Protocol):
     """What `on_tensorflow` and `on_jax_and_torch` offer."""
 
+    has_rows: bool
+    """Whether gradients may name the rows that they belong to."""
+
     # ---------------------------------------------------------------------------------------------- running
 
     def unconverted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the function as it is: no tool rewrites its Python code while it is traced."""
+        """Returns the function kept from tools that would rewrite its Python code or record its gradient."""
 
     def place(self) -> Place:
         """Returns where the caller is."""
@@ -33,6 +36,12 @@ class Backend(Protocol):
     def compiled(self, graphs: dict[str, Any], name: str, function: Callable[..., Any], xla: bool = False) -> Any:
         """Returns the function compiled, as `graphs` keeps it under a name; by XLA if asked for."""
 
+    def widest(self) -> str:
+        """Returns the type of the most precise arithmetic, float64 or float32."""
+
+    def check_place(self, owner: str) -> None:
+        """Raises `ValueError` where the weights are to lie on devices in a way that is not carried out."""
+
     def cond(self, condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         """Returns what one of two functions returns; only that one runs."""
 
@@ -42,19 +51,34 @@ class Backend(Protocol):
     def sum_over_replicas(self, gradients: Sequence[Any]) -> list[Any]:
         """Returns the sums of gradients over all replicas; None stays None."""
 
-    def stop_unless(self, fine: Tensor, message: str) -> None:
+    def stop_unless(self, fine: Callable[[], Tensor], message: str) -> None:
         """Raises an error unless all is `fine`, where the train step can stop at all."""
 
     def raise_on(self, flags: Tensor, labels: Sequence[str], owner: str) -> None:
         """Raises an error that names the weights whose flag is False."""
 
-    def differentiated(self, function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
-        """Returns a function that returns the value of `function` and its dense gradients."""
+    def noted(self, loss: Tensor, note: Callable[[Tensor], None]) -> Tensor:
+        """Calls `note` with a loss that can be read after its gradient was taken; returns the loss to differentiate."""
+
+    def differentiated(
+        self, function: Callable[..., Any], variables: Sequence[Any], state: Sequence[Any], compiled: bool
+    ) -> Callable[..., Any]:
+        """Returns a function that returns the value of `function` and its dense gradients.
+
+        Args:
+            function: returns a scalar.
+            variables: what it is differentiated by.
+            state: other variables that it may change.
+            compiled: whether to compile it, where the backend can.
+        """
 
     # ---------------------------------------------------------------------------------------------- variables
 
     def value(self, variable: Any) -> Tensor:
-        """Reads a variable into a tensor that later assignments leave alone."""
+        """Reads a variable into a tensor, which holds until something is assigned to the variable."""
+
+    def holds(self, variable: Any) -> bool:
+        """Whether a variable has a value: in `fit` JAX takes it away, and a step that fails gives none back."""
 
     def take(self, variable: Any, rows: Tensor) -> Tensor:
         """Reads rows of a variable."""
@@ -96,9 +120,6 @@ class Backend(Protocol):
 
     def sparse(self, values: Tensor, rows: Tensor) -> Any:
         """Returns a gradient of rows."""
-
-    def uniform(self, x: Tensor, update: Tensor, salt: int) -> Tensor:
-        """Returns noise in [0, 1) like x: the same for the same update and salt, anywhere and at any time."""
 
 
 def _choose() -> Backend:

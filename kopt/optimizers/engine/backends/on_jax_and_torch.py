@@ -1,31 +1,45 @@
 """How a step runs on the other backends of Keras: as plain operations, compiled by whatever compiles the train step.
 
-See `Backend` for what the functions do.
+See `Backend` for what the functions do. What JAX and torch do in different ways is in `on_jax` and `on_torch`.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 
+if keras.backend.backend() == "jax":
+    from kopt.optimizers.engine.backends.on_jax import commit as commit
+    from kopt.optimizers.engine.backends.on_jax import differentiated as differentiated
+    from kopt.optimizers.engine.backends.on_jax import holds as holds
+    from kopt.optimizers.engine.backends.on_jax import is_traced as is_traced
+    from kopt.optimizers.engine.backends.on_jax import noted as noted
+    from kopt.optimizers.engine.backends.on_jax import raise_on as raise_on
+    from kopt.optimizers.engine.backends.on_jax import stop_unless as stop_unless
+    from kopt.optimizers.engine.backends.on_jax import unconverted as unconverted
+    from kopt.optimizers.engine.backends.on_jax import widest as widest
+else:
+    from kopt.optimizers.engine.backends.on_torch import commit as commit
+    from kopt.optimizers.engine.backends.on_torch import differentiated as differentiated
+    from kopt.optimizers.engine.backends.on_torch import holds as holds
+    from kopt.optimizers.engine.backends.on_torch import is_traced as is_traced
+    from kopt.optimizers.engine.backends.on_torch import noted as noted
+    from kopt.optimizers.engine.backends.on_torch import raise_on as raise_on
+    from kopt.optimizers.engine.backends.on_torch import stop_unless as stop_unless
+    from kopt.optimizers.engine.backends.on_torch import unconverted as unconverted
+    from kopt.optimizers.engine.backends.on_torch import widest as widest
 
-def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Nothing rewrites code here."""
-    return function
+has_rows = False
 
 
 def place() -> Any:
     """Whatever calls may compile the whole train step."""
     return "compiled"
-
-
-def is_traced() -> bool:
-    """JAX traces each train step once; the rate is among its inputs."""
-    return False
 
 
 def compiled(graphs: dict[str, Any], name: str, function: Callable[..., Any], xla: bool = False) -> Any:
@@ -48,42 +62,14 @@ def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
     return list(gradients)
 
 
-def stop_unless(fine: Tensor, message: str) -> None:
-    """Goes on: what compiles the train step may not let it stop."""
-
-
-def raise_on(flags: Tensor, labels: Sequence[str], owner: str) -> None:
-    """Raises `FloatingPointError`, in a compiled train step `ValueError` at once."""
-    try:
-        fine = bool(ops.all(flags))
-    except TypeError:  # JAX has no value yet
-        raise ValueError(
-            f"{owner}: on_nonfinite='raise' cannot stop a compiled train step. Use on_nonfinite='skip', or compile the "
-            "model with jit_compile=False."
-        ) from None
-    if not fine:
-        raise FloatingPointError(f"{owner}: a gradient or new weight is not finite; the update was skipped.")
-
-
-def differentiated(function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
-    """Raises `NotImplementedError`."""
-    raise NotImplementedError("kopt.minimize needs the TensorFlow backend.")
-
-
 def value(variable: Any) -> Tensor:
-    """The tensor of a variable."""
+    """The tensor of a variable; on torch its own memory, until something is assigned to it."""
     return ops.convert_to_tensor(variable)
 
 
 def take(variable: Any, rows: Tensor) -> Tensor:
     """Rows of the tensor of a variable."""
     return ops.take(ops.convert_to_tensor(variable), rows, axis=0)
-
-
-def commit(writes: Sequence[Write]) -> None:
-    """Assigns whole variables: there are no gradients of rows here."""
-    for write in writes:
-        write.variable.assign(write.value)
 
 
 def commit_if(condition: Tensor | None, compute: Callable[[], Any]) -> Tensor | None:
@@ -111,8 +97,18 @@ def where_slots_begin(owner: str, variables: Sequence[Any], copying: bool) -> An
     return contextlib.nullcontext()
 
 
+def check_place(owner: str) -> None:
+    """`keras.distribution` is JAX's."""
+
+
 def as_given(gradient: Any) -> Any:
-    """It is a tensor."""
+    """It is a tensor.
+
+    Raises:
+        NotImplementedError: it is sparse.
+    """
+    if getattr(gradient, "is_sparse", False) or hasattr(gradient, "todense"):
+        raise NotImplementedError("kopt takes sparse gradients on the TensorFlow backend only: give dense ones.")
     return gradient
 
 
@@ -144,11 +140,4 @@ def marked_rows(marks: Any) -> Tensor:
 
 def sparse(values: Tensor, rows: Tensor) -> Any:
     """Raises `NotImplementedError`."""
-    raise NotImplementedError("Gradients of rows need the TensorFlow backend.")
-
-
-def uniform(x: Tensor, update: Tensor, salt: int) -> Tensor:
-    """Raises `ValueError`."""
-    raise ValueError(
-        "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16', 'int8') needs the TensorFlow backend."
-    )
+    raise NotImplementedError("kopt takes sparse gradients on the TensorFlow backend only.")

@@ -13,8 +13,10 @@ import keras
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_sort
 
-from kopt.optimizers.engine.backends.records import Gradient, Write
+from kopt.optimizers.engine.backends.records import NOT_FINITE, Gradient, Write, not_finite
 from kopt.optimizers.engine.tensor_math import beside
+
+has_rows = True
 
 # ---------------------------------------------------------------------------------------------------------- running
 
@@ -47,6 +49,20 @@ def compiled(graphs: dict[str, Any], name: str, function: Callable[..., Any], xl
     return graphs[name]
 
 
+def widest() -> str:
+    """TensorFlow has float64."""
+    return "float64"
+
+
+def check_place(owner: str) -> None:
+    """Raises `ValueError` under `keras.distribution`, which Keras ignores here."""
+    if keras.distribution.distribution() is not None:
+        raise ValueError(
+            f"{owner}: keras.distribution does nothing on the TensorFlow backend: use a strategy of tf.distribute, or "
+            "call keras.distribution.set_distribution(None)."
+        )
+
+
 def cond(condition: tf.Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
     """As `tf.cond`."""
     return tf.cond(condition, then, otherwise)
@@ -66,18 +82,17 @@ def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
     return [None if g is None else next(summed) for g in gradients]
 
 
-def stop_unless(fine: tf.Tensor, message: str) -> None:
+def stop_unless(fine: Callable[[], tf.Tensor], message: str) -> None:
     """Raises `FloatingPointError`, in a graph `tf.errors.InvalidArgumentError`; XLA goes on."""
     if tf.executing_eagerly():
-        if not bool(fine):
+        if not bool(fine()):
             raise FloatingPointError(message)
     elif not _in_xla():
-        tf.debugging.Assert(fine, [message])
+        tf.debugging.Assert(fine(), [message])
 
 
 def raise_on(flags: tf.Tensor, labels: Sequence[str], owner: str) -> None:
     """Raises `FloatingPointError`, in a graph `tf.errors.InvalidArgumentError`, in XLA `ValueError` at once."""
-    message = f"{owner}: a gradient or new weight is not finite; the update was skipped. Weights concerned:"
     if not tf.executing_eagerly():
         if _in_xla():
             raise ValueError(
@@ -85,13 +100,20 @@ def raise_on(flags: tf.Tensor, labels: Sequence[str], owner: str) -> None:
                 "compile the model with jit_compile=False."
             )
         names = tf.boolean_mask(tf.constant(labels), tf.logical_not(flags))
-        tf.debugging.Assert(tf.reduce_all(flags), [message, names], summarize=10)
+        tf.debugging.Assert(tf.reduce_all(flags), [NOT_FINITE.format(owner=owner), names], summarize=10)
     elif not bool(tf.reduce_all(flags)):
-        bad = [label for label, ok in zip(labels, flags.numpy(), strict=True) if not ok]
-        raise FloatingPointError(f"{message} {', '.join(bad[:10])}")
+        raise FloatingPointError(not_finite(owner, flags, labels))
 
 
-def differentiated(function: Callable[..., Any], variables: Sequence[Any], compiled: bool) -> Any:
+def noted(loss: Any, note: Callable[[Any], None]) -> Any:
+    """The tape hides nothing of it."""
+    note(loss)
+    return loss
+
+
+def differentiated(
+    function: Callable[..., Any], variables: Sequence[Any], state: Sequence[Any], compiled: bool
+) -> Callable[..., Any]:
     """By a tape, in a graph if `compiled`."""
     sources = [_native(v) for v in variables]
 
@@ -116,6 +138,11 @@ def differentiated(function: Callable[..., Any], variables: Sequence[Any], compi
 def value(variable: Any) -> tf.Tensor:
     """Reads a variable into a tensor (keras.ops may pass the variable on)."""
     return tf.convert_to_tensor(_native(variable))
+
+
+def holds(variable: Any) -> bool:
+    """It always has."""
+    return True
 
 
 def take(variable: Any, rows: tf.Tensor) -> tf.Tensor:
@@ -266,13 +293,6 @@ def sparse(values: tf.Tensor, rows: tf.Tensor) -> tf.IndexedSlices:
     keep = tf.where(places < count, places, 0)
     values = tf.where(beside(places < count, values), tf.gather(values, keep), 0)
     return tf.IndexedSlices(values, tf.gather(rows, keep))
-
-
-def uniform(x: tf.Tensor, update: tf.Tensor, salt: int) -> tf.Tensor:
-    """The same on every replica and after a restart."""
-    seed = tf.stack([tf.cast(update, tf.int64), tf.constant(salt, tf.int64)])
-    # Not XLA's own choice of a generator, which is far slower on a CPU.
-    return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed, alg="philox"), x.dtype)
 
 
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:

@@ -1,6 +1,7 @@
 """What passes between a step and the backend that carries it out."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from kopt.optimizers.engine.tensor_math import Tensor
@@ -32,3 +33,12 @@ class Write:
     variable: Any
     value: Tensor
     rows: Tensor = None
+
+
+def not_finite(owner: str, flags: Any, labels: Sequence[str]) -> str:
+    """Returns the message about the weights whose flag is False."""
+    bad = [label for label, fine in zip(labels, flags, strict=True) if not fine]
+    return f"{NOT_FINITE.format(owner=owner)} {', '.join(bad[:10])}"
+
+
+NOT_FINITE = "{owner}: a gradient or new weight is not finite; the update was skipped. Weights concerned:"

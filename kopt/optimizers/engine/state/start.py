@@ -73,7 +73,7 @@ def setup(optimizer: Any, parameters: tuple[Parameter, ...], held: Held) -> Setu
     """Creates counters, shared values and what is kept for each weight; returns all that a step works on."""
     variables, rules = [p.variable for p in parameters], optimizer.rules_by_key()
     wide = any(rule.precise for rule in rules.values()) or "float64" in map(work_dtype, variables)
-    dtype = "float64" if wide else "float32"
+    dtype = backend.widest() if wide else "float32"
 
     def scalar(name: str, initial: Any, dtype: str) -> Any:
         constant, shape = keras.initializers.Constant(initial), np.shape(initial)
@@ -178,7 +178,7 @@ def path_of(variable: Any) -> str:
 
 def work_dtype(variable: Any) -> str:
     """Returns the type of the arithmetic on a variable: float32, or float64 beside float64."""
-    return "float64" if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
+    return backend.widest() if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
 
 
 def _initial(storage: Codec, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
