@@ -48,6 +48,7 @@ class Optimizers:
         model, trained = self.model, _ids(self.model.trainable_variables)
         if compilation(model) is not self._compiled:  # `compile` begins anew
             self._parked.clear()
+            self._traced.clear()
             self._compiled = compilation(model)
         before, self._trained = self._trained, trained
         if TAKES_WEIGHTS_BY_PLACE and before is not None and before != trained:
