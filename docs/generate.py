@@ -2,12 +2,14 @@
 
     python docs/generate.py              # brings all of them up to date
     python docs/generate.py --check      # writes nothing; fails and names the pages that are out of date
-    python docs/generate.py --measure    # also measures anew: rules against references for parity.md, and, with torch,
-                                         # the adapters of every architecture for peft-architectures.md
+    python docs/generate.py --measure    # also measures anew: rules against references for parity.md, and, with torch
+                                         # and JAX, the adapters of every architecture for peft-architectures.md, and
+                                         # TensorFlow against the other backends for backends.md
+    python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
 
 What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand. Figures that were
 measured stay until they are measured again: the results of runs that are not under saved_models/, and without
-`--measure` what parity.md and peft-architectures.md already have.
+`--measure` what parity.md, peft-architectures.md and backends.json already have.
 """
 
 import argparse
@@ -18,14 +20,16 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in ("support", "peft")]
 
+import backend_runs
 import numpy as np
 import references
 import yaml
+from backend_cases import HEADINGS, SECTIONS
 from hub_cases import CASES, REMARKS, UNTRIED, WITHOUT_CONVERTER
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 
@@ -36,7 +40,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
 OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
 ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
+BACKENDS, DIFFERENCES = ROOT / "docs" / "backends.md", ROOT / "docs" / "backends.json"
 COMMAND = "python docs/generate.py"
+MEASURED = ("parity", "architectures", *SECTIONS)
+"""What can be measured anew: the tables of two pages, and the sections of backends.md."""
 
 ROOMS = {"wrappers": "Wrappers", "composites": "Several rules in one", "full_batch": "Full batch"}
 """Headings of the optimizers that have a folder of their own; the others are rules."""
@@ -96,22 +103,29 @@ def replaced(text: str, name: str, content: str) -> str:
     return f"{head}<!-- {name} -->\n{content}<!-- /{name} -->{tail}"
 
 
-def pages(found: Mapping[str, Mapping[str, Any]], measure: bool) -> dict[pathlib.Path, str]:
+def pages(found: Mapping[str, Mapping[str, Any]], measure: Collection[str]) -> dict[pathlib.Path, str]:
     """Returns what each page should hold.
 
     Args:
         found: the metrics of runs by their commands, see `runs`.
-        measure: whether every rule is measured against its reference, or only those that parity.md lacks.
+        measure: what is measured anew, of `MEASURED`; of the rest only the rules that parity.md and the architectures
+            that peft-architectures.md lacks.
     """
-    text = {path: path.read_text(encoding="utf-8") for path in (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES)}
+    read = (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, BACKENDS, DIFFERENCES)
+    text = {path: path.read_text(encoding="utf-8") for path in read}
     text[README] = replaced(text[README], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
         text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
-    text[PARITY] = replaced(text[PARITY], "parity", parity_table("" if measure else section(text[PARITY], "parity")))
-    known = "" if measure else section(text[ARCHITECTURES], "architectures")
+    text[PARITY] = replaced(
+        text[PARITY], "parity", parity_table("" if "parity" in measure else section(text[PARITY], "parity"))
+    )
+    known = "" if "architectures" in measure else section(text[ARCHITECTURES], "architectures")
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "architectures", architecture_table(known))
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "untried", untried_table())
+    differences = measured_backends(json.loads(text[DIFFERENCES]), [name for name in SECTIONS if name in measure])
+    text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
+    text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_tables(differences))
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}
         text[RECIPES] = replaced(text[RECIPES], name, result_table(recipe, own, section(text[RECIPES], name)))
@@ -120,7 +134,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: bool) -> dict[pathlib
 
 def out_of_date() -> list[str]:
     """Returns the pages whose generated parts are not what they should be, as paths from the root."""
-    expected = pages({}, measure=False)
+    expected = pages({}, measure=())
     return [str(p.relative_to(ROOT)) for p, text in expected.items() if p.read_text(encoding="utf-8") != text]
 
 
@@ -224,6 +238,57 @@ def untried_table() -> str:
     return "\n".join(["| converter or architecture | why not |", "|---|---|", *rows, ""])
 
 
+# ------------------------------------------------------------------------------------------------- backends
+
+
+def measured_backends(before: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """Returns the differences between backends: of these sections as they are now, of the others as before.
+
+    By section, case and backend: the difference from TensorFlow, or the words of the error that refuses it.
+    """
+    found: dict[str, Any] = {}
+    for section_name, cases in SECTIONS.items():
+        if section_name not in sections:
+            found[section_name] = before.get(section_name, {})
+            continue
+        names = {f"{section_name}/{name}": case for name, case in cases.items()}
+        expected = backend_runs.run(backend_runs.REFERENCE, list(names))
+        every = {
+            backend: backend_runs.compared(names, expected, backend_runs.run(backend, list(names)))
+            for backend in backend_runs.OTHERS
+        }
+        found[section_name] = {
+            name: {backend: rounded(own[f"{section_name}/{name}"]) for backend, own in every.items()} for name in cases
+        }
+    return found
+
+
+def rounded(difference: float | str) -> float | str:
+    """Returns a difference with two digits."""
+    return difference if isinstance(difference, str) else float(f"{difference:.1e}")
+
+
+def backend_tables(differences: Mapping[str, Any]) -> str:
+    """Returns the differences between backends as Markdown, a table a section."""
+    tables = []
+    for section_name, cases in SECTIONS.items():
+        lines = [f"## {HEADINGS[section_name]}\n", f"| | {' | '.join(backend_runs.OTHERS.values())} | remark |"]
+        lines += [f"|---|{'---:|' * len(backend_runs.OTHERS)}---|"]
+        for name, case in cases.items():
+            own = differences[section_name].get(name, {})
+            cells = [told(case, own.get(backend, "not measured")) for backend in backend_runs.OTHERS]
+            lines.append(f"| {name} | {' | '.join(cells)} | {case.remark} |")
+        tables.append("\n".join([*lines, ""]))
+    return "\n".join(tables)
+
+
+def told(case: backend_runs.Case, difference: float | str) -> str:
+    """Returns what a table says of a difference."""
+    if isinstance(difference, str):
+        return difference.replace("|", "\\|").replace("\n", " ")
+    return f"{100 * difference:.2g} % differ" if case.counted else f"{difference:.1e}" if difference else "0"
+
+
 # ------------------------------------------------------------------------------------------------- results of runs
 
 
@@ -277,12 +342,13 @@ def main(arguments: list[str] | None = None) -> str | None:
     """Writes the pages, or checks them; returns what is wrong with them."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
-    parser.add_argument("--measure", action="store_true", help="measure rules and architectures anew")
+    parser.add_argument("--measure", nargs="*", choices=MEASURED, metavar="WHAT", help=f"of {', '.join(MEASURED)}")
     flags = parser.parse_args(arguments)
     if flags.check:
         stale = out_of_date()
         return f"Out of date: {', '.join(stale)}. Run `{COMMAND}`." if stale else None
-    for path, text in pages(runs(), flags.measure).items():
+    measure = () if flags.measure is None else flags.measure or MEASURED
+    for path, text in pages(runs(), measure).items():
         path.write_text(text, encoding="utf-8")
     return None
 
