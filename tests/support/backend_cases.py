@@ -8,6 +8,7 @@
 import sys
 from collections.abc import Mapping
 
+import backend_adapters
 import backend_optimizers
 import numpy as np
 from backend_runs import Case, written
@@ -16,7 +17,7 @@ SECTIONS: dict[str, Mapping[str, Case]] = {
     "gradients": backend_optimizers.GRADIENTS,
     "fit": backend_optimizers.FIT,
     "callbacks": {},
-    "adapters": {},
+    "adapters": backend_adapters.ADAPTERS,
 }
 HEADINGS = {
     "gradients": "Optimizers, given the same gradients",
