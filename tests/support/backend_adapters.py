@@ -170,7 +170,9 @@ def train(model, x, **options) -> None:
 
 def compiled(model) -> keras.Model:
     """Returns the model, ready to be trained."""
-    model.compile(kopt.AdamW(0.02, weight_decay=0.05, sparse="exact"), "mse")  # lazy rows are TensorFlow's
+    model.compile(
+        kopt.AdamW(0.02, weight_decay=0.05, epsilon=1e-4, sparse="exact"), "mse"
+    )  # lazy rows are TensorFlow's
     return model
 
 

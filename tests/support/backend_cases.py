@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 
 import backend_adapters
+import backend_callbacks
 import backend_optimizers
 import numpy as np
 from backend_runs import Case, written
@@ -16,7 +17,7 @@ from backend_runs import Case, written
 SECTIONS: dict[str, Mapping[str, Case]] = {
     "gradients": backend_optimizers.GRADIENTS,
     "fit": backend_optimizers.FIT,
-    "callbacks": {},
+    "callbacks": backend_callbacks.CALLBACKS,
     "adapters": backend_adapters.ADAPTERS,
 }
 HEADINGS = {

@@ -5,6 +5,7 @@ gone are said by `tests/test_keras_internals.py`.
 """
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from keras.src.utils.naming import to_snake_case as to_snake_case
 _CHILD = "kopt_adapters"
 """The attribute under which a host keeps the child layer with its adapters. Files contain it."""
 _COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
+_STEPS = ("train_step", "test_step")
 TAKES_WEIGHTS_BY_PLACE = keras.backend.backend() == "jax"
 """Whether compiled functions hold for the weights alone that were trainable when they were traced."""
 _KERNELS = ("_kernel", "_embeddings", "kernel", "pointwise_kernel")
@@ -97,7 +99,7 @@ def child_layers(layer: Any) -> list[Any]:
 
 
 def holder_of(layer: Any, name: str) -> dict[str, Any]:
-    """Returns the dictionary with an attribute of a layer: on torch, attributes that are layers have one of their own."""
+    """Returns the dictionary with an attribute of a layer; on torch there is one for attributes that are layers."""
     own = vars(layer)
     children: dict[str, Any] = own.get("_modules", own)
     return children if name in children else own
@@ -197,7 +199,19 @@ def exchange_functions(model: Any, functions: Mapping[str, Any]) -> dict[str, An
     had = {attr: function for attr in _COMPILED[1:] if (function := getattr(model, attr, None)) is not None}
     for attr in had.keys() | functions.keys():
         setattr(model, attr, functions.get(attr))
+    if TAKES_WEIGHTS_BY_PLACE:
+        _renew_steps(model)
     return had
+
+
+def _renew_steps(model: Any) -> None:
+    """Gives a model steps that JAX has not seen.
+
+    JAX keeps what it traced by function, and to it the method `train_step` of a model is always the same function.
+    """
+    for name in _STEPS:
+        step = getattr(model, name)
+        vars(model)[name] = functools.partial(getattr(step, "func", step))
 
 
 def forget_functions(model: Any) -> None:
