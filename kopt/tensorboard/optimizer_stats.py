@@ -13,7 +13,17 @@ from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.optimizers import Optimizer
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
-from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, part, table, write, write_scalars
+from kopt.tensorboard.event_file import (
+    as_folder,
+    check_tensorboard,
+    layout_of_scalars,
+    open_writer,
+    part,
+    session_end,
+    table,
+    write,
+    write_scalars,
+)
 from kopt.training.keras_internals import copied, count_batches, innermost
 
 SAMPLE = 2**14
@@ -74,8 +84,7 @@ class OptimizerStats(Configurable, KerasCallback):
         writer = open_writer(self.log_dir, "hparams")
         write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
         if self.hparams is not None:
-            done = part("plugins.hparams.api_pb2").Status.Value("STATUS_SUCCESS")
-            write(writer, part("plugins.hparams.summary").session_end_pb(done), self._step)
+            write(writer, session_end(), self._step)
         writer.close()
 
     # ------------------------------------------------------------------------------------------------ when to look
@@ -251,7 +260,7 @@ class OptimizerStats(Configurable, KerasCallback):
             write(self._writer, part("plugins.text.summary_v2").text_pb(title, markdown), self._step)
         if self.hparams is not None:
             writer = open_writer(self.log_dir, "hparams")
-            write(writer, part("plugins.hparams.api").hparams_pb(self.hparams), self._step)
+            write(writer, part("plugins.hparams.summary_v2").hparams_pb(self.hparams), self._step)
             writer.close()
 
     def _lay_out(self, bounded: str | None, paths: Sequence[str]) -> None:
@@ -269,7 +278,7 @@ class OptimizerStats(Configurable, KerasCallback):
                 series = category.chart.add(title=name).margin.series
                 series.add(**dict(zip(("value", "lower", "upper"), bands[name], strict=True)))
         if pages:
-            write(self._writer, part("plugins.custom_scalar.summary").pb(layout), self._step)
+            write(self._writer, layout_of_scalars(layout), self._step)
 
 
 def _number(value: Any) -> float:

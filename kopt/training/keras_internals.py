@@ -31,7 +31,7 @@ def innermost(model: Any) -> Any:
     A callback asks for it by `innermost(self.model)` each time: on JAX `fit` keeps the variables of model and optimizer
     elsewhere, and it is the attribute `model` of a callback that brings them up to date.
     """
-    optimizer = getattr(model, "optimizer", None)
+    optimizer: Any = getattr(model, "optimizer", None)
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
