@@ -79,11 +79,11 @@ def ratio(times: Times, above: str, below: str) -> float:
     return statistics.median(x / y for x, y in zip(times[above], times[below], strict=True))
 
 
-def machine(*packages: str) -> str:
-    """Returns the versions of packages and of Python, and the number of cores."""
+def machine(*packages: str, accelerator: str = "no GPU") -> str:
+    """Returns the versions of packages and of Python, the number of cores and the accelerator."""
     found = (f"{name} {importlib.metadata.version(name.lower())}" for name in packages)
     cores = len(os.sched_getaffinity(0))
-    return f"{', '.join(found)}, Python {platform.python_version()}, {cores} core{'s' * (cores != 1)}, no GPU."
+    return f"{', '.join(found)}, Python {platform.python_version()}, {cores} core{'s' * (cores != 1)}, {accelerator}."
 
 
 def insert(result: str, name: str) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Annotated, Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -12,7 +11,7 @@ from kopt.declare.keras_bases import KerasCallback
 from kopt.peft.host import AdapterLayer, as_float32
 from kopt.peft.model import adapter_layers
 from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, write_scalars
-from kopt.training.keras_internals import count_batches
+from kopt.training.keras_internals import count_batches, innermost
 
 
 class AdapterStats(Configurable, KerasCallback):
@@ -46,12 +45,10 @@ class AdapterStats(Configurable, KerasCallback):
         self._hosts = adapter_layers(self.model)
         if not any(layer.active for layer in self._hosts):
             raise ValueError(f"AdapterStats needs a model with an active adapter. Received: {self.model!r}")
-        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = innermost(self.model)
         if optimizer is None:
             raise ValueError(f"AdapterStats needs a model compiled with an optimizer. Received: {self.model!r}")
-        while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        self._optimizer, self._stride = optimizer, optimizer.gradient_accumulation_steps or 1
+        self._stride = optimizer.gradient_accumulation_steps or 1
         self._writer, self._step = open_writer(self.log_dir), -1
         self._point()
 
@@ -76,7 +73,7 @@ class AdapterStats(Configurable, KerasCallback):
         self._writer.close()
 
     def _batches(self) -> int:
-        return int(ops.convert_to_numpy(count_batches(self._optimizer)))
+        return int(ops.convert_to_numpy(count_batches(innermost(self.model))))
 
     def _point(self) -> None:
         step = self._batches() // self._stride

@@ -8,7 +8,15 @@ from importlib import import_module
 from typing import Any
 
 OLDEST = (2, 21)
-NEEDED = ("hparams.api", "hparams.summary", "text.summary_v2", "custom_scalar.layout_pb2", "custom_scalar.summary")
+NEEDED = (  # of what tensorboard has, that which does not import TensorFlow
+    "hparams.api_pb2",
+    "hparams.metadata",
+    "hparams.plugin_data_pb2",
+    "hparams.summary_v2",
+    "text.summary_v2",
+    "custom_scalar.layout_pb2",
+    "custom_scalar.metadata",
+)
 
 
 def part(name: str) -> Any:
@@ -59,6 +67,34 @@ def write_scalars(writer: Any, values: Mapping[str, float], step: int) -> None:
     for tag, value in values.items():
         summary.value.add(tag=tag, simple_value=value)
     write(writer, summary, step)
+
+
+# tensorboard makes the next two itself, with TensorFlow, which a run on another backend may lack.
+
+
+def session_end() -> Any:
+    """Returns the summary that marks a run as done on the HParams page."""
+    metadata, plugin = part("plugins.hparams.metadata"), part("plugins.hparams.plugin_data_pb2")
+    status = part("plugins.hparams.api_pb2").Status.Value("STATUS_SUCCESS")
+    end = plugin.SessionEndInfo(status=status, end_time_secs=time.time())
+    described = metadata.create_summary_metadata(plugin.HParamsPluginData(session_end_info=end))
+    return _summary(metadata.SESSION_END_INFO_TAG, described, metadata.NULL_TENSOR)
+
+
+def layout_of_scalars(layout: Any) -> Any:
+    """Returns the summary with a layout of the Custom Scalars page."""
+    metadata = part("plugins.custom_scalar.metadata")
+    types = part("compat.proto.types_pb2")
+    tensor = part("compat.proto.tensor_pb2").TensorProto(
+        dtype=types.DT_STRING, tensor_shape={}, string_val=[layout.SerializeToString()]
+    )
+    return _summary(metadata.CONFIG_SUMMARY_TAG, metadata.create_summary_metadata(), tensor)
+
+
+def _summary(tag: str, metadata: Any, tensor: Any) -> Any:
+    summary = part("compat.proto.summary_pb2").Summary()
+    summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
+    return summary
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

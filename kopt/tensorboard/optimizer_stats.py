@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -14,8 +13,18 @@ from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.optimizers import Optimizer
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
-from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, part, table, write, write_scalars
-from kopt.training.keras_internals import count_batches
+from kopt.tensorboard.event_file import (
+    as_folder,
+    check_tensorboard,
+    layout_of_scalars,
+    open_writer,
+    part,
+    session_end,
+    table,
+    write,
+    write_scalars,
+)
+from kopt.training.keras_internals import copied, count_batches, innermost
 
 SAMPLE = 2**14
 """Elements of a weight that percentiles are taken from: their ranks are then within 0.4 points, 95 times in 100."""
@@ -75,8 +84,7 @@ class OptimizerStats(Configurable, KerasCallback):
         writer = open_writer(self.log_dir, "hparams")
         write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
         if self.hparams is not None:
-            done = part("plugins.hparams.api_pb2").Status.Value("STATUS_SUCCESS")
-            write(writer, part("plugins.hparams.summary").session_end_pb(done), self._step)
+            write(writer, session_end(), self._step)
         writer.close()
 
     # ------------------------------------------------------------------------------------------------ when to look
@@ -85,15 +93,11 @@ class OptimizerStats(Configurable, KerasCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and describes the run."""
-        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = self._optimizer
         if optimizer is None:
             raise ValueError(f"OptimizerStats needs a model compiled with an optimizer. Received: {self.model!r}")
-        self._outer = optimizer
-        while isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        self._optimizer, self._ours = optimizer, isinstance(optimizer, Optimizer)
+        self._ours = isinstance(optimizer, Optimizer)
         self._stride, self._chunk = optimizer.gradient_accumulation_steps or 1, self.model.steps_per_execution
-        self._loss = next((m for m in self.model.metrics if m.name == "loss"), None)
         self._armed = self._warm = False
         self._step, self._clipped = self._batches() // self._stride, _number(getattr(optimizer, "clipped_steps", 0))
         self._watch(False)  # an interrupted fit may have left it on
@@ -120,7 +124,7 @@ class OptimizerStats(Configurable, KerasCallback):
             self._clock = (time.perf_counter(), self._examples(), self._batches())
         if self._offset + batch + self._chunk >= self._due:
             self._armed = True
-            self._before = [ops.copy(v) for v in self.model.trainable_weights]
+            self._before = [copied(v) for v in self.model.trainable_weights]
             self._watch(True)
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -163,11 +167,17 @@ class OptimizerStats(Configurable, KerasCallback):
         if self._watched:
             self._optimizer.watch(on)
 
+    @property
+    def _optimizer(self) -> Any:
+        """The optimizer, up to date, without loss scaling around it."""
+        return innermost(self.model)
+
     def _batches(self) -> int:
         return int(ops.convert_to_numpy(count_batches(self._optimizer)))
 
     def _examples(self) -> float:
-        return _number(getattr(self._loss, "count", 0))
+        loss = next((m for m in self.model.metrics if m.name == "loss"), None)
+        return _number(getattr(loss, "count", 0))
 
     # ------------------------------------------------------------------------------------------------- what to see
 
@@ -175,8 +185,8 @@ class OptimizerStats(Configurable, KerasCallback):
         step, optimizer = count // self._stride, self._optimizer
         values = {"optimizer/learning_rate": _number(optimizer.learning_rate)}
         values |= self._throughput(count) | self._norms(before)
-        if self._outer is not optimizer:
-            values["optimizer/loss_scale"] = _number(self._outer.dynamic_scale)
+        if (outer := self.model.optimizer) is not optimizer:
+            values["optimizer/loss_scale"] = _number(outer.dynamic_scale)
         if self._ours:
             if (before is not None and self._watched) or optimizer.global_clipnorm:
                 values["optimizer/grad_norm"] = _number(optimizer.gradient_norm)
@@ -250,7 +260,7 @@ class OptimizerStats(Configurable, KerasCallback):
             write(self._writer, part("plugins.text.summary_v2").text_pb(title, markdown), self._step)
         if self.hparams is not None:
             writer = open_writer(self.log_dir, "hparams")
-            write(writer, part("plugins.hparams.api").hparams_pb(self.hparams), self._step)
+            write(writer, part("plugins.hparams.summary_v2").hparams_pb(self.hparams), self._step)
             writer.close()
 
     def _lay_out(self, bounded: str | None, paths: Sequence[str]) -> None:
@@ -268,7 +278,7 @@ class OptimizerStats(Configurable, KerasCallback):
                 series = category.chart.add(title=name).margin.series
                 series.add(**dict(zip(("value", "lower", "upper"), bands[name], strict=True)))
         if pages:
-            write(self._writer, part("plugins.custom_scalar.summary").pb(layout), self._step)
+            write(self._writer, layout_of_scalars(layout), self._step)
 
 
 def _number(value: Any) -> float:

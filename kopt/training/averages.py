@@ -17,7 +17,7 @@ from keras import ops
 
 from kopt.declare import Configurable, Convert, Count, Fraction
 from kopt.declare.keras_bases import KerasCallback
-from kopt.training.keras_internals import flatten_layers, moving_averages, trained_by
+from kopt.training.keras_internals import copied, flatten_layers, innermost, moving_averages, trained_by
 from kopt.training.shown import Shown, Values
 
 
@@ -90,7 +90,7 @@ class _Averages(Configurable, KerasCallback):
         if values is not None:
             for variable, value in values:
                 variable.assign(ops.copy(ops.cast(value, variable.dtype)))
-            optimizer = _innermost(self.model)
+            optimizer = innermost(self.model)
             if hasattr(optimizer, "anchor"):
                 optimizer.anchor()
 
@@ -102,11 +102,11 @@ class _Averages(Configurable, KerasCallback):
             return averaged
         statistics = [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
         # Dropout draws numbers, layers of one's own may count: all that a pass changes is put back.
-        before = [(v, ops.copy(v)) for v in self.model.non_trainable_variables]
+        before = [(v, copied(v)) for v in self.model.non_trainable_variables]
         try:
             with Shown(self.model).showing(lambda: averaged):
                 self._learn_statistics(norms)
-            return [*averaged, *((v, ops.copy(v)) for v in statistics)]
+            return [*averaged, *((v, copied(v)) for v in statistics)]
         finally:
             for variable, value in before:
                 variable.assign(value)
@@ -133,7 +133,7 @@ class AveragedWeights(_Averages):
     def set_model(self, model: Any) -> None:
         """Finds the optimizer."""
         super().set_model(model)
-        optimizer = _innermost(model)
+        optimizer = innermost(model)
         if not (hasattr(optimizer, "averages") or getattr(optimizer, "use_ema", False)):
             raise ValueError(
                 "AveragedWeights needs an optimizer that averages, such as kopt.ScheduleFreeAdamW() or "
@@ -142,11 +142,11 @@ class AveragedWeights(_Averages):
 
     def averaged(self) -> Values | None:
         """Returns what the optimizer would evaluate at."""
-        optimizer = _innermost(self.model)
+        optimizer = innermost(self.model)
         if not optimizer.built or not int(ops.convert_to_numpy(optimizer.iterations)):
             return None
         kept = optimizer.averages() if hasattr(optimizer, "averages") else moving_averages(optimizer)
-        return list(zip(trained_by(optimizer), map(ops.copy, kept), strict=True))
+        return list(zip(trained_by(optimizer), map(copied, kept), strict=True))
 
 
 class _Running(_Averages):
@@ -178,7 +178,7 @@ class _Running(_Averages):
     def look(self) -> None:
         """Takes the weights as they are into the averages."""
         for v in self.model.trainable_variables:
-            now = ops.copy(ops.cast(ops.convert_to_tensor(v), _wide(v)))
+            now = copied(ops.cast(ops.convert_to_tensor(v), _wide(v)))
             _, mean, looks = self._kept.get(id(v), (v, now, 0))
             self._kept[id(v)] = (v, self.updated(mean, now, looks), looks + 1)
 

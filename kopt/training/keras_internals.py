@@ -6,6 +6,8 @@ No other file here does so: after an upgrade of Keras, look here. The names that
 
 from typing import Any
 
+from keras import ops
+
 
 def flatten_layers(model: Any) -> list[Any]:
     """Returns a model and all layers in it, at any depth."""
@@ -21,6 +23,23 @@ def takes_training(model: Any) -> bool:
 def loss_metric(model: Any) -> Any:
     """Returns the metric in which a compiled model shows its loss."""
     return model._loss_tracker
+
+
+def innermost(model: Any) -> Any:
+    """Returns the optimizer of a model, without Keras' loss scaling around it; None if it is not compiled.
+
+    A callback asks for it by `innermost(self.model)` each time: on JAX `fit` keeps the variables of model and optimizer
+    elsewhere, and it is the attribute `model` of a callback that brings them up to date.
+    """
+    optimizer: Any = getattr(model, "optimizer", None)
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def copied(variable: Any) -> Any:
+    """Returns the value of a variable as a tensor of its own, which no gradient goes through."""
+    return ops.stop_gradient(ops.copy(variable))
 
 
 def trained_by(optimizer: Any) -> list[Any]:

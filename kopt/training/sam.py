@@ -32,6 +32,15 @@ Tensor = Any
 class _Sharpened(Declared, Trained):
     """A model that trains with a second gradient, taken at w + ε."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raises RuntimeError on other backends than TensorFlow, whose train step this is."""
+        if (found := keras.backend.backend()) != "tensorflow":
+            raise RuntimeError(
+                f"{cls.__name__} is a train step of TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, "
+                f"or train without it. Received: the backend {found}"
+            )
+        return super().__new__(cls, *args, **kwargs)
+
     @classmethod
     def of(cls, model: Any, **options: Any) -> Any:
         """Returns a model that computes what `model` does, with its weights, and trains in this way.
@@ -43,9 +52,7 @@ class _Sharpened(Declared, Trained):
         return _AROUND[cls](model, **options)
 
     def make_train_function(self: Any, force: bool = False) -> Any:
-        """Looks at backend and options before the first step."""
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(f"{type(self).__name__} needs the TensorFlow backend of Keras.")
+        """Looks at the options before the first step."""
         for name, field in self.fields.items():  # of the class, perhaps, which has no setter
             field.check(type(self).__name__, getattr(self, name))
         return super().make_train_function(force)

@@ -23,6 +23,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kopt.training.keras_internals import copied
+
 Values = Sequence[tuple[Any, Any]]
 """Variables with values."""
 
@@ -61,7 +63,7 @@ class Shown:
     def put_in(self, values: Values) -> None:
         """Gives the model these values; those that it has are put aside."""
         self._put = [ops.copy(ops.cast(value, variable.dtype)) for variable, value in values]
-        self._raw = [(v, ops.copy(v)) for v, _ in values]
+        self._raw = [(v, copied(v)) for v, _ in values]
         for (variable, _), value in zip(values, self._put, strict=True):
             variable.assign(ops.copy(value))
 
@@ -161,7 +163,7 @@ class Shown:
             return call(*args, **kwargs)
         with self.showing(self.average):
             if "_use_cached_eval_dataset" in kwargs or self.seen is None:  # the validation of `fit` itself
-                self.seen = self._raw and [(v, ops.copy(v)) for v, _ in self._raw]
+                self.seen = self._raw and [(v, copied(v)) for v, _ in self._raw]
             return call(*args, **kwargs)
 
     def _keep(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

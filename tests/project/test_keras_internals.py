@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -85,7 +86,6 @@ def objects():
         "layer": model.layers[0],
         "convolution": convolution,
         "embedding": embedding,
-        "variable": model.layers[0].kernel,
         "optimizer": model.optimizer,
         "tracker": model.layers[0]._tracker,
     }
@@ -103,18 +103,19 @@ OWNERS = {  # where kopt looks for a private name
     "_kernel": ["layer", "convolution"],
     "_layers": ["model", "functional", "layer"],
     "_loss_tracker": ["model"],
+    "_modules": [],  # of torch
     "_model_variables_moving_average": ["optimizer"],
     "_operations": ["functional"],
     "_operations_by_depth": ["functional"],
     "_outbound_nodes": ["layer"],
     "_parent_path": ["layer"],
     "_path": ["layer"],
+    "_track_variables": [],  # on torch
     "_tracker": ["layer"],
     "_trainable": ["model", "layer"],
     "_trainable_variables": ["layer", "optimizer"],
     "_unpickle_model": ["model", "layer"],
     "_untrack_variable": ["layer"],
-    "_value": ["variable"],
 }
 UNDOCUMENTED = [  # without an underscore
     *((NAMED_FOR_IT[0], name, "tracker") for name in ("lock", "unlock", "untrack")),
@@ -132,6 +133,12 @@ def test_keras_has(module, name, owner, objects):
     assert hasattr(found, name), f"Keras {keras.__version__}: {type(found).__name__} has lost {name!r}, see {module}"
 
 
+def test_keras_has_on_torch():
+    layer = (Path(keras.__file__).parent / "src" / "backend" / "torch" / "layer.py").read_text(encoding="utf-8")
+    assert "class TorchLayer(torch.nn.Module)" in layer, "where layers that are attributes stand in `_modules`"
+    assert "def _track_variables(self)" in layer, f"Keras {keras.__version__} has lost it, see {NAMED_FOR_IT[0]}"
+
+
 def test_nothing_is_looked_for_that_nothing_reads():
     assert set(OWNERS) == {name for _, name in named()}
 
@@ -147,6 +154,8 @@ def test_keras_says_whether_a_layer_is_called():
     Asks()(np.ones(2))
     assert said == [True], f"Keras {keras.__version__} has lost 'current_call_ctx', see {NAMED_FOR_IT[0]}"
     assert not in_forward_pass()
+    Asks().stateless_call([], [], np.ones(2))  # as JAX trains and predicts
+    assert said == [True, True]
 
 
 def test_kerashub_has():

@@ -29,6 +29,7 @@ class Case:
         bound: the largest difference from TensorFlow, as a share of the largest number, that is right.
         counted: whether the share of elements that differ by more than `bound` is told instead; it may be 0.1 %. For
             rules that ask for a sign alone.
+        by_array: whether the share is of the largest number of the same array, not of all.
         only: the backends that are compared.
         refused: backends on which an error says that this does not work there.
         remark: what a reader of the table should know.
@@ -37,6 +38,7 @@ class Case:
     run: Callable[[], Sequence[Any]]
     bound: float = 1e-6
     counted: bool = False
+    by_array: bool = False
     only: tuple[str, ...] = tuple(OTHERS)
     refused: tuple[str, ...] = ()
     remark: str = ""
@@ -44,8 +46,9 @@ class Case:
     def difference(self, found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
         """Returns how far arrays are from those of TensorFlow."""
         assert [a.shape for a in found] == [b.shape for b in expected]
-        scale = max(np.abs(b).max(initial=0.0) for b in expected)
-        parts = [np.abs(a - b) / scale for a, b in zip(found, expected, strict=True)]
+        scales = [max(np.abs(b).max(initial=0.0), 1e-30) for b in expected]
+        scales = scales if self.by_array else [max(scales)] * len(scales)
+        parts = [np.abs(a - b) / scale for a, b, scale in zip(found, expected, scales, strict=True)]
         every = np.concatenate([part.ravel() for part in parts])
         assert np.isfinite(every).all()
         return float((every > self.bound).mean() if self.counted else every.max())

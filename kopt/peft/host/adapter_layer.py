@@ -45,6 +45,7 @@ from kopt.peft.layers import (
     attach,
     detach,
     find_site,
+    holder_of,
     in_forward_pass,
     is_trainable,
     original_class,
@@ -112,7 +113,7 @@ class AdapterLayer(keras.layers.Layer):
             "replaced": {},
         }
         self.__dict__.update(state)  # past Keras' tracking, which would take the host and its variables for children
-        read = {*self.owned, *({ACTIVATION} if ACTIVATION in vars(layer) else ())}
+        read = {*self.owned, *({ACTIVATION} if ACTIVATION in holder_of(layer, ACTIVATION) else ())}
         attach(layer, self, host_class(original_class(layer), frozenset(read)))
 
     # ------------------------------------------------------------------------------------------ variables
@@ -175,7 +176,7 @@ class AdapterLayer(keras.layers.Layer):
 
     def _variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
         variable = self.add_weight(
-            name=f"{adapter}_{name}",
+            name=f"{adapter}_{name.replace('.', '_')}",  # torch takes no points
             shape=value.shape,
             initializer="zeros",
             dtype="float32",
@@ -362,7 +363,7 @@ class AdapterLayer(keras.layers.Layer):
         if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
             return call(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
         y = self._base(site, chain, lambda x: call(x, *rest, **kwargs))(x)
-        activation = vars(self.host()).get(ACTIVATION)
+        activation = holder_of(self.host(), ACTIVATION).get(ACTIVATION)
         return y if activation is None else activation(y)
 
     # ------------------------------------------------------------------------------------------- merging

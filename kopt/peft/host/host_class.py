@@ -15,6 +15,7 @@ from kopt.peft.layers import (
     child_layers,
     child_of,
     flatten_layers,
+    holder_of,
     is_trainable,
     original_class,
     set_class,
@@ -34,13 +35,14 @@ class _Attribute:
         if host is None:
             return self
         try:
-            value = vars(host)[self.name]
+            value = holder_of(host, self.name)[self.name]
         except KeyError:
             raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}") from None
         child = child_of(host)
         return value if child is None else child.read(self.name, value)
 
     def __set__(self, host: Any, value: Any) -> None:
+        holder_of(host, self.name).pop(self.name, None)
         vars(host)[self.name] = value
 
 

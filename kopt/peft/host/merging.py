@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 from kopt.peft.adapter import Adapter, Array
@@ -21,7 +20,8 @@ def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:
     for name in scales:
         for attr, copy in layer.copies[name].items():
             own = new.get(attr, as_float32(layer.owned[attr]))
-            new[attr] = np.asarray(between(own, as_float32(copy), np.float32(scales[name])))
+            there, scale = ops.convert_to_tensor(as_float32(copy)), ops.convert_to_tensor(scales[name], "float32")
+            new[attr] = ops.convert_to_numpy(between(ops.convert_to_tensor(own), there, scale))
     for site in layer.sites.values():
         bias = layer.owned.get("bias") if site is layer.site else None
         for name in [n for n in layer.chain(site) if n in scales]:

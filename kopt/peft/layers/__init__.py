@@ -1,17 +1,22 @@
 """The layers of Keras as adapters see them: their kernels, their paths, and what Keras does not document."""
 
+from kopt.peft.layers.keras_internals import TAKES_WEIGHTS_BY_PLACE as TAKES_WEIGHTS_BY_PLACE
 from kopt.peft.layers.keras_internals import attach as attach
 from kopt.peft.layers.keras_internals import child_layers as child_layers
 from kopt.peft.layers.keras_internals import child_of as child_of
 from kopt.peft.layers.keras_internals import compilation as compilation
 from kopt.peft.layers.keras_internals import detach as detach
 from kopt.peft.layers.keras_internals import direct_variables as direct_variables
+from kopt.peft.layers.keras_internals import exchange_functions as exchange_functions
 from kopt.peft.layers.keras_internals import flatten_layers as flatten_layers
 from kopt.peft.layers.keras_internals import forget_functions as forget_functions
+from kopt.peft.layers.keras_internals import holder_of as holder_of
 from kopt.peft.layers.keras_internals import in_forward_pass as in_forward_pass
 from kopt.peft.layers.keras_internals import is_trainable as is_trainable
+from kopt.peft.layers.keras_internals import models_around as models_around
 from kopt.peft.layers.keras_internals import original_class as original_class
 from kopt.peft.layers.keras_internals import own_variables as own_variables
+from kopt.peft.layers.keras_internals import register_weights as register_weights
 from kopt.peft.layers.keras_internals import set_class as set_class
 from kopt.peft.layers.keras_internals import set_optimizer as set_optimizer
 from kopt.peft.layers.keras_internals import set_trainable as set_trainable

@@ -5,11 +5,15 @@ gone are said by `tests/test_keras_internals.py`.
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import gc
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.convolutional.base_conv import BaseConv as BaseConv
 from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose as BaseConvTranspose
 from keras.src.models.functional import Functional as Functional
@@ -18,8 +22,11 @@ from keras.src.utils.naming import to_snake_case as to_snake_case
 _CHILD = "kopt_adapters"
 """The attribute under which a host keeps the child layer with its adapters. Files contain it."""
 _COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
+_STEPS = ("train_step", "test_step")
+TAKES_WEIGHTS_BY_PLACE = keras.backend.backend() == "jax"
+"""Whether compiled functions hold for the weights alone that were trainable when they were traced."""
 _KERNELS = ("_kernel", "_embeddings", "kernel", "pointwise_kernel")
-_BOOKKEEPING = ("_layers", "_operations", "_operations_by_depth", "_inbound_nodes", "_outbound_nodes")
+_BOOKKEEPING = ("_layers", "_operations", "_operations_by_depth", "_inbound_nodes", "_outbound_nodes", "_modules")
 """Attributes in which Keras lists layers that other attributes hold, or that only lie beside them in a graph."""
 
 # ------------------------------------------------------------------------------------------- the class of a layer
@@ -41,7 +48,7 @@ def set_class(layer: Any, cls: Any) -> None:
 
 def child_of(layer: Any) -> Any:
     """Returns the child layer with the adapters of a layer, or None if it is no host."""
-    return vars(layer).get(_CHILD)
+    return holder_of(layer, _CHILD).get(_CHILD)
 
 
 def attach(layer: Any, child: Any, cls: type) -> None:
@@ -91,11 +98,19 @@ def child_layers(layer: Any) -> list[Any]:
     return [c for c in layer._layers if c is not inner and c is not child_of(layer)]
 
 
+def holder_of(layer: Any, name: str) -> dict[str, Any]:
+    """Returns the dictionary with an attribute of a layer; on torch there is one for attributes that are layers."""
+    own = vars(layer)
+    children: dict[str, Any] = own.get("_modules", own)
+    return children if name in children else own
+
+
 def attributes_of(layer: Any) -> dict[str, Any]:
     """Returns the attributes of a layer, without the lists in which Keras and TensorFlow keep the same things again."""
+    own = vars(layer)
     return {
         name: value
-        for name, value in vars(layer).items()
+        for name, value in {**own, **own.get("_modules", {})}.items()
         if name not in _BOOKKEEPING and not name.startswith("_self_")  # TensorFlow's
     }
 
@@ -120,6 +135,17 @@ def kernel_attribute(layer: Any) -> str | None:
     return next((a for a in _KERNELS if isinstance(v := attributes.get(a), keras.Variable) and len(v.shape) >= 2), None)
 
 
+def register_weights(model: Any) -> None:
+    """Lets torch know the weights that the layers of a model have now: a layer lists those in it when it is built.
+
+    What is in no such list keeps its gradients from one batch to the next. The other backends have no lists.
+    """
+    for outer in [model, *models_around(model)]:
+        for layer in flatten_layers(outer):
+            if hasattr(layer, "_track_variables") and layer.built:
+                layer._track_variables()
+
+
 def untrack(layer: Any, variable: keras.Variable) -> None:
     """Makes an unlocked layer forget a variable."""
     layer._untrack_variable(variable)
@@ -127,7 +153,8 @@ def untrack(layer: Any, variable: keras.Variable) -> None:
 
 def stored_value(variable: keras.Variable) -> Any:
     """Returns the value of a variable in its own dtype, also inside a layer that computes in another."""
-    return variable._value
+    with AutocastScope(None):
+        return variable.value
 
 
 def is_trainable(layer: Any) -> bool:
@@ -149,8 +176,8 @@ def symbolic_calls(layer: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
 
 
 def in_forward_pass() -> bool:
-    """Returns whether some Keras layer is being called."""
-    return global_state.get_global_attribute("current_call_ctx") is not None
+    """Returns whether some Keras layer is being called, also by `stateless_call`, as JAX trains and predicts."""
+    return global_state.get_global_attribute("current_call_ctx") is not None or in_stateless_scope()
 
 
 def strategy_of(variable: keras.Variable) -> contextlib.AbstractContextManager[Any]:
@@ -164,11 +191,49 @@ def causal_padding(convolution: Any) -> Any:
     return convolution._compute_causal_padding()
 
 
+def exchange_functions(model: Any, functions: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a model compiled functions in the place of those that it has, which are returned, by attribute.
+
+    That which trains is left alone.
+    """
+    had = {attr: function for attr in _COMPILED[1:] if (function := getattr(model, attr, None)) is not None}
+    for attr in had.keys() | functions.keys():
+        setattr(model, attr, functions.get(attr))
+    if TAKES_WEIGHTS_BY_PLACE:
+        _renew_steps(model)
+    return had
+
+
+def _renew_steps(model: Any) -> None:
+    """Gives a model steps that JAX has not seen.
+
+    JAX keeps what it traced by function, and to it the method `train_step` of a model is always the same function.
+    """
+    for name in _STEPS:
+        step = getattr(model, name)
+        vars(model)[name] = functools.partial(getattr(step, "func", step))
+
+
 def forget_functions(model: Any) -> None:
-    """Makes a model trace its compiled functions anew when they are needed next."""
-    for attr in _COMPILED:
-        if getattr(model, attr, None) is not None:
-            setattr(model, attr, None)
+    """Makes a model, and those of `models_around`, trace their compiled functions anew when they are needed next."""
+    for outer in [model, *models_around(model)]:
+        exchange_functions(outer, {})
+        if getattr(outer, "train_function", None) is not None:
+            outer.train_function = None
+
+
+def models_around(model: Any) -> list[Any]:
+    """Returns the models with layers of another one, if they remember what it was, as on JAX and torch.
+
+    On JAX compiled functions take weights by their places in two lists: the trainable ones, and the others. A function
+    that was traced before weights changed lists would take one for another. On torch see `register_weights`. No layer
+    knows what it is a part of, so all objects are looked through.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return []
+    layers = {id(layer) for layer in flatten_layers(model)}
+    models = [x for x in gc.get_objects() if issubclass(type(x), keras.Model) and x is not model]
+    return [x for x in models if any(id(layer) in layers for layer in flatten_layers(x))]
 
 
 def trained_by(optimizer: Any) -> list[Any]:

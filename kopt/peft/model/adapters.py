@@ -29,6 +29,7 @@ from kopt.peft.layers import (
     flatten_layers,
     is_trainable,
     original_class,
+    register_weights,
     set_class,
     set_trainable,
 )
@@ -179,6 +180,7 @@ class ModelAdapters:
             self._freeze()
         self.adapters[name] = adapter
         self._guard(name)
+        register_weights(self.model)
         self.optimizers.forget_functions()
 
     def _freeze(self) -> None:
@@ -220,6 +222,7 @@ class ModelAdapters:
         self.scales.pop(name, None)
         self.fixed.discard(name)
         self._guard()
+        register_weights(self.model)
         self.optimizers.forget_functions()
         self.settle()
         self.optimizers.drop(gone)
@@ -251,6 +254,7 @@ class ModelAdapters:
             for variable, value in variables:
                 variable.trainable = value
         del vars(self.model)[_ADAPTERS]
+        register_weights(self.model)
         self.optimizers.forget_functions()
         self.optimizers.choose()
 

@@ -8,7 +8,16 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from kopt.peft.layers import compilation, forget_functions, set_optimizer, strategy_of, trained_by
+from kopt.peft.layers import (
+    TAKES_WEIGHTS_BY_PLACE,
+    compilation,
+    exchange_functions,
+    forget_functions,
+    models_around,
+    set_optimizer,
+    strategy_of,
+    trained_by,
+)
 
 
 @dataclasses.dataclass
@@ -25,6 +34,8 @@ class Optimizers:
         self._compiled: Any = None
         self._trained: frozenset[int] | None = None
         self._parked: dict[frozenset[int], _Parked] = {}
+        self._traced: dict[frozenset[int], dict[str, Any]] = {}
+        """Compiled functions that hold for other trainable weights than those of now, by these."""
 
     def choose(self, frozen: bool = False) -> None:
         """Gives the model the optimizer of the weights that are trainable now: a parked one, or one of no steps.
@@ -37,8 +48,13 @@ class Optimizers:
         model, trained = self.model, _ids(self.model.trainable_variables)
         if compilation(model) is not self._compiled:  # `compile` begins anew
             self._parked.clear()
+            self._traced.clear()
             self._compiled = compilation(model)
         before, self._trained = self._trained, trained
+        if TAKES_WEIGHTS_BY_PLACE and before is not None and before != trained:
+            self._traced[before] = exchange_functions(model, self._traced.pop(trained, {}))
+            for outer in models_around(model):
+                forget_functions(outer)
         function = getattr(model, "train_function", None)
         if function is not None and before != trained:
             model.train_function = None
@@ -60,6 +76,7 @@ class Optimizers:
     def forget_functions(self) -> None:
         """Makes the model trace its functions anew: what it computes has other parts now."""
         forget_functions(self.model)
+        self._traced.clear()
         for parked in self._parked.values():
             parked.train_function = None
 
