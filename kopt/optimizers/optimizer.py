@@ -128,8 +128,6 @@ class Optimizer(Configurable, KerasOptimizer):
     all that is new. A rule outside of kopt is not bounded unless it says so."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
-    random: ClassVar[bool] = False
-    """Whether the rule draws random numbers: XLA draws others than TensorFlow does."""
 
     def rules_by_key(self) -> Mapping[str, "Optimizer"]:
         """Returns what moves the weights: itself, or one optimizer a route. The key prefixes their shared values."""
@@ -147,7 +145,7 @@ class Optimizer(Configurable, KerasOptimizer):
             w: weight.
             s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
                 this weight, `multiplier`, a Python number, and `weight_decay`, its λ: a Python number too, unless it
-                follows a schedule.
+                follows a schedule; `index`, the place of the weight, and `update`, t as an integer.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")

@@ -19,6 +19,7 @@ from keras import ops
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.contract import Options, Rule
+from kopt.optimizers.engine.noise import uniform
 from kopt.optimizers.engine.state.codecs import Codec, codec
 from kopt.optimizers.engine.tensor_math import Tensor, beside, round_stochastically
 
@@ -201,7 +202,7 @@ def is_short(variable: Any) -> bool:
 
 
 def _noise(update: Tensor, salt: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: backend.uniform(x, update, salt)
+    return lambda x: uniform(x, update, salt)
 
 
 def _decayed(a: Tensor, w: Tensor, since: Tensor, now: Tensor, momentum: float) -> Tensor:

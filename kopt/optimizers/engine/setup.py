@@ -84,6 +84,7 @@ class Setup:
             multiplier=p.multiplier,
             weight_decay=p.rule.decay(update - 1) * p.decay if p.decay else 0.0,
             index=p.index,
+            update=update,
         )
 
     def shared_view(self, key: str, shared: Mapping[str, Tensor], rate: Tensor, update: Tensor) -> SimpleNamespace:

@@ -71,10 +71,11 @@ def round_stochastically(x: Tensor, dtype: str, noise: Tensor) -> Tensor:
         dtype: "bfloat16" or "float16".
         noise: uniform in [0, 1), shape of x.
     """
+    x = ops.cast(x, "float32")
     if dtype == "bfloat16":
-        bits = ops.view(ops.cast(x, "float32"), "uint32") + ops.cast(noise * 2.0**16, "uint32")
-        rounded = ops.view(ops.cast(ops.right_shift(bits, ops.cast(16, "uint32")), "uint16"), dtype)
-        return ops.where(ops.isfinite(x), rounded, ops.cast(x, dtype))
-    exponent = ops.floor(ops.log2(ops.maximum(ops.abs(x), 2.0**-14)))
-    unit = ops.power(2.0, exponent - 10)
-    return ops.cast(ops.floor(x / unit + noise) * unit, dtype)
+        bits = ops.view(x, "int32") + ops.cast(noise * 2.0**16, "int32")
+        rounded = ops.view(ops.bitwise_and(bits, -(2**16)), "float32")
+        return ops.cast(ops.where(ops.isfinite(x), rounded, x), dtype)
+    exponent = ops.right_shift(ops.view(ops.maximum(ops.abs(x), 2.0**-14), "int32"), 23)
+    unit = ops.view(ops.left_shift(exponent - 10, 23), "float32")
+    return ops.cast(ops.floor(x / unit + ops.cast(noise, "float32")) * unit, dtype)

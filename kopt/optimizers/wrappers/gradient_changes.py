@@ -6,7 +6,7 @@ from typing import Annotated
 from keras import ops
 
 from kopt.declare import Range
-from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.noise import uniform
 from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
@@ -75,13 +75,12 @@ class GradientNoise(Wrapper):
     Args:
         scale: ≥ 0, variance of the noise before it fades: 0.01, 0.3 and 1 in the paper.
         fading: ≥ 0, how fast it fades.
-        seed: in [0, 16384), chooses the noise; it depends on the update and the weight, and on whether XLA draws it.
+        seed: in [0, 16384), chooses the noise; it depends on the update and the place of the weight.
 
     Reference: Neelakantan et al., 2015, arXiv:1511.06807.
     """
 
     row_wise = False
-    random = True
     scale: NonNegative = 0.01
     fading: NonNegative = 0.55
     seed: Annotated[int, Range(0, 2**14)] = 0
@@ -90,6 +89,6 @@ class GradientNoise(Wrapper):
     def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
         # two uniform numbers make a normal one, by the transform of Box and Muller
         salt = -1 - 2 * (s.index + 2**16 * self.seed)
-        radius, angle = (backend.uniform(g, t, salt - k) for k in (0, 1))
+        radius, angle = (uniform(g, s.update, salt - k) for k in (0, 1))
         z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)
         return g + ops.sqrt(self.scale * ops.power(t, -self.fading)) * z

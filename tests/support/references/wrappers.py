@@ -1,8 +1,8 @@
 """Wrappers, around AdamW or Momentum."""
 
 import numpy as np
-import tensorflow as tf
 
+from references import noise
 from references.classic import adam, momentum, sgd
 from references.forms import Step, at
 
@@ -118,7 +118,7 @@ def switch(w, *, first, second, after, learning_rate, weight_decay) -> Step:
 
 
 def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, weight_decay):
-    """arXiv:1511.06807, equation 1. The uniform numbers are TensorFlow's, Box's and Muller's transform is done here."""
+    """arXiv:1511.06807, equation 1."""
     steps, t = [_wrapped(w, optimizer, learning_rate, weight_decay) for w in weights], 0
 
     def step(gs):
@@ -127,7 +127,7 @@ def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, we
         moved = []
         for i, (f, g) in enumerate(zip(steps, gs, strict=True)):
             salts = [-1 - 2 * (i + 2**16 * seed) - k for k in (0, 1)]
-            a, b = (tf.random.stateless_uniform(g.shape, [t, salt]).numpy().astype("float64") for salt in salts)
+            a, b = (noise.uniform(np.shape(g), t, salt) for salt in salts)
             z = np.sqrt(-2 * np.log(1 - a)) * np.cos(2 * np.pi * b)
             moved.append(f(g + np.sqrt(scale / t**fading) * z))
         return moved

@@ -97,9 +97,6 @@ class Backend(Protocol):
     def sparse(self, values: Tensor, rows: Tensor) -> Any:
         """Returns a gradient of rows."""
 
-    def uniform(self, x: Tensor, update: Tensor, salt: int) -> Tensor:
-        """Returns noise in [0, 1) like x: the same for the same update and salt, anywhere and at any time."""
-
 
 def _choose() -> Backend:
     if keras.backend.backend() == "tensorflow":

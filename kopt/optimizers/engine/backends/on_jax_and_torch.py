@@ -145,10 +145,3 @@ def marked_rows(marks: Any) -> Tensor:
 def sparse(values: Tensor, rows: Tensor) -> Any:
     """Raises `NotImplementedError`."""
     raise NotImplementedError("Gradients of rows need the TensorFlow backend.")
-
-
-def uniform(x: Tensor, update: Tensor, salt: int) -> Tensor:
-    """Raises `ValueError`."""
-    raise ValueError(
-        "Stochastic rounding (rounding='stochastic', state_dtype='bfloat16', 'int8') needs the TensorFlow backend."
-    )

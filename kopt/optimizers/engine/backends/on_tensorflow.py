@@ -268,13 +268,6 @@ def sparse(values: tf.Tensor, rows: tf.Tensor) -> tf.IndexedSlices:
     return tf.IndexedSlices(values, tf.gather(rows, keep))
 
 
-def uniform(x: tf.Tensor, update: tf.Tensor, salt: int) -> tf.Tensor:
-    """The same on every replica and after a restart."""
-    seed = tf.stack([tf.cast(update, tf.int64), tf.constant(salt, tf.int64)])
-    # Not XLA's own choice of a generator, which is far slower on a CPU.
-    return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed, alg="philox"), x.dtype)
-
-
 def _sum_repeated(values: tf.Tensor, ids: tf.Tensor) -> Gradient:
     """Sums the rows of repeated ids without a shape that depends on the data, which XLA would compile anew."""
     count = tf.shape(ids)[0]

@@ -56,7 +56,8 @@ class BFloat16(Codec):
     Rounding to nearest would freeze an average: β v + (1-β) g² with β = 0.999 changes v by less than half a unit in
     the last place. The relative error of one store is below 2⁻⁷, its expectation zero.
 
-    The bits lie in integers: to write rows of a bfloat16 table XLA converts all of it on a CPU.
+    The bits lie in integers: to write rows of a bfloat16 table XLA converts all of it on a CPU. torch keeps integers of
+    16 bits without a sign in 32: there nothing is saved.
     """
 
     smallest_row = 1
@@ -67,11 +68,13 @@ class BFloat16(Codec):
 
     @override
     def decode(self, parts: dict[str, Tensor], dtype: str) -> Tensor:
-        return ops.cast(ops.view(parts["bfloat16"], "bfloat16"), dtype)
+        return ops.cast(ops.view(ops.left_shift(ops.cast(parts["bfloat16"], "int32"), 16), "float32"), dtype)
 
     @override
     def encode(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        return {"bfloat16": ops.view(round_stochastically(x, "bfloat16", uniform(x)), "uint16")}
+        rounded = ops.cast(round_stochastically(x, "bfloat16", uniform(x)), "float32")
+        bits = ops.right_shift(ops.view(rounded, "int32"), 16)
+        return {"bfloat16": ops.cast(ops.bitwise_and(bits, 2**16 - 1), "uint16")}
 
 
 class Int8(Codec):
