@@ -54,7 +54,8 @@ class FTRL(Optimizer):
         before, after = self._slowness(s.n), self._slowness(new.n)
         top = (before + ridge) * s.y + (after - before) * w - s.learning_rate * g
         new.y = top / (after + ridge) - s.learning_rate * s.weight_decay * w
-        return soft(new.y, s.learning_rate * self.l1 / (after + ridge)), vars(new)
+        w = soft(new.y, s.learning_rate * self.l1 / (after + ridge)) if self.l1 else new.y
+        return w, vars(new)
 
     @override
     def rate(self, s: Slots, t: Tensor) -> Tensor:

@@ -51,11 +51,13 @@ def arctan2(y: Any, x: Any) -> Any:
     """Returns the angle of the point (x, y), in [-π, π], to 2 units in the last place of float32."""
     if _is_double(x):
         return ops.arctan2(y, x)
-    high, low = ops.maximum(ops.abs(x), ops.abs(y)), ops.minimum(ops.abs(x), ops.abs(y))
-    q = ops.where(ops.equal(low, math.inf), 1.0, low / ops.where(high > 0, high, 1.0))
+    steep = ops.abs(y) > ops.abs(x)
+    # No minimum and maximum: those of XLA may lose a NaN.
+    low, high = ops.where(steep, ops.abs(x), ops.abs(y)), ops.where(steep, ops.abs(y), ops.abs(x))
+    q = ops.where(ops.equal(low, math.inf), 1.0, low / ops.where(ops.equal(high, 0), 1.0, high))
     square = ops.square(q)
     angle = q + q * (square * _polynomial(ATAN, square))
-    angle = ops.where(ops.abs(y) > ops.abs(x), math.pi / 2 - angle, angle)
+    angle = ops.where(steep, math.pi / 2 - angle, angle)
     angle = ops.where(_is_negative(x), math.pi - angle, angle)
     return ops.where(_is_negative(y), -angle, angle)
 
@@ -64,12 +66,15 @@ def cube_root(x: Any) -> Any:
     """Returns the cube root of numbers ≥ 0, to 2 units in the last place of float32."""
     if _is_double(x):
         return ops.power(x, 1 / 3)
+    small = x < 2.0**-60  # what is left of it in a step would underflow
+    y = ops.where(small, x * 2.0**60, x)
     # A third of the bits has a third of the exponent, nearly; Halley's method takes two steps from there.
-    third = ops.cast(ops.view(x, "int32"), "float32") * (1 / 3) + 709957561.0
+    third = ops.cast(ops.view(y, "int32"), "float32") * (1 / 3) + 709957561.0
     root = ops.view(ops.cast(third, "int32"), "float32")
     for _ in range(2):
         cube = root * root * root
-        root = root - root * ((0.25 * cube - 0.25 * x) / (0.5 * cube + 0.25 * x))  # quarters, lest the sum overflows
+        root = root - root * ((0.25 * cube - 0.25 * y) / (0.5 * cube + 0.25 * y))  # quarters, lest the sum overflows
+    root = ops.where(small, root * 2.0**-20, root)
     return ops.where(ops.logical_and(x > 0, x < math.inf), root, x)
 
 
