@@ -86,6 +86,12 @@ def machine(*packages: str, accelerator: str = "no GPU") -> str:
     return f"{', '.join(found)}, Python {platform.python_version()}, {cores} core{'s' * (cores != 1)}, {accelerator}."
 
 
+def written(name: str) -> str:
+    """Returns what stands in README.md between the marks of a name."""
+    text = PAGE.read_text(encoding="utf-8")
+    return text[text.index(f"<!-- {name} -->") : text.index(f"<!-- /{name} -->")]
+
+
 def insert(result: str, name: str) -> None:
     """Puts a table into README.md, between the marks of that name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"

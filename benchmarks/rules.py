@@ -1,13 +1,18 @@
-"""Times one compiled step of every rule against that of kopt.Adam.
+"""Times one compiled step of every rule against that of kopt.Adam, and against what its reads and writes take.
 
     python -m benchmarks.rules [--rounds 15] [--write]
+    python -m benchmarks.rules --check
 
-The weights are those of a small BERT of one block. Each rule takes turns with Adam; a figure is the median of the
-ratios within a round. Wrappers stand around AdamW.
+The weights are those of a small BERT of one block. Each rule takes turns with Adam and with SGD, which does nothing but
+read two numbers and write one; a figure is the median of the ratios within a round. Wrappers stand around AdamW. With
+--check a few rounds are compared with the table of README.md: a rule that takes more than 1.6 times as long as there,
+or that is not there, is an error.
 """
 
 import os
+import re
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +26,12 @@ import kopt
 from benchmarks import _turns, step
 
 SHAPES = step.shapes(blocks=1)
+SLACK = 1.6
+FEW = 5  # rounds of a check; a rule that fails has three times as many, twice
+Step = Callable[[], Any]
 
 
-def stepper(optimizer: Any) -> Callable[[], Any]:
+def stepper(optimizer: Any) -> Step:
     """Returns a function that makes one step, compiled and warm."""
     variables = [keras.Variable(a) for a in step.arrays(0.02, 0, SHAPES)]
     gradients = [tf.constant(g) for g in step.arrays(0.01, 1, SHAPES)]
@@ -38,31 +46,83 @@ def stepper(optimizer: Any) -> Callable[[], Any]:
     return call
 
 
-def ratios(rounds: int) -> dict[str, float]:
-    """Returns the time of a step of each rule in units of Adam's."""
-    adam = stepper(kopt.Adam())
-    found = {}
+def streams(rule: Any) -> int | None:
+    """Returns how many numbers a step reads and writes for each parameter; None if it is not element by element.
+
+    XLA on a CPU writes each output in a loop of its own: each slot like the weight reads itself and the gradient and
+    is written; the weight reads itself, the gradient and all of these slots and is written.
+    """
+    shape = (3, 4)
+    slots = [slot.shape_for(shape) for slot in rule.slots.values()]
+    if not rule.row_wise or rule.needs_loss:
+        return None
+    return 3 + 4 * sum(slot == shape for slot in slots)
+
+
+def compare(call: Step, adam: Step, sgd: Step, rounds: int) -> tuple[float, float]:
+    """Returns the time of a step in units of Adam's, and of a third of SGD's: that of reading or writing a number."""
+    times = [tuple(_turns.clock(f) for f in (call, adam, sgd)) for _ in range(rounds)]
+    return statistics.median(a / b for a, b, _ in times), statistics.median(3 * a / c for a, _, c in times)
+
+
+def measured(rounds: int) -> dict[str, tuple[float, float | None]]:
+    """Returns for each rule the time of a step in units of Adam's, and in units of its bound where it has one."""
+    adam, sgd, found = stepper(kopt.Adam()), stepper(kopt.SGD()), dict[str, tuple[float, float | None]]()
     for cls in kopt.registry().values():
-        call = stepper(cls())
+        rule = cls()
+        call = stepper(rule)
         _turns.clock(call)
-        found[cls.__name__] = statistics.median(_turns.clock(call) / _turns.clock(adam) for _ in range(rounds))
-        print(f"{cls.__name__} {found[cls.__name__]:.2f}", flush=True)
+        by_adam, moved = compare(call, adam, sgd, rounds)
+        count = streams(rule)
+        found[cls.__name__] = by_adam, None if count is None else moved / count
+        print(cls.__name__, *(f"{x:.2f}" for x in found[cls.__name__] if x is not None), flush=True)
     return found
 
 
 def table(rounds: int) -> list[str]:
-    """Returns the ratios as lines of Markdown, in four columns."""
-    rows = sorted(ratios(rounds).items(), key=lambda item: item[1])
-    height = -(-len(rows) // 4)
+    """Returns the ratios as lines of Markdown, in three columns."""
+    rows = sorted(measured(rounds).items(), key=lambda item: item[1][0])
+    height = -(-len(rows) // 3)
     columns = [rows[i : i + height] for i in range(0, len(rows), height)]
-    lines = ["| rule | × Adam " * len(columns) + "|", "|---|---:" * len(columns) + "|"]
+    lines = ["| rule | × Adam | × its bound " * len(columns) + "|", "|---|---:|---:" * len(columns) + "|"]
     for i in range(height):
-        cells = [f"| `{c[i][0]}` | {c[i][1]:.2f} " if i < len(c) else "| | " for c in columns]
+        cells = []
+        for column in columns:
+            name, (by_adam, by_bound) = column[i] if i < len(column) else ("", (0.0, None))
+            bound = "-" if by_bound is None else f"{by_bound:.2f}"
+            cells.append(f"| `{name}` | {by_adam:.2f} | {bound} " if name else "| | | ")
         lines.append("".join(cells) + "|")
     size = sum(int(np.prod(s)) for s in SHAPES)
     scope = f"{len(SHAPES)} variables, {size / 1e6:.1f} million parameters; {rounds} rounds"
     return [*lines, "", f"{scope}; {_turns.machine('Keras', 'TensorFlow')}"]
 
 
+def check() -> int:
+    """Returns the number of rules that are slower than README.md says, or that it does not name."""
+    known = {name: float(ratio) for name, ratio in re.findall(r"\| `(\w+)` \| ([\d.]+) ", _turns.written("rules"))}
+    adam, faults = stepper(kopt.Adam()), []
+    for cls in kopt.registry().values():
+        name = cls.__name__
+        if name not in known:
+            faults.append(
+                f"{name} is not in the table of benchmarks/README.md: run `python -m benchmarks.rules --write`."
+            )
+            continue
+        call = stepper(cls())
+        _turns.clock(call)
+        for rounds in (FEW, 3 * FEW, 3 * FEW):  # another program may have been in the way
+            ratio = statistics.median(_turns.clock(call) / _turns.clock(adam) for _ in range(rounds))
+            if ratio <= SLACK * known[name]:
+                break
+        else:
+            faults.append(f"{name} takes {ratio:.2f} × Adam; benchmarks/README.md has {known[name]:.2f}.")
+    gone = sorted(known.keys() - {cls.__name__ for cls in kopt.registry().values()})
+    faults += [f"{name} is in the table of benchmarks/README.md, but no rule." for name in gone]
+    print("\n".join(faults) or f"{len(known)} rules are at most {SLACK} times as slow as in benchmarks/README.md.")
+    return len(faults)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(check() > 0)
     _turns.main(__doc__, "rules", 15, table)

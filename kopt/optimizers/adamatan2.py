@@ -4,6 +4,7 @@ import math
 
 from keras import ops
 
+from kopt.optimizers.engine.elementary import arctan2
 from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, debias, ema, override
 
 
@@ -38,4 +39,4 @@ class AdamAtan2(Optimizer):
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         new = Slots(m=ema(s.m, g, self.beta_1), v=ema(s.v, ops.square(g), self.beta_2))
         root = ops.sqrt(new.v / debias(self.beta_2, t))
-        return self.a * ops.arctan2(new.m / debias(self.beta_1, t), self.b * root), vars(new)
+        return self.a * arctan2(new.m / debias(self.beta_1, t), self.b * root), vars(new)

@@ -5,7 +5,7 @@ import math
 from keras import ops
 
 from kopt.optimizers.adam_like import AdamLike
-from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override, sums_of_units
 
 
 class AdamP(AdamLike):
@@ -51,17 +51,13 @@ class AdamP(AdamLike):
 
     def _project(self, u: Tensor, g: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns u and w as it decays."""
-        kept, decayed, axes = u, w, tuple(range(len(w.shape)))
-        for over in (axes, axes[:-1]):  # channels come last: they take precedence
-            size = max(math.prod(w.shape[axis] for axis in over), 1)
-            norm = ops.sqrt(_dot(w, w, over))
-            bound = self.delta / math.sqrt(size) * norm * ops.sqrt(_dot(g, g, over))
-            orthogonal = ops.all(ops.abs(_dot(g, w, over)) <= bound)  # a weight of zeros, too
-            direction = w / (norm + self.epsilon)
-            kept = ops.where(orthogonal, u - direction * _dot(direction, u, over), kept)
+        kept, decayed, channels = u, w, [sums_of_units(a * b) for a, b in ((w, w), (g, g), (g, w), (w, u))]
+        whole = [ops.sum(x) for x in channels]
+        for (ww, gg, gw, wu), count in ((whole, 1), (channels, w.shape[-1])):  # channels take precedence
+            size = max(math.prod(w.shape) // max(count, 1), 1)
+            norm = ops.sqrt(ww)
+            bound = self.delta / math.sqrt(size) * norm * ops.sqrt(gg)
+            orthogonal = ops.all(ops.abs(gw) <= bound)  # a weight of zeros, too
+            kept = ops.where(orthogonal, u - w * (wu / ops.square(norm + self.epsilon)), kept)
             decayed = ops.where(orthogonal, self.wd_ratio * w, decayed)
         return kept, decayed
-
-
-def _dot(a: Tensor, b: Tensor, over: tuple[int, ...]) -> Tensor:
-    return ops.sum(a * b, axis=over, keepdims=True)

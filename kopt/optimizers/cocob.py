@@ -41,9 +41,9 @@ class COCOB(Optimizer):
         size = ops.abs(g)
         new = Slots(
             theta=s.theta - g,
-            most=ops.maximum(ops.maximum(s.most, size), self.epsilon),
+            most=ops.maximum(ops.maximum(s.most, self.epsilon), size),
             total=s.total + size,
-            reward=ops.maximum(s.reward - g * s.bet, 0.0),
+            reward=s.reward - ops.minimum(g * s.bet, s.reward),  # max(R - g b, 0)
         )
         new.bet = self.rate(new, t) * new.theta
         return w + s.learning_rate * (new.bet - s.bet), vars(new)

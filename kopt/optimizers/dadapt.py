@@ -18,8 +18,11 @@ from kopt.optimizers.optimizer import (
     Step,
     Tensor,
     debias,
+    dot,
     ema,
     override,
+    sum_of_squares,
+    total,
     with_decay,
 )
 
@@ -105,8 +108,8 @@ class DAdaptAdam(Adaptive):
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         step = s.learning_rate * s.d * self.correction(t)
-        gain = step * ops.sum(g * s.s / (ops.sqrt(s.v) + self.epsilon))
-        return {"gain": gain, "size": ops.sum(ops.abs(ema(s.s, step * g, math.sqrt(self.beta_2))))}
+        gain = step * total(g * s.s / (ops.sqrt(s.v) + self.epsilon))
+        return {"gain": gain, "size": total(ops.abs(ema(s.s, step * g, math.sqrt(self.beta_2))))}
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -162,8 +165,8 @@ class DAdaptSGD(DAdaptation):
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         change = self._change(g, w, s, s.d)  # zero at the first step, whose s is zero: no estimate comes of it
-        square = ops.sum(ops.square(s.s + change))
-        return {"gain": ops.sum(change * s.s), "size": square, "gradient": ops.sum(ops.square(g))}
+        square = sum_of_squares(s.s + change)
+        return {"gain": dot(change, s.s), "size": square, "gradient": sum_of_squares(g)}
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -225,8 +228,8 @@ class DAdaptAdaGrad(DAdaptation):
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         change, new = self._summed(g, w, s, s.d)
-        square, spent = (ops.sum(ops.square(x) / ops.sqrt(new.a)) for x in (new.s, change))
-        return {"square": square, "spent": spent, "size": ops.sum(ops.abs(new.s))}
+        square, spent = (total(ops.square(x) / ops.sqrt(new.a)) for x in (new.s, change))
+        return {"square": square, "spent": spent, "size": total(ops.abs(new.s))}
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:

@@ -51,11 +51,16 @@ class FTRL(Optimizer):
     @override
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         new, ridge = Slots(n=s.n + ops.square(g)), s.learning_rate * self.l2
-        before, after = 1.0 / self.rate(s, t), 1.0 / self.rate(new, t)
+        before, after = self._slowness(s.n), self._slowness(new.n)
         top = (before + ridge) * s.y + (after - before) * w - s.learning_rate * g
         new.y = top / (after + ridge) - s.learning_rate * s.weight_decay * w
-        return soft(new.y, s.learning_rate * self.l1 / (after + ridge)), vars(new)
+        w = soft(new.y, s.learning_rate * self.l1 / (after + ridge)) if self.l1 else new.y
+        return w, vars(new)
 
     @override
     def rate(self, s: Slots, t: Tensor) -> Tensor:
-        return 1.0 / (self.beta + ops.power(s.n, -self.learning_rate_power))
+        return 1.0 / self._slowness(s.n)
+
+    def _slowness(self, n: Tensor) -> Tensor:
+        power = -self.learning_rate_power
+        return self.beta + (ops.sqrt(n) if power == 0.5 else ops.power(n, power))

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from kopt.optimizers.engine.elementary import cube_root
 from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
@@ -41,5 +42,5 @@ class MADGRAD(Optimizer):
         g = g + s.weight_decay * w
         k = s.learning_rate * ops.sqrt(t)
         new = {"s": s.s + k * g, "v": s.v + k * ops.square(g)}
-        z = s.x0 - new["s"] / (ops.power(new["v"], 1 / 3) + self.epsilon)
+        z = s.x0 - new["s"] / (cube_root(new["v"]) + self.epsilon)
         return ema(w, z, self.momentum), new

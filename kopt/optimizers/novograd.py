@@ -2,7 +2,18 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    ema,
+    override,
+    sum_of_squares,
+)
 
 
 class NovoGrad(Optimizer):
@@ -35,7 +46,7 @@ class NovoGrad(Optimizer):
 
     @override
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
-        first, norm = ops.equal(t, 1), ops.sum(ops.square(g))
+        first, norm = ops.equal(t, 1), sum_of_squares(g)
         new = Slots(v=ops.where(first, norm, ema(s.v, norm, self.beta_2)))
         share = 1.0 - self.beta_1 * ops.cast(t > 1, g.dtype) if self.grad_averaging else 1.0
         new.m = self.beta_1 * s.m + share * (self.rate(new, t) * g + s.weight_decay * w)

@@ -27,18 +27,22 @@ from kopt.optimizers.engine.tensor_math import (
     Tensor,
     beside,
     debias,
+    dot,
     ema,
+    mean,
     rectification,
     soft,
     sum_of_squares,
+    sums_of_units,
+    total,
     with_decay,
 )
 
 # fmt: off
 __all__ = [
     "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
-    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "ema", "override",
-    "rectification", "soft", "sum_of_squares", "with_decay",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "dot", "ema", "mean",
+    "override", "rectification", "soft", "sum_of_squares", "sums_of_units", "total", "with_decay",
 ]
 # fmt: on
 

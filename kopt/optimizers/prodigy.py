@@ -5,7 +5,19 @@ import math
 from keras import ops
 
 from kopt.optimizers.dadapt import Adaptive, quotient
-from kopt.optimizers.optimizer import Fraction, Positive, Slot, Slots, Step, Tensor, ema, override, with_decay
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    dot,
+    ema,
+    override,
+    total,
+    with_decay,
+)
 
 
 class Prodigy(Adaptive):
@@ -46,8 +58,8 @@ class Prodigy(Adaptive):
 
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
-        gain = -s.d / self.d0 * self._kappa(s, s.d, t) * ops.sum(g * s.delta)
-        return {"gain": gain, "size": ops.sum(ops.abs(self._sum(g, s, s.d, t)))}
+        gain = -s.d / self.d0 * self._kappa(s, s.d, t) * dot(g, s.delta)
+        return {"gain": gain, "size": total(ops.abs(self._sum(g, s, s.d, t)))}
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:

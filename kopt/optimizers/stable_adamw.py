@@ -3,7 +3,15 @@
 from keras import ops
 
 from kopt.optimizers.adam import AdamW
-from kopt.optimizers.optimizer import Fraction, Slots, Step, Tensor, debias, override
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Slots,
+    Step,
+    Tensor,
+    debias,
+    mean,
+    override,
+)
 
 
 class StableAdamW(AdamW):
@@ -29,5 +37,5 @@ class StableAdamW(AdamW):
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = self.rule(g, w, s, t)
         v = new["v"] / debias(self.beta_2, t)
-        surprise = ops.sqrt(ops.mean(ops.square(g) / ops.maximum(v, self.epsilon**2)))
+        surprise = ops.sqrt(mean(ops.square(g) / ops.maximum(v, self.epsilon**2)))
         return w - s.learning_rate / ops.maximum(surprise, 1.0) * (u + s.weight_decay * w), new

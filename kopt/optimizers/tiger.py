@@ -2,7 +2,17 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
+from kopt.optimizers.optimizer import (
+    Fraction,
+    Optimizer,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    ema,
+    mean,
+    override,
+)
 
 
 class Tiger(Optimizer):
@@ -47,5 +57,5 @@ class Tiger(Optimizer):
     def _scale(self, w: Tensor) -> Tensor:
         if not self.relative:
             return 1.0
-        rms = ops.sqrt(ops.mean(ops.square(w)))
+        rms = ops.sqrt(mean(ops.square(w)))
         return ops.where(rms > 0, rms, 0.5) if len(w.shape) > 1 else 0.5

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import ops
 from references import noise
 
-from kopt.optimizers.engine.noise import uniform
+from kopt.optimizers.engine.noise import normal, uniform
 from kopt.optimizers.engine.tensor_math import round_stochastically
 
 TABLE = {  # (update, salt): the first numbers, times 2²⁴
@@ -94,3 +94,11 @@ def test_elements_are_independent(lag):
     assert abs(np.corrcoef(a, b)[0, 1]) * np.sqrt(len(a)) < 4
     cells, expected = np.histogram2d(a, b, 16, [[0, 1], [0, 1]])[0], len(a) / 256
     assert abs(np.sum((cells - expected) ** 2 / expected) - 255) < 5 * np.sqrt(2 * 255)
+
+
+def test_normal_numbers_are_normal():
+    x = normal(tf.zeros((100, 1000)), tf.constant(3), 5).numpy().astype("float64")
+    np.testing.assert_allclose(x, noise.normal((100, 1000), 3, 5), rtol=2e-6, atol=2e-7)
+    assert abs(x.mean()) < 4 / np.sqrt(1e5)
+    assert abs(np.square(x).mean() - 1) < 4 * np.sqrt(2 / 1e5)
+    assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / 1e5)

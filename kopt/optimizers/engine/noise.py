@@ -14,6 +14,7 @@ from typing import Any
 
 from keras import ops
 
+from kopt.optimizers.engine.elementary import normal_quantile
 from kopt.optimizers.engine.tensor_math import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -32,6 +33,21 @@ def uniform(x: Tensor, update: Tensor, salt: int) -> Tensor:
     places = ops.reshape(_hashes(ops.size(x), update, salt), ops.shape(x))
     # As integers with a sign, because those are turned into floats by one instruction.
     return ops.cast(ops.cast(ops.right_shift(places, _word(8)), "int32"), x.dtype) * 2.0**-24
+
+
+def normal(x: Tensor, update: Tensor, salt: int) -> Tensor:
+    """Returns normal numbers of variance 1 like x, none of them beyond 5.5: the quantiles of 2²⁵ equal shares.
+
+    Args:
+        x: float32 or float64, any shape.
+        update: number of the update, an integer.
+        salt: as for `uniform`; the numbers of both come from the same hashes.
+    """
+    places = ops.reshape(_hashes(ops.size(x), update, salt), ops.shape(x))
+    share = ops.cast(ops.bitwise_and(places, _word(2**24 - 1)), "int32")
+    size = normal_quantile((ops.cast(share, "float32") + 0.5) * 2.0**-25)
+    upper = ops.equal(ops.right_shift(places, _word(31)), _word(1))
+    return ops.cast(ops.where(upper, size, -size), x.dtype)
 
 
 def _hashes(count: Any, update: Tensor, salt: int) -> Tensor:

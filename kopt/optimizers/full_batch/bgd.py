@@ -4,7 +4,17 @@ from keras import ops
 
 from kopt.optimizers.full_batch.full_batch import FullBatch
 from kopt.optimizers.full_batch.line_search import BACKTRACKING, backtrack
-from kopt.optimizers.optimizer import Any, Literal, Slot, Slots, Step, Tensor, override, sum_of_squares
+from kopt.optimizers.optimizer import (
+    Any,
+    Literal,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    dot,
+    override,
+    sum_of_squares,
+)
 
 
 class BGD(FullBatch):
@@ -53,8 +63,8 @@ class BGD(FullBatch):
             "penalty": s.weight_decay / 2 * sum_of_squares(w),
             "moved": sum_of_squares(g * w),
             "gg": scale * sum_of_squares(g),
-            "gx": scale * ops.sum(g * s.g),
-            "sy": ops.sum((w - s.x) * y),
+            "gx": scale * dot(g, s.g),
+            "sy": dot(w - s.x, y),
             "yy": scale * sum_of_squares(y),
         }
 

@@ -56,7 +56,7 @@ class LBFGS(FullBatch):
 
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
-        return inverse_hessian.products(g, w, s)
+        return inverse_hessian.products(self.pairs, g, w, s)
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,8 @@ class LBFGS(FullBatch):
         y = s.kept * (g - s.g) + (s.added / scale if scale else 0.0) * step
         accepted, paired = s.accepted > 0, ops.logical_and(s.accepted > 0, s.paired > 0)
         x, g = ops.where(accepted, w, s.x), ops.where(accepted, g, s.g)
-        steps = ops.where(paired, ops.concatenate([s.S[1:], step[None]]), s.S)
-        changes = ops.where(paired, ops.concatenate([s.Y[1:], y[None]]), s.Y)
-        d = ops.tensordot(s.by_s, steps, 1) + scale * (ops.tensordot(s.by_y, changes, 1) - s.gamma * g)
+        steps = inverse_hessian.with_newest(s.S, step, paired, s.oldest)
+        changes = inverse_hessian.with_newest(s.Y, y, paired, s.oldest)
+        by_s, by_y = (inverse_hessian.in_ring(x, s.oldest) for x in (s.by_s, s.by_y))
+        d = ops.tensordot(by_s, steps, 1) + scale * (ops.tensordot(by_y, changes, 1) - s.gamma * g)
         return ops.where(s.searching > 0, x + s.step * d, x), {"S": steps, "Y": changes, "x": x, "g": g}

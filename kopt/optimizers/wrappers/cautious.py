@@ -3,7 +3,15 @@
 from keras import ops
 
 from kopt.optimizers.engine.rule_checks import direction
-from kopt.optimizers.optimizer import Optimizer, Positive, Slots, Step, Tensor, override
+from kopt.optimizers.optimizer import (
+    Optimizer,
+    Positive,
+    Slots,
+    Step,
+    Tensor,
+    mean,
+    override,
+)
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -41,4 +49,4 @@ class Cautious(Wrapper):
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = direction(self.optimizer, g, w, s, t)
         agree = ops.cast(u * g > 0, u.dtype)
-        return u * agree / ops.maximum(ops.mean(agree), self.floor), dict(new)
+        return u * agree / ops.maximum(mean(agree), self.floor), dict(new)

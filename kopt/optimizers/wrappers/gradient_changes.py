@@ -6,14 +6,9 @@ from typing import Annotated
 from keras import ops
 
 from kopt.declare import Range
-from kopt.optimizers.engine.noise import uniform
-from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override
+from kopt.optimizers.engine.noise import normal
+from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override, sums_of_units
 from kopt.optimizers.wrappers.wrapper import Wrapper
-
-
-def _unit_axes(x: Tensor) -> tuple[int, ...]:
-    """Axes of the weights that lead into one unit: all but the last, that of the outputs; none of a vector."""
-    return tuple(range(len(x.shape) - 1))
 
 
 class GradientCentralization(Wrapper):
@@ -31,8 +26,9 @@ class GradientCentralization(Wrapper):
 
     @override
     def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
-        axes = _unit_axes(g)
-        return g - ops.mean(g, axis=axes, keepdims=True) if axes else g
+        if len(g.shape) < 2:
+            return g
+        return g - sums_of_units(g) / math.prod(g.shape[:-1])
 
 
 class AdaptiveClip(Wrapper):
@@ -59,7 +55,8 @@ class AdaptiveClip(Wrapper):
     def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
 
         def norm(x: Tensor) -> Tensor:
-            return ops.sqrt(ops.sum(ops.square(x), axis=_unit_axes(x) or None, keepdims=True))
+            square = ops.square(x)
+            return ops.sqrt(sums_of_units(square) if len(x.shape) > 1 else ops.sum(square, keepdims=True))
 
         bound = self.clipping * ops.maximum(norm(w), self.epsilon)
         return g * bound / ops.maximum(norm(g), bound)
@@ -87,8 +84,5 @@ class GradientNoise(Wrapper):
 
     @override
     def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
-        # two uniform numbers make a normal one, by the transform of Box and Muller
-        salt = -1 - 2 * (s.index + 2**16 * self.seed)
-        radius, angle = (uniform(g, s.update, salt - k) for k in (0, 1))
-        z = ops.sqrt(-2.0 * ops.log(1.0 - radius)) * ops.cos(2 * math.pi * angle)
+        z = normal(g, s.update, -1 - s.index - 2**16 * self.seed)
         return g + ops.sqrt(self.scale * ops.power(t, -self.fading)) * z

@@ -5,7 +5,18 @@ from typing import ClassVar
 import numpy as np
 from keras import ops
 
-from kopt.optimizers.optimizer import Any, NonNegative, Positive, Slot, Slots, Step, Tensor, override, sum_of_squares
+from kopt.optimizers.optimizer import (
+    Any,
+    NonNegative,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    dot,
+    override,
+    sum_of_squares,
+)
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 BETAS = np.array([0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999])
@@ -49,8 +60,8 @@ class Mechanic(Wrapper):
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
         own = {
-            "delta_g": ops.sum(s.delta * g),
-            "delta_w": ops.sum(s.delta * w),
+            "delta_g": dot(s.delta, g),
+            "delta_w": dot(s.delta, w),
             "g_g": sum_of_squares(g),
             "w_w": sum_of_squares(w),
         }

@@ -126,9 +126,7 @@ def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, we
         t += 1
         moved = []
         for i, (f, g) in enumerate(zip(steps, gs, strict=True)):
-            salts = [-1 - 2 * (i + 2**16 * seed) - k for k in (0, 1)]
-            a, b = (noise.uniform(np.shape(g), t, salt) for salt in salts)
-            z = np.sqrt(-2 * np.log(1 - a)) * np.cos(2 * np.pi * b)
+            z = noise.normal(np.shape(g), t, -1 - i - 2**16 * seed)
             moved.append(f(g + np.sqrt(scale / t**fading) * z))
         return moved
 
