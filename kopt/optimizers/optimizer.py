@@ -87,7 +87,8 @@ class Optimizer(Configurable, KerasOptimizer):
         name: name of the optimizer; None makes one.
 
     Beside the slots, `iterations` and the rate, `variables` has four scalars that Keras' optimizers lack:
-    `nonfinite_steps`, `clipped_steps`, `gradient_norm`, and whether the last is watched.
+    `nonfinite_steps`, `clipped_steps`, `gradient_norm`, and whether the last is watched; with `use_ema` also a vector
+    with the number of the last update of each average.
 
     Raises:
         ValueError: an argument is out of range, unknown, or contradicts another.
@@ -239,6 +240,8 @@ class Optimizer(Configurable, KerasOptimizer):
         self.gradient_norm, self._watched, self._shared = setup.gradient_norm, setup.watched, setup.shared
         with backend.outside_graph():
             self._held.file.restore_waiting(self._held.variables(self), [p.path for p in parameters], self.reset)
+            for p in parameters:
+                p.note_debts()
 
     def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:
         """Adds a variable like another one, in the precision of the arithmetic."""
@@ -374,6 +377,8 @@ class Optimizer(Configurable, KerasOptimizer):
         """
         expected = Expected.of(self.rules_by_key(), Options.of(self), self.needs_loss)
         self._held.file.read(store, self._held.variables(self), self._held.paths(), expected, self.reset)
+        for p in self.setup.parameters if self.built else ():
+            p.note_debts()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""

@@ -5,7 +5,8 @@ The cost of an average of the weights follows the rows that an update moves:
     a ← w + μ (a - w)        at every update; the first one makes a the weight
 
 Rows that have stayed for n updates are owed a ← w + μⁿ (a - w). They are paid when they move again, or when somebody
-looks: beside the average stands, for each row, the number of the update up to which it is right.
+looks: beside the average stands, for each row, the number of the update up to which it is right. An update of the whole
+weight notes one number for all rows, in a vector that all weights share; of the two numbers the later one counts.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
@@ -42,7 +44,10 @@ class Parameter:
         slots: the stored parts of each slot.
         residual: what rounding took from the weight, with "kahan".
         average: with `use_ema`.
-        averaged_at: the update up to which each row of the average is right.
+        averaged_at: the update up to which each row of the average is right, if rows of it were updated.
+        averages_at: the same for all rows at once: a vector with one number a weight, in the order of `index`.
+        owes_rows: whether `averaged_at` may be later than `averages_at`.
+        pays_whole: whether there is a compiled step that does not read `averaged_at`; then no step may write it.
         accumulator: sum of the gradients of the batches so far.
         read: which rows the batches so far have read.
         marked: whether `read` says so; None before a gradient was seen.
@@ -62,6 +67,9 @@ class Parameter:
     residual: Any = None
     average: Any = None
     averaged_at: Any = None
+    averages_at: Any = None
+    owes_rows: bool = False
+    pays_whole: bool = False
     accumulator: Any = None
     read: Any = None
     marked: bool | None = None
@@ -127,13 +135,16 @@ class Parameter:
             salt: tells the random numbers of stochastic rounding apart from those of other weights and slots.
         """
         constraint = getattr(self.variable, "constraint", None)
-        if constraint:  # it sees the whole weight
+        if self.average is not None and not self.owes_rows:
+            self.pays_whole |= self.moves_whole(g)
+            self.owes_rows = not self.pays_whole
+        if self.moves_whole(g):
             if g.rows is not None:
                 old = self.weight()
                 new = ops.scatter_update(old, g.rows[:, None], ops.take(new, g.keep, axis=0))
             elif g.touched is not None:
                 new = ops.where(beside(g.touched, new), new, old)
-            g, new = Gradient(g.value), constraint(new)
+            g, new = Gradient(g.value), constraint(new) if constraint else new
         averages = [] if self.average is None else self._averaged(g, old, new, update)
         return [*averages, *(write(v, x, g) for v, x in self.rounded(new, update, salt))]
 
@@ -158,26 +169,38 @@ class Parameter:
 
     # ------------------------------------------------------------------------------------------------- average
 
-    def paid(self, now: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the whole average at update `now`, and that number for each row."""
-        average = self._caught_up(self.weight(), None, now)
-        return average, _filled(backend.value(self.averaged_at), now)
+    def moves_whole(self, g: Gradient) -> bool:
+        """Whether an update writes all rows of the weight: a constraint sees all of them, and so may its average."""
+        alone = g.rows is not None or g.touched is not None
+        return not alone or bool(getattr(self.variable, "constraint", None)) or self.pays_whole
+
+    def note_debts(self) -> None:
+        """Looks whether a state that was restored owes its average something for some rows."""
+        if self.average is not None and not self.pays_whole:
+            self.owes_rows = bool(np.any(ops.convert_to_numpy(self.averaged_at)))
+
+    def paid(self, now: Tensor) -> Tensor:
+        """Returns the whole average at update `now`."""
+        return self._caught_up(self.weight(), None, now, by_rows=True)
 
     def overwritten(self, update: Tensor) -> list[Write]:
         """Returns the writes that make the weight its average, at the end of an update."""
-        a, at = self.paid(update)
-        kept = [(self.average, a), (self.averaged_at, at), *self.rounded(a, update, salt=2 * self.index)]
+        a = self.paid(update)
+        kept = [(self.average, a), *self.rounded(a, update, salt=2 * self.index)]
         return [Write(variable, value) for variable, value in kept]
 
     def _averaged(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor) -> list[Write]:
-        caught_up = self._caught_up(old, g.rows, update - 1)
-        a = _decayed(caught_up, new, update - 1, update, self.options.ema_momentum)
-        at = read(self.averaged_at, g.rows)
-        return [write(self.average, a, g), write(self.averaged_at, _filled(at, update), g)]
+        caught_up = self._caught_up(old, g.rows, update - 1, self.owes_rows)
+        writes = [write(self.average, _decayed(caught_up, new, update - 1, update, self.options.ema_momentum), g)]
+        if not self.moves_whole(g):
+            writes.append(write(self.averaged_at, _filled(read(self.averaged_at, g.rows), update), g))
+        return writes
 
-    def _caught_up(self, w: Tensor, rows: Tensor, now: Tensor) -> Tensor:
+    def _caught_up(self, w: Tensor, rows: Tensor, now: Tensor, by_rows: bool) -> Tensor:
         """Returns the average at update `now` of rows, or of all, that stayed at w since they were averaged."""
-        since = read(self.averaged_at, rows)
+        since = backend.value(self.averages_at)[self.index]
+        if by_rows:
+            since = ops.maximum(since, ops.cast(read(self.averaged_at, rows), since.dtype))
         return _decayed(read(self.average, rows), w, since, now, self.options.ema_momentum)
 
 

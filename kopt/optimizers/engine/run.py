@@ -1,7 +1,7 @@
 """Where a step runs: as one compiled function, inside of a compiled train step, or on one of several replicas."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras import ops
@@ -9,9 +9,10 @@ from keras import ops
 from kopt.optimizers.engine.accumulation import accumulate, add, begin_anew, means
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.backends.records import Write
+from kopt.optimizers.engine.clipping import measure, shorten
 from kopt.optimizers.engine.finite import moderate_as_given, needs_care
 from kopt.optimizers.engine.setup import Setup
-from kopt.optimizers.engine.step import counted, step
+from kopt.optimizers.engine.step import agree, counted, finish, move, read, step, unscaled
 from kopt.optimizers.engine.tensor_math import Tensor
 
 
@@ -45,8 +46,75 @@ def run(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | Non
 
 def _compiled_step(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
     if setup.options.on_nonfinite == "ignore" or all(g is None for g in gradients):
-        return _compiled(setup, _fast, xla=True)(gradients, rate, loss)
+        return _made(setup, gradients, rate, loss)
     return _compiled(setup, _judged)(gradients, rate, loss)
+
+
+def _made(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    """Makes a step of which nothing is looked at, as one compiled function if the weights are not many."""
+    if len(setup.parts()) > 1:
+        return _compiled(setup, _in_parts)(gradients, rate, loss)
+    return _compiled(setup, _fast, xla=True)(gradients, rate, loss)
+
+
+def _in_parts(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
+    """Makes a step that moves some weights after the others, so that what it computes for them need not be kept.
+
+    Only what all gradients decide together comes before, and has to wait for all of them.
+    """
+    number, options = setup.updates() + 1, setup.options
+    factors, shared = list[Any]([None] * len(gradients)), dict[str, Tensor]()
+    if setup.shared or options.clipnorm or options.clipvalue or options.global_clipnorm:
+        factors, shared = _compiled(setup, _agreed, xla=True)(gradients, rate, loss)
+    else:
+        agreed = _compiled(setup, _agreed, xla=True)
+        backend.cond(
+            backend.value(setup.watched),
+            lambda: (agreed(gradients, rate, loss), ops.ones([]))[1],
+            lambda: ops.ones([]),
+        )
+    calls = []
+    for i, part in enumerate(setup.parts()):
+        own = [g if place in part else None for place, g in enumerate(gradients)]
+        moved = backend.compiled(setup.graphs, f"_moved_{i}", functools.partial(_moved, setup), xla=True)
+        if any(g is not None for g in own):
+            calls.append(functools.partial(moved, own, factors, rate, shared))
+    backend.in_turn(calls)
+    finish(setup, number)
+    return None if options.on_nonfinite == "ignore" else ops.ones([len(setup.given(gradients))], "bool")
+
+
+def _agreed(
+    setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None
+) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+    """Settles what all gradients decide together: for each weight a factor of its gradient, and the shared values."""
+    active = unscaled(setup, gradients)
+    found, writes = measure(setup, active)
+    factors = [None] * len(gradients)
+    for (p, _), factor in zip(active, found, strict=False):
+        factors[p.index] = factor
+    if not setup.shared:
+        backend.commit(writes)
+        return factors, {}
+    active = shorten(setup, active, found)
+    shared, settling = agree(setup, active, read(active), rate, loss, setup.updates() + 1)
+    backend.commit([*writes, *settling])
+    return factors, shared
+
+
+def _moved(
+    setup: Setup,
+    gradients: Sequence[Any],
+    factors: Sequence[Tensor | None],
+    rate: Tensor,
+    shared: Mapping[str, Tensor],
+) -> Tensor:
+    """Moves the weights that have a gradient here; returns a tensor to wait for."""
+    active = unscaled(setup, gradients)
+    found = [factors[p.index] for p, _ in active if factors[p.index] is not None]
+    active = shorten(setup, active, found)
+    backend.commit(move(setup, active, read(active), rate, shared, setup.updates() + 1)[0])
+    return ops.ones([])
 
 
 def _fast(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor | None) -> Tensor | None:
@@ -67,7 +135,7 @@ def _judged(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor |
         return _compiled(setup, _careful, xla=True)(gradients, rate, loss)
 
     def fast() -> Tensor:
-        return _compiled(setup, _fast, xla=True)(gradients, rate, loss)
+        return _made(setup, gradients, rate, loss)
 
     def make() -> Tensor:
         care = needs_care(setup, rate)

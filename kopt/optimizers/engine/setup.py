@@ -1,16 +1,22 @@
 """A built optimizer, as its steps see it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.contract import Options, Rule
 from kopt.optimizers.engine.parameter import Parameter
 from kopt.optimizers.engine.tensor_math import Tensor
+
+
+PART = 2**26
+"""Bytes of weights that a step moves together: what a rule computes on the way is needed for these at one time."""
 
 
 @dataclasses.dataclass
@@ -32,6 +38,7 @@ class Setup:
         watched: whether `gradient_norm` is kept up to date.
         shared: the shared values.
         parameters: the weights.
+        averages_at: for each weight, the update up to which every row of its average is right; None without averages.
         graphs: compiled functions, by name.
     """
 
@@ -48,11 +55,26 @@ class Setup:
     watched: Any
     shared: dict[str, Any]
     parameters: tuple[Parameter, ...]
+    averages_at: Any = None
     graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def updates(self) -> Tensor:
         """Returns the number of updates done."""
         return updates_done(self.iterations, self.options.batches)
+
+    def parts(self) -> list[list[int]]:
+        """Returns the places of the weights, those together that a step moves together, the last ones first.
+
+        In this order the gradients become known.
+        """
+        parts, room = [list[int]()], PART
+        for p in reversed(self.parameters):
+            size = math.prod(p.variable.shape) * np.dtype(p.dtype).itemsize
+            if size > room and parts[-1]:
+                parts, room = [*parts, []], PART
+            parts[-1].append(p.index)
+            room -= size
+        return parts
 
     def in_order(self, variables: Sequence[Any]) -> bool:
         """Whether these are the weights, one by one; saves the look-ups that an eager step would feel."""

@@ -1,12 +1,12 @@
 """What can be told of the weights and their averages between two steps."""
 
-from typing import Any
+import functools
 
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.setup import Setup
-from kopt.optimizers.engine.step import overwritten
+from kopt.optimizers.engine.step import overwritten, paid
 from kopt.optimizers.engine.tensor_math import Tensor
 
 
@@ -27,20 +27,18 @@ def statistics(setup: Setup, rate: Tensor) -> dict[str, dict[str, Tensor]]:
 
 def pay_averages(setup: Setup) -> None:
     """Gives every row of the averages the updates that it is owed."""
-    averaged = [p for p in setup.parameters if p.average is not None]
-    if not averaged:
-        return
-
-    def pay() -> list[Any]:
-        return [p.paid(setup.updates()) for p in averaged]
-
-    for p, (average, at) in zip(averaged, backend.compiled(setup.graphs, "paid", pay)(), strict=True):
-        p.average.assign(average)
-        p.averaged_at.assign(at)
+    if setup.averages_at is not None:
+        backend.compiled(setup.graphs, "paid", functools.partial(_pay, setup))()
 
 
 def leave_averages(setup: Setup) -> None:
     """Makes every weight its average."""
-    for write in overwritten(setup, setup.updates()):
-        value = ops.copy(ops.cast(write.value, write.variable.dtype))  # on JAX no two variables may share an array
-        write.variable.assign(value)
+    backend.compiled(setup.graphs, "overwritten", functools.partial(_overwrite, setup))()
+
+
+def _pay(setup: Setup) -> None:
+    backend.commit(paid(setup, setup.updates()))
+
+
+def _overwrite(setup: Setup) -> None:
+    backend.commit(overwritten(setup, setup.updates()))

@@ -10,9 +10,10 @@ from kopt.optimizers.engine.backends.backend import Update, backend
 from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.clipping import Active, clip
 from kopt.optimizers.engine.finite import are_finite, kept_unless, moderate
-from kopt.optimizers.engine.parameter import Parameter
 from kopt.optimizers.engine.setup import Setup, with_prefix
 from kopt.optimizers.engine.tensor_math import Tensor
+
+Known = list[tuple[Tensor, dict[str, Tensor]]]
 
 
 def step(
@@ -38,18 +39,23 @@ def step(
     Returns:
         For each gradient whether it and the weight it makes are finite; None if `on_nonfinite` is "ignore".
     """
-    active = [(p, _unscaled(setup, p, g)) for p, g in setup.given(gradients)]
+    active = unscaled(setup, gradients)
     number, fine = setup.updates() + 1, None
     if setup.options.on_nonfinite != "ignore" and active:
         fine = ops.ones([len(active)], "bool") if judged else moderate([g.value for _, g in active])
     looks = fine is not None and not (judged and careful is False)
     flags = backend.commit_if(due, lambda: update(setup, active, rate, loss, fine if looks else None, careful))
     finite = None if flags is None else ops.all(flags)
+    finish(setup, number, due, finite)
+    return fine if flags is None else flags
+
+
+def finish(setup: Setup, number: Tensor, due: Tensor | None = None, finite: Tensor | None = None) -> None:
+    """Puts the averages into the weights where it is time, and counts; arguments as of `step` and `counted`."""
     if every := setup.options.ema_overwrite_frequency:
         conditions = [c for c in (ops.equal(number % every, 0), due, finite) if c is not None]
         backend.commit_if(ops.all(ops.stack(conditions)), lambda: (overwritten(setup, number), None))
     backend.commit(counted(setup, finite))
-    return fine if flags is None else flags
 
 
 def update(
@@ -70,23 +76,14 @@ def update(
         everything as it was.
     """
     active, writes = clip(setup, active)
-    number, made = setup.updates() + 1, []
-    slots = [p.remembered(g.rows) for p, g in active]
-    old = [p.weight(g.rows) for p, g in active]
-    shared = setup.shared_values() | ({} if loss is None else {"loss": loss})
-    times = {dtype: ops.cast(number, dtype) for dtype in ("float32", setup.scalar_dtype)}
-    settled = settle(setup, active, old, slots, shared, rate, number, times) if shared else {}
-    shared |= settled
-    writes += [Write(setup.shared[k], x) for k, x in settled.items()]
-    for i, ((p, g), w, s) in enumerate(zip(active, old, slots, strict=True)):
-        view = setup.view(p, s, shared, rate, number)
-        moved, new = rule_checks.stepped(p.rule, g.value, w, view, times[p.dtype])
-        weight = p.moved(g, w, moved, number, salt=2 * i)
-        writes += [*weight, *p.encoded(g, new, number, salt=2 * i + 1)]
-        made.append([*(write.value for write in weight), *new.values()])
+    number, known = setup.updates() + 1, read(active)
+    shared, settling = agree(setup, active, known, rate, loss, number)
+    writes += settling
+    moving, made = move(setup, active, known, rate, shared, number)
+    writes += moving
     if fine is None:
         return writes, None
-    alone = [] if setup.needs_loss else list(settled.values())  # a search may remember an infinite loss
+    alone = [] if setup.needs_loss else [write.value for write in settling]  # a search may remember an infinite loss
     if careful is True:
         fine = ops.logical_and(fine, are_finite(made, alone))
     elif careful is not False:
@@ -94,30 +91,62 @@ def update(
     return [kept_unless(ops.all(fine), write) for write in writes], fine
 
 
-def settle(
-    setup: Setup,
-    active: Active,
-    weights: Sequence[Tensor],
-    slots: Sequence[Mapping[str, Tensor]],
-    shared: Mapping[str, Tensor],
-    rate: Tensor,
-    number: Tensor,
-    times: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Returns the new shared values: every weight contributes to sums, and each rule settles its own.
+def read(active: Active) -> Known:
+    """Returns the weights that have a gradient, or rows of them, with their slots, as they are before the update."""
+    return [(p.weight(g.rows), p.remembered(g.rows)) for p, g in active]
+
+
+def agree(
+    setup: Setup, active: Active, known: Known, rate: Tensor, loss: Tensor | None, number: Tensor
+) -> tuple[dict[str, Tensor], list[Write]]:
+    """Returns the shared values at this update, and the writes of those that were settled; arguments as of `move`."""
+    shared = setup.shared_values() | ({} if loss is None else {"loss": loss})
+    settled = settle(setup, active, known, shared, rate, number) if shared else {}
+    return shared | settled, [Write(setup.shared[k], x) for k, x in settled.items()]
+
+
+def move(
+    setup: Setup, active: Active, known: Known, rate: Tensor, shared: Mapping[str, Tensor], number: Tensor
+) -> tuple[list[Write], list[list[Tensor]]]:
+    """Runs the rule and the decay on each weight; assigns nothing.
 
     Args:
         setup: the optimizer.
-        active: the weights that have a gradient.
-        weights: their values, before the update, in the same order.
-        slots: their slots, likewise.
-        shared: the shared values before the update, by name.
+        active: the weights that have a gradient, which is clipped.
+        known: what `read` returns of them.
         rate: η.
+        shared: the shared values.
         number: of this update, 1, 2, ..., as an integer.
-        times: that number as t, by the dtype in which a rule sees it.
+
+    Returns:
+        The writes, and for each weight all that is new.
     """
+    times, writes, made, whole = _times(setup, number), list[Write](), list[list[Tensor]](), list[int]()
+    for (p, g), (w, s) in zip(active, known, strict=True):
+        view = setup.view(p, s, shared, rate, number)
+        moved, new = rule_checks.stepped(p.rule, g.value, w, view, times[p.dtype])
+        weight = p.moved(g, w, moved, number, salt=2 * p.index)
+        whole += [p.index] if p.average is not None and p.moves_whole(g) else []
+        writes += [*weight, *p.encoded(g, new, number, salt=2 * p.index + 1)]
+        made.append([*(write.value for write in weight), *new.values()])
+    return writes + _averaged(setup, whole, number), made
+
+
+def _times(setup: Setup, number: Tensor) -> dict[str, Tensor]:
+    """Returns the number of an update as t, by the dtype in which a rule sees it."""
+    return {dtype: ops.cast(number, dtype) for dtype in ("float32", setup.scalar_dtype)}
+
+
+def settle(
+    setup: Setup, active: Active, known: Known, shared: Mapping[str, Tensor], rate: Tensor, number: Tensor
+) -> dict[str, Tensor]:
+    """Returns the new shared values: every weight contributes to sums, and each rule settles its own.
+
+    Arguments as of `move`, the shared values before the update.
+    """
+    times = _times(setup, number)
     t, sums, settled = times[setup.scalar_dtype], dict[str, Tensor](), dict[str, Tensor]()
-    for (p, g), w, s in zip(active, weights, slots, strict=True):
+    for (p, g), (w, s) in zip(active, known, strict=True):
         view = setup.view(p, s, shared, rate, number)
         for k, x in p.rule.contribute(g.value, w, view, times[p.dtype]).items():
             sums[p.key + k] = sums.get(p.key + k, 0.0) + ops.cast(x, setup.scalar_dtype)
@@ -127,9 +156,26 @@ def settle(
     return settled
 
 
+def paid(setup: Setup, number: Tensor) -> list[Write]:
+    """Returns the writes that give every row of the averages the updates that it is owed."""
+    averaged = [p for p in setup.parameters if p.average is not None]
+    return [*(Write(p.average, p.paid(number)) for p in averaged), *_averaged(setup, [p.index for p in averaged], number)]
+
+
 def overwritten(setup: Setup, number: Tensor) -> list[Write]:
     """Returns the writes that make every weight its average, at the end of an update."""
-    return [write for p in setup.parameters if p.average is not None for write in p.overwritten(number)]
+    averaged = [p for p in setup.parameters if p.average is not None]
+    writes = [write for p in averaged for write in p.overwritten(number)]
+    return writes + _averaged(setup, [p.index for p in averaged], number)
+
+
+def _averaged(setup: Setup, whole: Sequence[int], number: Tensor) -> list[Write]:
+    """Returns the write that notes for these weights that every row of their averages is right at an update."""
+    if not whole:
+        return []
+    chosen = ops.convert_to_tensor([i in set(whole) for i in range(len(setup.parameters))])
+    old = backend.value(setup.averages_at)
+    return [Write(setup.averages_at, ops.where(chosen, ops.cast(number, old.dtype), old))]
 
 
 def counted(setup: Setup, finite: Tensor | None) -> list[Write]:
@@ -146,8 +192,10 @@ def counted(setup: Setup, finite: Tensor | None) -> list[Write]:
     ]
 
 
-def _unscaled(setup: Setup, p: Parameter, g: Any) -> Gradient:
-    """Returns a gradient of the loss itself, in the precision of the arithmetic."""
-    gradient = g if isinstance(g, Gradient) else p.gradient(g, setup.owner)
-    scale = setup.options.loss_scale_factor
-    return gradient.with_value(gradient.value / scale) if scale else gradient
+def unscaled(setup: Setup, gradients: Sequence[Any]) -> Active:
+    """Returns the weights that have a gradient, with that of the loss itself in the precision of the arithmetic."""
+    active, scale = [], setup.options.loss_scale_factor
+    for p, g in setup.given(gradients):
+        gradient = g if isinstance(g, Gradient) else p.gradient(g, setup.owner)
+        active.append((p, gradient.with_value(gradient.value / scale) if scale else gradient))
+    return active

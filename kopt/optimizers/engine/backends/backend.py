@@ -45,6 +45,9 @@ class Backend(Protocol):
     def cond(self, condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         """Returns what one of two functions returns; only that one runs."""
 
+    def in_turn(self, calls: Sequence[Callable[[], Any]]) -> None:
+        """Makes calls that return a tensor, none before the last one is done."""
+
     def replicas(self) -> int:
         """Returns how many replicas train."""
 

@@ -52,6 +52,12 @@ def cond(condition: Tensor, then: Callable[[], Any], otherwise: Callable[[], Any
     return ops.cond(condition, then, otherwise)
 
 
+def in_turn(calls: Sequence[Callable[[], Any]]) -> None:
+    """One after the other."""
+    for call in calls:
+        call()
+
+
 def replicas() -> int:
     """`keras.distribution` runs one program on all devices."""
     return 1

@@ -68,6 +68,14 @@ def cond(condition: tf.Tensor, then: Callable[[], Any], otherwise: Callable[[], 
     return tf.cond(condition, then, otherwise)
 
 
+def in_turn(calls: Sequence[Callable[[], Any]]) -> None:
+    """Each call waits for the tensor that the one before returns."""
+    done: list[tf.Tensor] = []
+    for call in calls:
+        with tf.control_dependencies(done):
+            done = [call()]
+
+
 def replicas() -> int:
     """Those of the strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -152,7 +160,7 @@ def take(variable: Any, rows: tf.Tensor) -> tf.Tensor:
 
 def commit(writes: Sequence[Write]) -> None:
     """Assigns in place; under a strategy in cross-replica context."""
-    if not tf.distribute.has_strategy():
+    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
         for write in writes:
             _assign(_native(write.variable), write.value, write.rows)
         return

@@ -99,8 +99,11 @@ def setup(optimizer: Any, parameters: tuple[Parameter, ...], held: Held) -> Setu
         iterations=optimizer._iterations,
         shared={k: scalar(k, initial, dtype) for k, initial in shared.items()},
         parameters=parameters,
+        averages_at=scalar("averages_at", [0] * len(parameters), "int32") if optimizer.use_ema else None,
         **counters,
     )
+    for p in parameters:
+        p.averages_at = made.averages_at
     held.starts += _add_state(optimizer, parameters, held.averages)
     return made
 

@@ -269,6 +269,8 @@ def name_variables(iterations: Any, learning_rate: Any, setup: Setup | None) -> 
         return state
     for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
         state[name] = getattr(setup, name)
+    if setup.averages_at is not None:
+        state["averages_at"] = setup.averages_at
     state |= {f"shared.{k}": v for k, v in setup.shared.items()}
     for i, p in enumerate(setup.parameters):
         parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
