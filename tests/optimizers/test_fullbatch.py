@@ -102,7 +102,7 @@ def test_lbfgs_equals_the_two_loop_recursion(options):
     step = lbfgs_reference([start], **config, weight_decay=optimizer.weight_decay or 0.0, unit=2.0**-52)
     (v,), expected = variables([start], "float64"), start
     optimizer.build([v])
-    differentiate = backend.differentiated(lambda: rosenbrock(v.value), [v], True)
+    differentiate = backend.differentiated(lambda: rosenbrock(v.value), [v], [], True)
     tf.config.run_functions_eagerly(True)
     try:
         for _ in range(25):
