@@ -25,7 +25,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.declare\.fields",
     r"kopt\.declare",
     r"kopt\.optimizers\.engine\.(tensor_math|rule_checks)",
-    r"kopt\.optimizers\.engine\.(elementary|state\.slots|backends\.records)",
+    r"kopt\.optimizers\.engine\.(state\.slots|backends\.records)",
     r"kopt\.optimizers\.engine\.(contract|noise|state\.codecs|backends\.on_\w+)",
     r"kopt\.optimizers\.engine\.backends\.backend",
     r"kopt\.optimizers\.engine\.(parameter|learning_rate|keras_loss_scale)",
