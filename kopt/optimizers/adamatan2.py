@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from kopt.optimizers.engine.elementary import arctan2
+from kopt.optimizers.engine.tensor_math import arctan2
 from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, debias, ema, override
 
 

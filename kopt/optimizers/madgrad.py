@@ -2,8 +2,7 @@
 
 from keras import ops
 
-from kopt.optimizers.engine.elementary import cube_root
-from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, cube_root, ema, override
 
 
 class MADGRAD(Optimizer):

@@ -2,18 +2,8 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import (
-    Fraction,
-    Optimizer,
-    Positive,
-    Slot,
-    Slots,
-    Step,
-    Tensor,
-    ema,
-    override,
-    sum_of_squares,
-)
+from kopt.optimizers.engine.tensor_math import sum_of_squares
+from kopt.optimizers.optimizer import Fraction, Optimizer, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
 class NovoGrad(Optimizer):

@@ -25,7 +25,9 @@ from kopt.optimizers.engine.state.state_file import Expected, StateFile
 from kopt.optimizers.engine.statistics import leave_averages, pay_averages, statistics
 from kopt.optimizers.engine.tensor_math import (
     Tensor,
+    arctan2,
     beside,
+    cube_root,
     debias,
     dot,
     ema,
@@ -41,7 +43,8 @@ from kopt.optimizers.engine.tensor_math import (
 # fmt: off
 __all__ = [
     "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
-    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "beside", "debias", "dot", "ema", "mean",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "arctan2", "beside", "cube_root", "debias",
+    "dot", "ema", "mean",
     "override", "rectification", "soft", "sum_of_squares", "sums_of_units", "total", "with_decay",
 ]
 # fmt: on

@@ -3,15 +3,7 @@
 from keras import ops
 
 from kopt.optimizers.adam import AdamW
-from kopt.optimizers.optimizer import (
-    Fraction,
-    Slots,
-    Step,
-    Tensor,
-    debias,
-    mean,
-    override,
-)
+from kopt.optimizers.optimizer import Fraction, Slots, Step, Tensor, debias, mean, override
 
 
 class StableAdamW(AdamW):

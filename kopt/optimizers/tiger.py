@@ -2,17 +2,8 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import (
-    Fraction,
-    Optimizer,
-    Slot,
-    Slots,
-    Step,
-    Tensor,
-    ema,
-    mean,
-    override,
-)
+from kopt.optimizers.engine.tensor_math import mean
+from kopt.optimizers.optimizer import Fraction, Optimizer, Slot, Slots, Step, Tensor, ema, override
 
 
 class Tiger(Optimizer):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from kopt.optimizers.engine import tensor_math
-from kopt.optimizers.engine.elementary import arctan2, cube_root, normal_quantile
+from kopt.optimizers.engine.tensor_math import arctan2, cube_root, normal_quantile
 
 CALLS = {"eager": lambda f: f, "xla": lambda f: tf.function(f, jit_compile=True, autograph=False)}
 in_every_way = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

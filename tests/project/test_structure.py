@@ -25,7 +25,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.declare\.fields",
     r"kopt\.declare",
     r"kopt\.optimizers\.engine\.(tensor_math|rule_checks)",
-    r"kopt\.optimizers\.engine\.(elementary|state\.slots|backends\.records)",
+    r"kopt\.optimizers\.engine\.(state\.slots|backends\.records)",
     r"kopt\.optimizers\.engine\.noise",
     r"kopt\.optimizers\.engine\.(contract|state\.codecs|backends\.on_(tensorflow|jax|torch))",
     r"kopt\.optimizers\.engine\.backends\.on_jax_and_torch",

@@ -14,8 +14,7 @@ from typing import Any
 
 from keras import ops
 
-from kopt.optimizers.engine.elementary import normal_quantile
-from kopt.optimizers.engine.tensor_math import Tensor
+from kopt.optimizers.engine.tensor_math import Tensor, normal_quantile
 
 _MASK = 0xFFFFFFFF
 _A, _B, _C = 0x21F0AAAD, 0x735A2D97, 0x846CA68B

@@ -3,15 +3,7 @@
 from keras import ops
 
 from kopt.optimizers.engine.rule_checks import direction
-from kopt.optimizers.optimizer import (
-    Optimizer,
-    Positive,
-    Slots,
-    Step,
-    Tensor,
-    mean,
-    override,
-)
+from kopt.optimizers.optimizer import Optimizer, Positive, Slots, Step, Tensor, mean, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
