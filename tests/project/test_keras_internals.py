@@ -151,10 +151,11 @@ def test_keras_says_whether_a_layer_is_called():
             said.append(in_forward_pass())
             return x
 
-    Asks()(np.ones(2))
+    layer = Asks()
+    layer(np.ones(2))
     assert said == [True], f"Keras {keras.__version__} has lost 'current_call_ctx', see {NAMED_FOR_IT[0]}"
     assert not in_forward_pass()
-    Asks().stateless_call([], [], np.ones(2))  # as JAX trains and predicts
+    layer.stateless_call([], [], np.ones(2))  # as JAX trains and predicts
     assert said == [True, True]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
-from backend_adapters import dense, scramble
+from backend_adapters import scramble
+from backend_models import dense
 from backend_optimizers import examples, network
 from backend_runs import Case
 from keras import layers, ops
