@@ -287,7 +287,7 @@ def _entries(state: State) -> State:
 
 
 def _array(variable: Any) -> Any:
-    """Returns the value of a variable, in its own type: torch has some types in wider ones, or has no arrays of them."""
+    """Returns the value of a variable in its own type: torch has some types in wider ones, and no arrays of bfloat16."""
     return np.asarray(ops.convert_to_numpy(variable)).astype(keras.backend.standardize_dtype(variable.dtype))
 
 
