@@ -103,12 +103,13 @@ def test_keras_distribution_is_refused_where_keras_ignores_it():
         keras.distribution.set_distribution(None)
 
 
-def test_every_case_is_measured():
+def test_what_was_measured_holds():
     measured = json.loads(generate.DIFFERENCES.read_text(encoding="utf-8"))
-    for section, cases in SECTIONS.items():
-        assert list(measured[section]) == list(cases), f"Run `{generate.COMMAND} --measure {section}`."
-        for name, case in cases.items():
-            assert set(measured[section][name]) == set(case.only), (section, name)
-            for backend, difference in measured[section][name].items():
+    assert list(measured) == list(SECTIONS), f"Run `{generate.COMMAND}`."
+    for section, found in measured.items():
+        for name, differences in found.items():
+            case = SECTIONS[section][name]
+            assert set(differences) <= set(case.only), (section, name)
+            for backend, difference in differences.items():
                 refused = backend in case.refused
                 assert isinstance(difference, str) if refused else case.holds(difference), (section, name, backend)
