@@ -190,7 +190,8 @@ def test_every_step_of_bgd_equals_its_gradient():
     x, y = examples(70)
     model = network(kopt.BGD(0.05, step="fixed", examples=70, batch_size=32))
     before = flat(model)
-    differentiate = backend.differentiated(lambda: tf.reduce_mean((model(x) - y) ** 2), model.trainable_weights, [], False)
+    loss, weights = lambda: tf.reduce_mean((model(x) - y) ** 2), model.trainable_weights
+    differentiate = backend.differentiated(loss, weights, [], False)
     gradient = np.concatenate([g.numpy().ravel() for g in differentiate()[1]])
     model.fit(x, y, batch_size=32, epochs=1, verbose=0)
     np.testing.assert_allclose(flat(model), before - 0.05 * gradient, atol=1e-7)

@@ -14,7 +14,6 @@ from kopt.optimizers.engine.contract import Options, Rule
 from kopt.optimizers.engine.parameter import Parameter
 from kopt.optimizers.engine.tensor_math import Tensor
 
-
 PART = 2**26
 """Bytes of weights that a step moves together: what a rule computes on the way is needed for these at one time."""
 

@@ -269,6 +269,8 @@ def name_variables(iterations: Any, learning_rate: Any, setup: Setup | None) -> 
         return state
     for name in ("nonfinite_steps", "clipped_steps", "gradient_norm"):
         state[name] = getattr(setup, name)
+    if setup.averages_at is not None:
+        state["averages_at"] = setup.averages_at
     state |= {f"shared.{k}": v for k, v in setup.shared.items()}
     for i, p in enumerate(setup.parameters):
         parts = {f"{name}.{part}": v for name, slot in p.slots.items() for part, v in slot.items()}
@@ -287,7 +289,7 @@ def _entries(state: State) -> State:
 
 
 def _array(variable: Any) -> Any:
-    """Returns the value of a variable in its own type: torch has some types in wider ones, and no arrays of bfloat16."""
+    """Returns the value of a variable in its own type: torch has some in wider ones, or has no arrays of them."""
     return np.asarray(ops.convert_to_numpy(variable)).astype(keras.backend.standardize_dtype(variable.dtype))
 
 
