@@ -1,5 +1,6 @@
 """kopt: optimizers and parameter-efficient fine-tuning for Keras 3."""
 
+from kopt import checkpoint as checkpoint
 from kopt import declare as declare
 from kopt import peft as peft
 from kopt import schedules as schedules
@@ -166,6 +167,7 @@ __all__ = [
     "Switch",
     "Tiger",
     "Yogi",
+    "checkpoint",
     "declare",
     "get",
     "layerwise_decay",

@@ -4,8 +4,10 @@ No other file here does so: after an upgrade of Keras, look here. The names that
 `tests/test_keras_internals.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 
@@ -55,3 +57,44 @@ def moving_averages(optimizer: Any) -> list[Any]:
 def count_batches(optimizer: Any) -> Any:
     """Returns the number of batches that an optimizer has seen; `iterations` counts accumulated ones as one."""
     return optimizer._iterations
+
+
+def global_seed() -> Any:
+    """Returns the state of the generator that draws where no seed is given; None if none ever has."""
+    generator = keras.src.backend.common.global_state.get_global_attribute("global_seed_generator")
+    return None if generator is None else generator.state
+
+
+def sync_variables(model: Any) -> None:
+    """Gives the variables of a model the values that they have reached inside of `fit`: JAX keeps them elsewhere."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def build_metrics(model: Any, batch: Any) -> None:
+    """Creates the variables of the metrics that `compile` was given, as the first step would."""
+    model._symbolic_build(data_batch=batch)
+
+
+def train_step(model: Any) -> Callable[..., Any]:
+    """Returns the function by which `fit` trains on the next batches."""
+    step: Callable[..., Any] = model.train_function
+    return step
+
+
+def read_only(model: Any, seen: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Returns a function for the same place that reads the next batches and does not train on them.
+
+    Args:
+        model: in `fit`.
+        seen: function of the first of these batches that returns the logs.
+    """
+
+    def step(*arguments: Any) -> Any:
+        batches = arguments[-1]  # an iterator, on torch a list of what was read
+        if not isinstance(batches, list):
+            batches = [next(batches) for _ in range(model.steps_per_execution)]
+        logs = seen(batches[0])
+        return (logs, arguments[0]) if len(arguments) == 2 else logs  # JAX hands its state on
+
+    return step

@@ -14,7 +14,7 @@ from kopt.peft.layers.keras_internals import in_forward_pass
 
 NAMED_FOR_IT = ("kopt.peft.layers.keras_internals", "kopt.training.keras_internals")
 CONVERTER = "kopt.peft.exchange.kerashub_converter"
-ROOMS = [name for name in SOURCES if re.match(r"kopt\.(peft|tensorboard|training)\b", name)]
+ROOMS = [name for name in SOURCES if re.match(r"kopt\.(checkpoint|peft|tensorboard|training)\b", name)]
 PRIVATE = r"_[a-z](\w*[a-z])?"
 
 
@@ -110,6 +110,7 @@ OWNERS = {  # where kopt looks for a private name
     "_outbound_nodes": ["layer"],
     "_parent_path": ["layer"],
     "_path": ["layer"],
+    "_symbolic_build": ["model"],
     "_track_variables": [],  # on torch
     "_tracker": ["layer"],
     "_trainable": ["model", "layer"],

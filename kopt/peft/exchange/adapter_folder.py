@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kopt.checkpoint.atomic_files import write_files
 from kopt.peft.adapter import require_model
 from kopt.peft.exchange import kerashub_converter
 from kopt.peft.exchange.config_file import digest_of, find_method, read_config
@@ -16,7 +17,7 @@ from kopt.peft.exchange.fingerprint import find_differences, fingerprint
 from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
-from kopt.peft.exchange.tensor_file import LONGEST_NAME, encode, read_tensors, write_files
+from kopt.peft.exchange.tensor_file import LONGEST_NAME, encode, read_tensors
 from kopt.peft.exchange.writer import Writer
 from kopt.peft.model import plan, put_adapter, require_adapters
 

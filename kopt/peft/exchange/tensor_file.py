@@ -1,10 +1,8 @@
-"""Files of tensors: reading shapes alone, or tensors of any precision as float32, and atomic writing."""
+"""Files of tensors: reading shapes alone, or tensors of any precision as float32, and what to write."""
 
 import contextlib
 import json
-import os
 import pathlib
-import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -100,21 +98,3 @@ def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 def _digest(metadata: Mapping[str, str]) -> Digest:
     """Returns a hash that has seen those entries of the metadata that kopt adds."""
     return Digest(json.dumps(sorted((k, v) for k, v in metadata.items() if k.startswith(_OWN) and k != _SEAL)))
-
-
-def write_files(directory: pathlib.Path, files: dict[str, bytes]) -> None:
-    """Writes files so that each is there whole or not at all, in the order given."""
-    directory.mkdir(parents=True, exist_ok=True)
-    own = secrets.token_hex(8)  # threads and other machines may write into the same folder
-    parts = {name: directory / f".{name}.{own}.part" for name in files}
-    try:
-        for name, content in files.items():
-            with parts[name].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, part in parts.items():
-            part.replace(directory / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""Checkpoints inside of `fit`, from which it goes on as if it had never ended."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from kopt.checkpoint import snapshot_files
+from kopt.checkpoint.atomic_files import remove_leftovers
+from kopt.checkpoint.snapshot import (
+    Kept,
+    Snapshot,
+    generators,
+    put_back,
+    put_back_generators,
+    put_back_others,
+    take,
+)
+from kopt.declare import Configurable, Convert, Count
+from kopt.declare.keras_bases import KerasCallback
+from kopt.training.keras_internals import build_metrics, read_only, sync_variables, train_step
+
+
+def _as_path(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError("a path")
+    return Path(value)
+
+
+def _cadence(value: Any) -> int | str:
+    """Returns a number of epochs, or steps as text: "500s"."""
+    text = value.removesuffix("s") if isinstance(value, str) else str(value)
+    if isinstance(value, bool) or not text.isdecimal() or not int(text):
+        raise ValueError('a number of epochs ≥ 1, or of steps as in "500s"')
+    return value if isinstance(value, str) and value.endswith("s") else int(text)
+
+
+def _kept(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(x, KerasCallback) for x in value):
+        raise ValueError("a list of callbacks")
+    return tuple(value)
+
+
+def _with_epochs(value: Any) -> Any:
+    if value is not None and not hasattr(value, "set_epoch"):
+        raise ValueError("an object with set_epoch(epoch), such as ShuffledBatches, or None")
+    return value
+
+
+class Checkpoint(Configurable, KerasCallback):
+    """Writes all that a training needs to go on, so that 5 + 5 epochs with a kill in between are 10, bit for bit.
+
+        checkpoint = kopt.checkpoint.Checkpoint("checkpoints", callbacks=[early_stopping])
+        epoch = checkpoint.restore(model)  # 0 where there is none
+        model.fit(data, epochs=10, initial_epoch=epoch, callbacks=[early_stopping, checkpoint])
+
+    A checkpoint has the weights, the seeds of dropout and the like, the metrics of the epoch so far, all that the
+    optimizer keeps, the states of `callbacks`, the generators of Python and NumPy, and where it was: epoch and batch.
+    It is written to another name, brought to the disk and renamed; the newest whole one counts.
+
+    The data are not in it. Their order must follow from the number of the epoch: always the same, or shuffled by
+    `data`, which is told the epoch (`ShuffledBatches`); of arrays, `fit(x, y, shuffle=True)` draws it from a generator
+    that no file can hold. Where an epoch goes on in its middle, its batches so far are read and not trained on.
+
+    Of a callback with `get_state` and `set_state` their result is kept, of others the attributes that are numbers,
+    texts, arrays or collections of these and have changed since this object was made: all that `EarlyStopping`,
+    `ReduceLROnPlateau` and `ModelCheckpoint` remember.
+
+    Args:
+        folder: where checkpoints are written, and nothing else is.
+        every: epochs from one to the next, or steps as text: "500s".
+        keep: ≥ 1, the last ones that stay.
+        callbacks: those whose states are kept. Give them to `fit` too, this one last.
+        data: what is told the number of each epoch before it begins, by `set_epoch`.
+
+    Raises:
+        ValueError: an argument is of the wrong kind or out of range.
+    """
+
+    folder: Annotated[Any, Convert(_as_path)] = dataclasses.field(kw_only=False)
+    every: Annotated[Any, Convert(_cadence)] = 1
+    keep: Count = 2
+    callbacks: Annotated[Any, Convert(_kept)] = ()
+    data: Annotated[Any, Convert(_with_epochs)] = None
+
+    def __post_init__(self) -> None:
+        self._kept = [Kept(callback) for callback in self.callbacks]
+        self._pending: Snapshot | None = None
+        self._looked = False
+        self._epoch = self._batch = self._steps = 0
+        self._step: Callable[..., Any] | None = None
+        self._drawn: Any = None
+        self._logs: Mapping[str, Any] = {}
+
+    def restore(self, model: Any) -> int:
+        """Puts a model and its optimizer back where the newest whole checkpoint has them.
+
+        Callbacks follow when `fit` begins.
+
+        Args:
+            model: built, and compiled as it was.
+
+        Returns:
+            The epoch with which to go on, for `fit(initial_epoch=...)`; 0 where there is no checkpoint.
+
+        Raises:
+            ValueError: model or optimizer are others than those of the checkpoint, or every checkpoint is damaged.
+        """
+        self._looked = True
+        self._pending = snapshot_files.newest(self.folder)
+        if self._pending is None:
+            return 0
+        if not model.built:
+            raise ValueError(f"{self._name} cannot restore {model.name}: it is not built. Call it on a batch.")
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        put_back(self._pending, model, self._name)
+        self._logs = dict(self._pending.others["logs"])
+        return self._pending.epoch
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the training as it is now, between two batches; returns its folder.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk. Those that are there stay.
+        """
+        return snapshot_files.write(
+            self.folder,
+            take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn),
+            keep=self.keep,
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Gives the callbacks their states."""
+        if not self._looked and snapshot_files.numbered(self.folder):
+            raise ValueError(
+                f"{self._name}: there are checkpoints already. Call restore(model) to go on from the last, or "
+                "choose another folder."
+            )
+        self._looked = True
+        if self.folder.is_dir():
+            remove_leftovers(self.folder)
+        self._steps = 0
+        if self._pending is not None and not self._pending.batch:
+            put_back_others(self._pending, self._kept, self._name)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begins to skip the batches that are done."""
+        self._epoch, self._batch, self._drawn = epoch, 0, generators()
+        if self.data is not None:
+            self.data.set_epoch(epoch)
+        if (pending := self._pending) is None:
+            return
+        if epoch != pending.epoch:
+            raise ValueError(
+                f"{self._name}: the checkpoint is of epoch {pending.epoch}, and fit began with {epoch}. Call "
+                "fit(initial_epoch=checkpoint.restore(model))."
+            )
+        if pending.batch:
+            put_back_generators(pending, "random_before")  # the order of the batches may be drawn now
+            self._drawn = generators()
+            self._step = train_step(self.model)
+            self.model.train_function = read_only(self.model, self._skip)
+        else:
+            self._pending = None
+
+    def _skip(self, batch: Any) -> Any:
+        """Returns the logs of a batch that is done."""
+        build_metrics(self.model, batch)
+        return dict(self._logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Writes a checkpoint if enough steps are done, or goes on after the last batch that was done before."""
+        if self._pending is not None:
+            if batch + 1 >= self._pending.batch:
+                self._go_on(self._pending)
+            return
+        self._steps += batch + 1 - self._batch
+        self._batch, self._logs = batch + 1, logs or {}
+        if isinstance(self.every, str) and self._steps >= int(self.every.removesuffix("s")):
+            self._steps = 0
+            self.save()
+
+    def _go_on(self, snapshot: Snapshot) -> None:
+        """Trains again, from where the snapshot is."""
+        self.model.train_function, self._step = self._step, None
+        sync_variables(self.model)
+        put_back(snapshot, self.model, self._name, ("model", "optimizer", "metrics"))
+        put_back_others(snapshot, self._kept, self._name)
+        self._batch, self._pending = snapshot.batch, None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Writes a checkpoint if enough epochs are done."""
+        self._epoch, self._batch = epoch + 1, 0
+        if isinstance(self.every, int) and (epoch + 1) % self.every == 0:
+            self.save()

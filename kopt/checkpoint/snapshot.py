@@ -1,0 +1,196 @@
+"""All that a training needs to go on, taken from its objects and put back into them."""
+
+import copy
+import dataclasses
+import inspect
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kopt.checkpoint.plain_values import Array, NotPlainError, decoded, encoded
+from kopt.training.keras_internals import global_seed, sync_variables
+
+PASSING = ("_model", "params", "validation_data")
+"""Attributes of a callback that `fit` sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The state of a training between two batches.
+
+    Attributes:
+        epoch: the epoch that goes on, from 0.
+        batch: how many of its batches are done.
+        paths: of the variables, by group: "model", "optimizer", "metrics".
+        arrays: values of the variables as "group.0", "group.1", ..., and the arrays of `others`.
+        others: what is no variable, as JSON: the last logs, the callbacks with their states, the random generators.
+    """
+
+    epoch: int
+    batch: int
+    paths: dict[str, list[str]]
+    arrays: dict[str, Array]
+    others: dict[str, Any]
+
+
+def groups(model: Any) -> dict[str, list[Any]]:
+    """Returns the variables of a model, of its optimizer, and of the metrics that `compile` has given it."""
+    metrics = list(model.metrics_variables)
+    passing = {id(v) for v in metrics}
+    seed = global_seed()
+    return {
+        "model": [v for v in model.variables if id(v) not in passing] + ([] if seed is None else [seed]),
+        "optimizer": [] if model.optimizer is None else list(model.optimizer.variables),
+        "metrics": metrics,
+    }
+
+
+def take(
+    model: Any, callbacks: Sequence["Kept"], epoch: int, batch: int, logs: Mapping[str, Any], drawn: Any
+) -> Snapshot:
+    """Returns the state of a training as it is now.
+
+    Args:
+        model: a compiled model.
+        callbacks: those whose state is kept.
+        epoch: the epoch that goes on, from 0.
+        batch: how many of its batches are done.
+        logs: what the last of them gave.
+        drawn: what `generators` returned when the epoch began.
+    """
+    sync_variables(model)
+    arrays, paths = dict[str, Array](), dict[str, list[str]]()
+    for group, variables in groups(model).items():
+        paths[group] = [v.path for v in variables]
+        arrays |= {f"{group}.{i}": np.asarray(ops.convert_to_numpy(v)) for i, v in enumerate(variables)}
+    others = {
+        "logs": {name: float(value) for name, value in logs.items()},
+        "callbacks": [[kept.name, encoded(kept.state(), arrays, f"callback.{i}")] for i, kept in enumerate(callbacks)],
+        "random": encoded(generators(), arrays, "random"),
+        "random_before": encoded(drawn, arrays, "random"),
+    }
+    return Snapshot(epoch, batch, paths, arrays, others)
+
+
+def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = ("model", "optimizer")) -> None:
+    """Gives variables the values that they had.
+
+    Args:
+        snapshot: what to put back.
+        model: built, and compiled with a built optimizer.
+        owner: who asks, for the message.
+        kinds: which groups.
+
+    Raises:
+        ValueError: the model or its optimizer has other variables than the one that the snapshot is of.
+    """
+    present = groups(model)
+    for group in kinds:
+        saved, variables = snapshot.paths[group], present[group]
+        for i in range(max(len(saved), len(variables))):
+            old = None if i >= len(saved) else snapshot.arrays[f"{group}.{i}"]
+            new = None if i >= len(variables) else variables[i]
+            if old is None or new is None or _form(old) != _form(new):
+                raise ValueError(
+                    f"{owner}: the {group} is another one than that of the checkpoint. Variable {i} was "
+                    f"{_described(saved, i, old)} and is {_described([v.path for v in variables], i, new)}. Build and "
+                    "compile the model as it was, or begin anew in another folder."
+                )
+    for group in kinds:
+        for i, variable in enumerate(present[group]):
+            variable.assign(snapshot.arrays[f"{group}.{i}"])
+
+
+def put_back_others(snapshot: Snapshot, callbacks: Sequence["Kept"], owner: str) -> None:
+    """Gives callbacks and the random generators of Python and NumPy their states.
+
+    Raises:
+        ValueError: the callbacks are others than those of the snapshot.
+    """
+    saved = [name for name, _ in snapshot.others["callbacks"]]
+    if saved != [kept.name for kept in callbacks]:
+        raise ValueError(
+            f"{owner}: the checkpoint has the states of the callbacks {', '.join(saved) or 'none'}. Received: "
+            f"{', '.join(kept.name for kept in callbacks) or 'none'}. Give the same in the same order."
+        )
+    for kept, (_, state) in zip(callbacks, snapshot.others["callbacks"], strict=True):
+        kept.set_state(decoded(state, snapshot.arrays))
+    put_back_generators(snapshot, "random")
+
+
+def generators() -> list[Any]:
+    """Returns the states of the generators of Python and NumPy."""
+    return [random.getstate(), np.random.get_state(legacy=False)]
+
+
+def put_back_generators(snapshot: Snapshot, when: str) -> None:
+    """Gives the generators the states that they had, at the snapshot ("random") or before its epoch."""
+    of_python, of_numpy = decoded(snapshot.others[when], snapshot.arrays)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+
+
+class Kept:
+    """A callback whose state is kept: what `get_state` returns, or else its plain attributes that have changed.
+
+    Args:
+        callback: as it is before `fit`.
+    """
+
+    def __init__(self, callback: Any) -> None:
+        self.callback, self.name = callback, type(callback).__name__
+        # Keras changes arguments at the first epoch, as the sign of `min_delta`, and would do so again.
+        of_keras = [c for c in type(callback).__mro__ if c.__module__.startswith("keras.") and "__init__" in vars(c)]
+        self._passing = {*PASSING, *(name for c in of_keras for name in inspect.signature(c).parameters)}
+        self._own = hasattr(callback, "get_state") and hasattr(callback, "set_state")
+        self._before = {} if self._own else self._attributes()
+
+    def _attributes(self) -> dict[str, Any]:
+        found = dict[str, Any]()
+        for name, value in vars(self.callback).items():
+            if name not in self._passing:
+                try:
+                    encoded(value, {}, "")
+                except NotPlainError:
+                    continue
+                found[name] = copy.deepcopy(value)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        if self._own:
+            return dict(self.callback.get_state())
+        return {
+            name: value
+            for name, value in self._attributes().items()
+            if name not in self._before or not _same(value, self._before[name])
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Puts it back."""
+        if self._own:
+            self.callback.set_state(state)
+        else:
+            for name, value in state.items():
+                setattr(self.callback, name, value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; NaN is equal to itself."""
+    ours, theirs = dict[str, Array](), dict[str, Array]()
+    return repr(encoded(a, ours, "")) == repr(encoded(b, theirs, "")) and all(
+        x.dtype == y.dtype and x.tobytes() == y.tobytes() and x.shape == y.shape
+        for x, y in zip(ours.values(), theirs.values(), strict=True)
+    )
+
+
+def _form(x: Any) -> tuple[str, tuple[int, ...]]:
+    return keras.backend.standardize_dtype(x.dtype), tuple(x.shape)
+
+
+def _described(paths: Sequence[str], i: int, x: Any) -> str:
+    return "missing" if x is None else f"{paths[i]!r}, {_form(x)[0]} {list(x.shape)}"

@@ -1,0 +1,119 @@
+"""Snapshots as folders, numbered in the order in which they were written.
+
+    folder/000007/state.json            position, names, callbacks, random generators, SHA-256 of all
+    folder/000007/arrays.safetensors    the values of the variables
+
+The hash protects against damage, not against forgery. Nothing in these files is code.
+"""
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from kopt.checkpoint.atomic_files import atomic_folder, remove_folder
+from kopt.checkpoint.plain_values import Array
+from kopt.checkpoint.snapshot import Snapshot
+from kopt.declare.digest import digest_of
+
+FORMAT = 1
+STATE, ARRAYS = "state.json", "arrays.safetensors"
+SHORT = {1: np.uint8, 2: np.uint16}
+"""As what types that NumPy itself does not have are stored, by their size in bytes."""
+
+
+def write(folder: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Writes a snapshot into a new numbered folder and removes the oldest ones.
+
+    Args:
+        folder: of all snapshots; made if there is none.
+        snapshot: what to write.
+        keep: ≥ 1, how many stay.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; what was there before stays.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    old = numbered(folder)
+    target = folder / f"{int(old[-1].name) + 1 if old else 1:06d}"
+    fields = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(snapshot) if f.name != "arrays"}
+    stored = {name: _storable(array) for name, array in snapshot.arrays.items()}
+    state = {"format": FORMAT, **fields, "types": {name: str(x.dtype) for name, x in snapshot.arrays.items()}}
+    text = json.dumps(state)
+    with atomic_folder(target) as part:
+        save_file(stored, part / ARRAYS)
+        (part / STATE).write_text(json.dumps({"sha256": digest_of(stored, text), "state": text}), encoding="utf-8")
+    for path in old[: len(old) + 1 - keep]:
+        remove_folder(path)
+    return target
+
+
+def read(path: Path) -> Snapshot:
+    """Returns a snapshot.
+
+    Raises:
+        ValueError: it is damaged, or of a newer version of kopt.
+    """
+    from safetensors.numpy import load_file
+
+    try:
+        outer = json.loads((path / STATE).read_text(encoding="utf-8"))
+        stored = load_file(path / ARRAYS)
+        whole = outer["sha256"] == digest_of(stored, outer["state"])
+    except Exception as error:  # whatever the readers raise on damaged files
+        raise ValueError(f"{path}: no checkpoint that can be read ({type(error).__name__}: {error}).") from error
+    if not whole:
+        raise ValueError(f"{path}: it is damaged: it does not have the SHA-256 that was saved with it.")
+    state = json.loads(outer["state"])
+    if (version := state.pop("format")) != FORMAT:
+        raise ValueError(f"{path}: it is of format {version}, which a newer version of kopt reads.")
+    types = state.pop("types")
+    return Snapshot(arrays={name: _restored(array, types[name]) for name, array in stored.items()}, **state)
+
+
+def newest(folder: Path) -> Snapshot | None:
+    """Returns the last snapshot that is whole; None where there are none at all.
+
+    Damaged ones are skipped with a warning.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    reasons = list[str]()
+    for path in reversed(numbered(folder)):
+        try:
+            snapshot = read(path)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warnings.warn(f"{reason} {path} is used.", stacklevel=3)
+        return snapshot
+    if reasons:
+        raise ValueError(f"{folder}: no checkpoint is whole. {' '.join(reasons)}")
+    return None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Returns the folders of snapshots, the oldest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p for p in found if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+
+
+def _storable(array: Array) -> Array:
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.dtype.isbuiltin == 1 else array.view(SHORT[array.dtype.itemsize])
+
+
+def _restored(array: Array, dtype: str) -> Array:
+    kind: Any = getattr(ml_dtypes, dtype, None)
+    return array if str(array.dtype) == dtype else array.view(np.dtype(kind or dtype))
