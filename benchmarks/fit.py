@@ -44,7 +44,9 @@ def dense(widths: list[int], inputs: int, batch: int) -> Problem:
 
 def cnn() -> Problem:
     """Returns a small convolutional net for pictures of 28 by 28."""
-    convolutions = [layer for n in (16, 32) for layer in (layers.Conv2D(n, 3, activation="relu"), layers.MaxPooling2D())]
+    convolutions = [
+        layer for n in (16, 32) for layer in (layers.Conv2D(n, 3, activation="relu"), layers.MaxPooling2D())
+    ]
     model = keras.Sequential([keras.Input((28, 28, 1)), *convolutions, layers.Flatten(), layers.Dense(10)])
     return model, "mse", lambda n: (numbers(n, 28, 28, 1), numbers(n, 10)), 32
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.memory [--width 4096] [--only kopt.Adam "kopt.Adam int8"] [--write]
 
-Three Dense layers of 4,096 by 4,096, 201 MB of weights, trained on batches of 16 that a generator makes. Every optimizer
-runs in a process of its own. Counted is resident memory from the call of `fit` on, slots and gradients included, up to
-its peak, as Linux tells it. The time is that of the fastest step.
+Three Dense layers of 4,096 by 4,096, 201 MB of weights, trained on batches of 16 that a generator makes. Every
+optimizer runs in a process of its own. Counted is resident memory from the call of `fit` on, slots and gradients
+included, up to its peak, as Linux tells it. The time is that of the fastest step.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def train(name: str, width: int) -> tuple[float, float]:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     start = resident("VmRSS")
     model.fit(batches(), steps_per_epoch=STEPS, verbose=0, callbacks=[watch])
-    return resident("VmHWM") - start, min(b - a for a, b in zip(times[1:], times[2:], strict=False)) * 1e3
+    return resident("VmHWM") - start, min(b - a for a, b in itertools.pairwise(times[1:])) * 1e3
 
 
 def measured(name: str, width: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ weight notes one number for all rows, in a vector that all weights share; of the
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,6 +78,18 @@ class Parameter:
     # ------------------------------------------------------------------------------------------------- reading
 
     @property
+    def size(self) -> int:
+        """Bytes of the weight in the precision of the arithmetic."""
+        return math.prod(self.variable.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def splits(self) -> bool:
+        """Whether it is worth its while, and right, to move some rows after the others: slots have to be decoded."""
+        coded = any(set(parts) != {"value"} for parts in self.slots.values())
+        whole = self.average is not None or getattr(self.variable, "constraint", None)
+        return coded and self.rule.row_wise and not whole
+
+    @property
     def lazy(self) -> bool:
         """Whether a sparse gradient moves only the rows it names."""
         return self.options.sparse == "lazy" and self.rule.row_wise
@@ -124,7 +137,7 @@ class Parameter:
 
     # ------------------------------------------------------------------------------------------------- writing
 
-    def moved(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor, salt: int) -> list[Write]:
+    def moved(self, g: Gradient, old: Tensor, new: Tensor, update: Tensor, seed: Tensor, salt: int) -> list[Write]:
         """Returns the writes of a weight that an update moves from `old` to `new`: constrained, averaged, rounded.
 
         Args:
@@ -132,7 +145,8 @@ class Parameter:
             old: the weight, or these rows of it, before the step.
             new: the same after the step.
             update: the number of this update.
-            salt: tells the random numbers of stochastic rounding apart from those of other weights and slots.
+            seed: what the random numbers of stochastic rounding go by.
+            salt: tells them apart from those of other weights and slots.
         """
         constraint = getattr(self.variable, "constraint", None)
         if self.average is not None and not self.owes_rows:
@@ -146,21 +160,21 @@ class Parameter:
                 new = ops.where(beside(g.touched, new), new, old)
             g, new = Gradient(g.value), constraint(new) if constraint else new
         averages = [] if self.average is None else self._averaged(g, old, new, update)
-        return [*averages, *(write(v, x, g) for v, x in self.rounded(new, update, salt))]
+        return [*averages, *(write(v, x, g) for v, x in self.rounded(new, seed, salt))]
 
-    def rounded(self, w: Tensor, update: Tensor, salt: int) -> list[tuple[Any, Tensor]]:
+    def rounded(self, w: Tensor, seed: Tensor, salt: int) -> list[tuple[Any, Tensor]]:
         """Returns what keeps a weight: the variable and perhaps the residual, with their values."""
         dtype = keras.backend.standardize_dtype(self.variable.dtype)
         if self.options.rounding == "stochastic" and is_short(self.variable):
-            stored = round_stochastically(w, dtype, _noise(update, salt)(w))
+            stored = round_stochastically(w, dtype, _noise(seed, salt)(w))
         else:
             stored = ops.cast(w, dtype)
         residual = [] if self.residual is None else [(self.residual, ops.cast(w - ops.cast(stored, self.dtype), dtype))]
         return [*residual, (self.variable, stored)]
 
-    def encoded(self, g: Gradient, new: Mapping[str, Tensor], update: Tensor, salt: int) -> list[Write]:
+    def encoded(self, g: Gradient, new: Mapping[str, Tensor], seed: Tensor, salt: int) -> list[Write]:
         """Returns the writes of new slots; arguments as for `moved`."""
-        noise = _noise(update, salt)
+        noise = _noise(seed, salt)
         return [
             write(self.slots[name][k], x, g)
             for name, value in new.items()
@@ -212,7 +226,7 @@ def read(variable: Any, rows: Tensor = None) -> Tensor:
 def write(variable: Any, value: Tensor, g: Gradient) -> Write:
     """Returns the assignment of what a gradient moves."""
     if g.rows is not None:
-        return Write(variable, ops.take(value, g.keep, axis=0), g.rows)
+        return Write(variable, value if g.keep is None else ops.take(value, g.keep, axis=0), g.rows)
     if g.touched is not None:
         old = backend.value(variable)
         value = ops.where(beside(g.touched, old), ops.cast(value, old.dtype), old)

@@ -8,7 +8,7 @@ from keras import ops
 
 from kopt.optimizers.engine.accumulation import accumulate, add, begin_anew, means
 from kopt.optimizers.engine.backends.backend import backend
-from kopt.optimizers.engine.backends.records import Write
+from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.clipping import measure, shorten
 from kopt.optimizers.engine.finite import moderate_as_given, needs_care
 from kopt.optimizers.engine.setup import Setup
@@ -74,11 +74,15 @@ def _in_parts(setup: Setup, gradients: Sequence[Any], rate: Tensor, loss: Tensor
             lambda: ops.ones([]),
         )
     calls = []
-    for i, part in enumerate(setup.parts()):
-        own = [g if place in part else None for place, g in enumerate(gradients)]
-        moved = backend.compiled(setup.graphs, f"_moved_{i}", functools.partial(_moved, setup), xla=True)
-        if any(g is not None for g in own):
-            calls.append(functools.partial(moved, own, factors, rate, shared))
+    for places, first, count in setup.parts():
+        own = [g if place in places else None for place, g in enumerate(gradients)]
+        given = [g for g in own if g is not None]
+        if not given or (first and backend.is_of_rows(given[0])):
+            continue
+        count = None if backend.is_of_rows(given[0]) else count
+        moved = functools.partial(_moved, setup, count=count)
+        call = backend.compiled(setup.graphs, f"_moved {places[0]} {count}", moved, xla=True)
+        calls.append(functools.partial(call, own, factors, rate, shared, ops.convert_to_tensor(first, number.dtype)))
     backend.in_turn(calls)
     finish(setup, number)
     return None if options.on_nonfinite == "ignore" else ops.ones([len(setup.given(gradients))], "bool")
@@ -108,12 +112,19 @@ def _moved(
     factors: Sequence[Tensor | None],
     rate: Tensor,
     shared: Mapping[str, Tensor],
+    first: Tensor,
+    count: int | None,
 ) -> Tensor:
-    """Moves the weights that have a gradient here; returns a tensor to wait for."""
+    """Moves the weights that have a gradient here, or some rows of one; returns a tensor to wait for."""
     active = unscaled(setup, gradients)
     found = [factors[p.index] for p, _ in active if factors[p.index] is not None]
-    active = shorten(setup, active, found)
-    backend.commit(move(setup, active, read(active), rate, shared, setup.updates() + 1)[0])
+    active, number = shorten(setup, active, found), setup.updates() + 1
+    seed = number
+    if count is not None:
+        rows = first + ops.arange(count, dtype=first.dtype)
+        active = [(p, Gradient(ops.take(g.value, rows, axis=0), rows)) for p, g in active]
+        seed = number + first * 2**16  # other noise for other rows
+    backend.commit(move(setup, active, read(active), rate, shared, number, seed)[0])
     return ops.ones([])
 
 

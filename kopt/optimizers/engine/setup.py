@@ -1,12 +1,10 @@
 """A built optimizer, as its steps see it."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
@@ -16,6 +14,16 @@ from kopt.optimizers.engine.tensor_math import Tensor
 
 PART = 2**26
 """Bytes of weights that a step moves together: what a rule computes on the way is needed for these at one time."""
+BLOCK = 2**22
+"""Bytes of a weight that is moved by some of its rows, because its slots are decoded for that."""
+
+
+class Part(NamedTuple):
+    """What a step moves together: the weights at these places, or of a single one so many `rows` from `first` on."""
+
+    places: tuple[int, ...]
+    first: int = 0
+    rows: int | None = None
 
 
 @dataclasses.dataclass
@@ -61,18 +69,21 @@ class Setup:
         """Returns the number of updates done."""
         return updates_done(self.iterations, self.options.batches)
 
-    def parts(self) -> list[list[int]]:
-        """Returns the places of the weights, those together that a step moves together, the last ones first.
-
-        In this order the gradients become known.
-        """
-        parts, room = [list[int]()], PART
+    def parts(self) -> list[Part]:
+        """Returns what a step moves one after the other: the last weights first, whose gradients are known first."""
+        parts, room = list[Part](), 0
         for p in reversed(self.parameters):
-            size = math.prod(p.variable.shape) * np.dtype(p.dtype).itemsize
-            if size > room and parts[-1]:
-                parts, room = [*parts, []], PART
-            parts[-1].append(p.index)
-            room -= size
+            rows, size = (*tuple(p.variable.shape), 1)[0], p.size
+            count = max(1, rows * BLOCK // size) if size and p.splits else rows
+            if count < rows:
+                parts += [Part((p.index,), i, min(count, rows - i)) for i in range(0, rows, count)]
+                room = 0
+            elif size <= room:
+                parts[-1] = Part((*parts[-1].places, p.index))
+                room -= size
+            else:
+                parts.append(Part((p.index,)))
+                room = PART - size
         return parts
 
     def in_order(self, variables: Sequence[Any]) -> bool:

@@ -79,7 +79,7 @@ def update(
     number, known = setup.updates() + 1, read(active)
     shared, settling = agree(setup, active, known, rate, loss, number)
     writes += settling
-    moving, made = move(setup, active, known, rate, shared, number)
+    moving, made = move(setup, active, known, rate, shared, number, seed=number)
     writes += moving
     if fine is None:
         return writes, None
@@ -106,7 +106,13 @@ def agree(
 
 
 def move(
-    setup: Setup, active: Active, known: Known, rate: Tensor, shared: Mapping[str, Tensor], number: Tensor
+    setup: Setup,
+    active: Active,
+    known: Known,
+    rate: Tensor,
+    shared: Mapping[str, Tensor],
+    number: Tensor,
+    seed: Tensor,
 ) -> tuple[list[Write], list[list[Tensor]]]:
     """Runs the rule and the decay on each weight; assigns nothing.
 
@@ -117,6 +123,7 @@ def move(
         rate: η.
         shared: the shared values.
         number: of this update, 1, 2, ..., as an integer.
+        seed: an integer that random numbers go by; the number, unless it tells parts of one weight apart.
 
     Returns:
         The writes, and for each weight all that is new.
@@ -125,9 +132,9 @@ def move(
     for (p, g), (w, s) in zip(active, known, strict=True):
         view = setup.view(p, s, shared, rate, number)
         moved, new = rule_checks.stepped(p.rule, g.value, w, view, times[p.dtype])
-        weight = p.moved(g, w, moved, number, salt=2 * p.index)
+        weight = p.moved(g, w, moved, number, seed, salt=2 * p.index)
         whole += [p.index] if p.average is not None and p.moves_whole(g) else []
-        writes += [*weight, *p.encoded(g, new, number, salt=2 * p.index + 1)]
+        writes += [*weight, *p.encoded(g, new, seed, salt=2 * p.index + 1)]
         made.append([*(write.value for write in weight), *new.values()])
     return writes + _averaged(setup, whole, number), made
 
@@ -159,7 +166,10 @@ def settle(
 def paid(setup: Setup, number: Tensor) -> list[Write]:
     """Returns the writes that give every row of the averages the updates that it is owed."""
     averaged = [p for p in setup.parameters if p.average is not None]
-    return [*(Write(p.average, p.paid(number)) for p in averaged), *_averaged(setup, [p.index for p in averaged], number)]
+    return [
+        *(Write(p.average, p.paid(number)) for p in averaged),
+        *_averaged(setup, [p.index for p in averaged], number),
+    ]
 
 
 def overwritten(setup: Setup, number: Tensor) -> list[Write]:

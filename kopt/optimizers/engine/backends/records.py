@@ -13,7 +13,8 @@ class Gradient:
 
     Of a table that was read sparsely, `value` holds one row for every entry of `rows`: the sum over its repeated ids.
     Entries past the number of distinct ids have zero gradient and repeat the first row; `keep` maps them onto it, so
-    that a scatter writes equal values. `touched`, [rows], marks those of a whole table that an update may move.
+    that a scatter writes equal values; it is None where rows are distinct. `touched`, [rows], marks those of a whole
+    table that an update may move.
     """
 
     value: Tensor

@@ -188,8 +188,8 @@ def _initial(storage: Codec, slot: Slot, part: str, p: Parameter) -> Callable[..
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
         if slot.init == "weight":
             x = ops.copy(ops.cast(p.variable, p.dtype))  # a cast may pass the buffer of the weight on
-        else:
-            x = ops.full(slot.shape_for(tuple(p.variable.shape)), slot.init, dtype=p.dtype)
-        return storage.encode(x, ops.zeros_like)[part]
+            return storage.encode(x, ops.zeros_like)[part]
+        row = [1, *slot.shape_for(tuple(p.variable.shape))[1:]] if shape else []  # all rows are equal
+        return ops.broadcast_to(storage.encode(ops.full(row, slot.init, p.dtype), ops.zeros_like)[part], shape)
 
     return initializer
