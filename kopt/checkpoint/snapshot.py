@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from kopt.checkpoint.plain_values import Array, NotPlainError, decoded, encoded
-from kopt.training.keras_internals import global_seed, sync_variables
+from kopt.training.keras_internals import global_seed, innermost, sync_variables
 
 PASSING = ("_model", "params", "validation_data")
 """Attributes of a callback that `fit` sets."""
@@ -103,6 +103,8 @@ def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = 
     for group in kinds:
         for i, variable in enumerate(present[group]):
             variable.assign(snapshot.arrays[f"{group}.{i}"])
+    if hasattr(optimizer := innermost(model), "setup"):
+        optimizer.setup.note_debts()
 
 
 def put_back_others(snapshot: Snapshot, callbacks: Sequence["Kept"], owner: str) -> None:

@@ -44,8 +44,7 @@ from kopt.optimizers.engine.tensor_math import (
 __all__ = [
     "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
     "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "arctan2", "beside", "cube_root", "debias",
-    "dot", "ema", "mean",
-    "override", "rectification", "soft", "sum_of_squares", "sums_of_units", "total", "with_decay",
+    "dot", "ema", "mean", "override", "rectification", "soft", "sum_of_squares", "sums_of_units", "total", "with_decay",
 ]
 # fmt: on
 
@@ -90,8 +89,7 @@ class Optimizer(Configurable, KerasOptimizer):
         name: name of the optimizer; None makes one.
 
     Beside the slots, `iterations` and the rate, `variables` has four scalars that Keras' optimizers lack:
-    `nonfinite_steps`, `clipped_steps`, `gradient_norm`, and whether the last is watched; with `use_ema` also a vector
-    with the number of the last update of each average.
+    `nonfinite_steps`, `clipped_steps`, `gradient_norm`, whether it is watched; with `use_ema` the updates of averages.
 
     Raises:
         ValueError: an argument is out of range, unknown, or contradicts another.
@@ -243,8 +241,7 @@ class Optimizer(Configurable, KerasOptimizer):
         self.gradient_norm, self._watched, self._shared = setup.gradient_norm, setup.watched, setup.shared
         with backend.outside_graph():
             self._held.file.restore_waiting(self._held.variables(self), [p.path for p in parameters], self.reset)
-            for p in parameters:
-                p.note_debts()
+            setup.note_debts()
 
     def add_variable_from_reference(self, reference_variable: Any, name: Any = None, initializer: Any = "zeros") -> Any:
         """Adds a variable like another one, in the precision of the arithmetic."""
@@ -348,12 +345,11 @@ class Optimizer(Configurable, KerasOptimizer):
         Raises:
             FloatingPointError: the loss scale of Keras around this optimizer has fallen to nothing.
         """
-        if not backend.holds(self._iterations):
-            return
-        if self.use_ema and self.built:
-            leave_averages(self.setup)
-            self.anchor()
-        self._held.check_scale_at_end()
+        if backend.holds(self._iterations):
+            if self.use_ema and self.built:
+                leave_averages(self.setup)
+                self.anchor()
+            self._held.check_scale_at_end()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "learning_rate":
@@ -380,8 +376,8 @@ class Optimizer(Configurable, KerasOptimizer):
         """
         expected = Expected.of(self.rules_by_key(), Options.of(self), self.needs_loss)
         self._held.file.read(store, self._held.variables(self), self._held.paths(), expected, self.reset)
-        for p in self.setup.parameters if self.built else ():
-            p.note_debts()
+        if self.built:
+            self.setup.note_debts()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, fit for JSON."""

@@ -86,6 +86,11 @@ class Setup:
                 room = PART - size
         return parts
 
+    def note_debts(self) -> None:
+        """Looks at a state that was restored, for averages that are owed something; before the next step is traced."""
+        for p in self.parameters:
+            p.note_debts()
+
     def in_order(self, variables: Sequence[Any]) -> bool:
         """Whether these are the weights, one by one; saves the look-ups that an eager step would feel."""
         return len(variables) == len(self.parameters) and all(
