@@ -287,7 +287,7 @@ def _entries(state: State) -> State:
 
 
 def _array(variable: Any) -> Any:
-    """Returns the value of a variable in its own type: torch has some types in wider ones, and no arrays of bfloat16."""
+    """Returns the value of a variable in its own type: torch has some types in wider ones, bfloat16 in none."""
     return np.asarray(ops.convert_to_numpy(variable)).astype(keras.backend.standardize_dtype(variable.dtype))
 
 
