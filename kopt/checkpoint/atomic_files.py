@@ -56,12 +56,20 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_files(directory: Path, files: dict[str, bytes]) -> None:
     """Writes files into a folder, which is made if there is none.
 
-    All are written before the first gets its name; then they get them in the order given.
+    All are on the disk before the first gets its name; then they get them in the order given.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        for name in reversed(files):  # the stack ends the last one first
-            stack.enter_context(atomic_file(directory / name)).write_bytes(files[name])
+    parts = {name: _part_of(directory / name) for name in files}
+    try:
+        for name, part in parts.items():
+            part.write_bytes(files[name])
+            _sync(part)
+        for name, part in parts.items():
+            os.replace(part, directory / name)
+        _sync_folder(directory)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

@@ -71,13 +71,13 @@ class Setup:
 
     def parts(self) -> list[Part]:
         """Returns what a step moves one after the other: the last weights first, whose gradients are known first."""
-        parts, room = list[Part](), 0
+        parts, room = list[Part](), -1  # the last part takes no more weights, not even empty ones
         for p in reversed(self.parameters):
             rows, size = (*tuple(p.variable.shape), 1)[0], p.size
             count = max(1, rows * BLOCK // size) if size and p.splits else rows
             if count < rows:
                 parts += [Part((p.index,), i, min(count, rows - i)) for i in range(0, rows, count)]
-                room = 0
+                room = -1
             elif size <= room:
                 parts[-1] = Part((*parts[-1].places, p.index))
                 room -= size
