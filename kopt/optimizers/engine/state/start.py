@@ -189,7 +189,8 @@ def _initial(storage: Codec, slot: Slot, part: str, p: Parameter) -> Callable[..
         if slot.init == "weight":
             x = ops.copy(ops.cast(p.variable, p.dtype))  # a cast may pass the buffer of the weight on
             return storage.encode(x, ops.zeros_like)[part]
-        row = [1, *slot.shape_for(tuple(p.variable.shape))[1:]] if shape else []  # all rows are equal
-        return ops.broadcast_to(storage.encode(ops.full(row, slot.init, p.dtype), ops.zeros_like)[part], shape)
+        row = [1, *slot.shape_for(tuple(p.variable.shape))[1:]] if shape else []
+        encoded = storage.encode(ops.full(row, slot.init, p.dtype), ops.zeros_like)[part]
+        return ops.copy(ops.broadcast_to(encoded, shape))  # all rows are equal, each in its own memory
 
     return initializer
