@@ -12,7 +12,13 @@ import numpy as np
 from keras import ops
 
 from kopt.checkpoint.plain_values import Array, NotPlainError, decoded, encoded
-from kopt.training.keras_internals import global_seed, innermost, sync_variables
+from kopt.training.keras_internals import (
+    get_backend_generators,
+    global_seed,
+    innermost,
+    set_backend_generators,
+    sync_variables,
+)
 
 PASSING = ("_model", "params", "validation_data")
 """Attributes of a callback that `fit` sets."""
@@ -125,15 +131,16 @@ def put_back_others(snapshot: Snapshot, callbacks: Sequence["Kept"], owner: str)
 
 
 def generators() -> list[Any]:
-    """Returns the states of the generators of Python and NumPy."""
-    return [random.getstate(), np.random.get_state(legacy=False)]
+    """Returns the states of the generators of Python, NumPy and torch."""
+    return [random.getstate(), np.random.get_state(legacy=False), get_backend_generators()]
 
 
 def put_back_generators(snapshot: Snapshot, when: str) -> None:
     """Gives the generators the states that they had, at the snapshot ("random") or before its epoch."""
-    of_python, of_numpy = decoded(snapshot.others[when], snapshot.arrays)
+    of_python, of_numpy, of_backend = decoded(snapshot.others[when], snapshot.arrays)
     random.setstate(of_python)
     np.random.set_state(of_numpy)
+    set_backend_generators(of_backend)
 
 
 class Kept:

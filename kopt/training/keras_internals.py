@@ -4,7 +4,7 @@ No other file here does so: after an upgrade of Keras, look here. The names that
 `tests/test_keras_internals.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -63,6 +63,26 @@ def global_seed() -> Any:
     """Returns the state of the generator that draws where no seed is given; None if none ever has."""
     generator = keras.src.backend.common.global_state.get_global_attribute("global_seed_generator")
     return None if generator is None else generator.state
+
+
+def get_backend_generators() -> list[Any]:
+    """Returns the states of torch's own generators, from which dropout draws on that backend; elsewhere none."""
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_backend_generators(states: Sequence[Any]) -> None:
+    """Puts them back, given as arrays."""
+    if states:
+        import torch
+
+        first, *others = (torch.from_numpy(state) for state in states)
+        torch.set_rng_state(first)
+        if others:
+            torch.cuda.set_rng_state_all(others)
 
 
 def sync_variables(model: Any) -> None:

@@ -1,5 +1,9 @@
 """Training that is ended anywhere and goes on equals training that never ended, bit for bit."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -100,7 +104,7 @@ def train(case, folder=None, every=1, end=None, epochs=6):
 
 def values(model):
     variables = [*model.variables, *model.optimizer.variables]
-    return [keras.ops.convert_to_numpy(keras.ops.cast(v, "float64")) for v in variables]
+    return [np.asarray(keras.ops.convert_to_numpy(v)).astype("float64") for v in variables]
 
 
 def check(case, place, folder):
@@ -125,3 +129,14 @@ def test_a_training_goes_on(case, place, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_every_training_goes_on(case, place, tmp_path):
     check(case, place, tmp_path / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_training_goes_on_elsewhere(backend):
+    pytest.importorskip(backend)
+    own = {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    chosen = "every_training and (schedule or lora or swa) and middle and not free"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow", "-k", chosen, __file__]
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert "4 passed" in done.stdout, done.stdout[-3000:]
