@@ -274,7 +274,7 @@ def _options(method: str, host: str) -> dict:
     )
 
 
-NORMS = "the norms are summed in another order"
+ABOVE = "up to 1.3e-06 was seen; why is not known"
 
 
 def _lives() -> dict[str, Case]:
@@ -301,12 +301,12 @@ def _lives() -> dict[str, Case]:
             recurrent, lambda: peft.LoRA(r=2, target_parameters=["cell.kernel", "cell.recurrent_kernel"])
         ),
     }
-    about = {name: {"bound": 5e-6, "remark": NORMS} for name in cases if name.startswith("DoRA")}
+    about = {name: {"bound": 2e-6, "remark": ABOVE} for name in cases if name.startswith("DoRA")}
     return {name: Case(lambda run=run: list(run()), **about.get(name, {})) for name, run in cases.items()}
 
 
 ADAPTERS = _lives() | {
-    "verbs while training": Case(lambda: list(switched()), bound=5e-5, remark="seven trainings, one after the other"),
+    "verbs while training": Case(lambda: list(switched()), bound=2e-5, remark="seven trainings, one after the other"),
     "a model around it, compiled before": Case(lambda: list(around())),
     "`.keras`, pickle, deepcopy": Case(lambda: list(copied())),
     "`lora_dropout`": Case(lambda: list(dropped()), remark="its random numbers are those of the backend"),
