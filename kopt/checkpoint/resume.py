@@ -190,7 +190,7 @@ class Checkpoint(Configurable, KerasCallback):
         """Trains again, from where the snapshot is."""
         self.model.train_function, self._step = self._step, None
         sync_variables(self.model)
-        put_back(snapshot, self.model, self._name, ("model", "optimizer", "metrics"))
+        put_back(snapshot, self.model, self._name, ("model", "step", "optimizer", "metrics"))
         put_back_others(snapshot, self._kept, self._name)
         self._batch, self._pending = snapshot.batch, None
 

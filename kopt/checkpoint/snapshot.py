@@ -31,7 +31,7 @@ class Snapshot:
     Attributes:
         epoch: the epoch that goes on, from 0.
         batch: how many of its batches are done.
-        paths: of the variables, by group: "model", "optimizer", "metrics".
+        paths: of the variables, by group: see `groups`.
         arrays: values of the variables as "group.0", "group.1", ..., and the arrays of `others`.
         others: what is no variable, as JSON: the last logs, the callbacks with their states, the random generators.
     """
@@ -44,12 +44,13 @@ class Snapshot:
 
 
 def groups(model: Any) -> dict[str, list[Any]]:
-    """Returns the variables of a model, of its optimizer, and of the metrics that `compile` has given it."""
+    """Returns the variables of a model, of its train step, its optimizer, and of the metrics of `compile`."""
     metrics = list(model.metrics_variables)
     passing = {id(v) for v in metrics}
     seed = global_seed()
     return {
         "model": [v for v in model.variables if id(v) not in passing] + ([] if seed is None else [seed]),
+        "step": model.step_variables() if hasattr(model, "step_variables") else [],
         "optimizer": [] if model.optimizer is None else list(model.optimizer.variables),
         "metrics": metrics,
     }
@@ -82,7 +83,7 @@ def take(
     return Snapshot(epoch, batch, paths, arrays, others)
 
 
-def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = ("model", "optimizer")) -> None:
+def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = ("model", "step", "optimizer")) -> None:
     """Gives variables the values that they had.
 
     Args:

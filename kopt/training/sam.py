@@ -33,11 +33,21 @@ class _Sharpened(Declared, Trained):
     """A model that trains with a second gradient, taken at w + ε."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raises RuntimeError on other backends than TensorFlow, whose train step this is."""
+        """Returns a model that is not built.
+
+        Raises:
+            RuntimeError: on other backends than TensorFlow, whose train step this is.
+            TypeError: without a class of Keras' models beside this one.
+        """
         if (found := keras.backend.backend()) != "tensorflow":
             raise RuntimeError(
                 f"{cls.__name__} is a train step of TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, "
                 f"or train without it. Received: the backend {found}"
+            )
+        if (args or kwargs) and not issubclass(cls, keras.Model):  # Keras makes bases of a class without any
+            raise TypeError(
+                f"{cls.__name__} is the training part of a model's class: write {cls.__name__}.of(model), or "
+                f"class Net({cls.__name__}, keras.Model). Received: {cls.__name__}(...) alone"
             )
         return super().__new__(cls, *args, **kwargs)
 
@@ -159,7 +169,8 @@ class LookSAM(SAM):
         every k-th step:   gₛ = ∇L(w + ρ g/‖g‖),  d = gₛ - g ⟨g, gₛ⟩/‖g‖²,  step along gₛ
         else:              step along g + α d ‖g‖/‖d‖
 
-    Norms and products are those over all weights; d is 4 bytes a parameter, and begins at zero after loading.
+    Norms and products are those over all weights; d is 4 bytes a parameter, which `kopt.checkpoint.Checkpoint` keeps;
+    in a loaded model it begins at zero.
 
     Attributes:
         rho: ρ > 0, how far away the loss is looked at.
@@ -177,12 +188,20 @@ class LookSAM(SAM):
     alpha: Positive = 0.7
 
     def make_train_function(self: Any, force: bool = False) -> Any:
-        """Makes room for d, past the weights of the model."""
+        """Makes room for d before the first step."""
+        self.step_variables()
+        return super().make_train_function(force)
+
+    def step_variables(self: Any) -> list[Any]:
+        """Returns d, one variable for each trained weight; they are no weights of the model, and made when missing."""
         weights = self.trainable_variables
         if set(vars(self).get("_across", ())) != {id(v) for v in weights}:
-            made = {id(v): keras.Variable(ops.zeros(v.shape), dtype="float32", trainable=False) for v in weights}
+            made = {
+                id(v): keras.Variable(ops.zeros(v.shape), dtype="float32", trainable=False, name=f"{v.name}_across")
+                for v in weights
+            }
             self.__dict__["_across"] = made
-        return super().make_train_function(force)
+        return list(vars(self)["_across"].values())
 
     def sharpened(
         self: Any,

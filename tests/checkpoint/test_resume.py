@@ -39,7 +39,7 @@ CASES = {  # optimizer, callbacks, and what else is special
     ),
     "plateau": (lambda: kopt.Adam(0.1), lambda: [keras.callbacks.ReduceLROnPlateau(patience=1, min_delta=0.1)], {}),
     "keras": (lambda: keras.optimizers.Adam(SCHEDULE, use_ema=True), list, {}),
-    "sharpness": (lambda: kopt.Adam(0.01), list, {"around": lambda model: kopt.LookSAM(model)}),
+    "sharpness": (lambda: kopt.Adam(0.01), list, {"around": kopt.LookSAM.of}),
 }
 PLACES = {"epoch": (1, (3, 2)), "middle": ("3s", (3, 3)), "begin": ("4s", (2, 1))}
 """How often a checkpoint is written, and the epoch and batch at which the training ends."""

@@ -8,7 +8,7 @@ from problems import flat, regression
 import kopt
 
 RATE = 0.1
-WAYS = [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}]
+WAYS = [{"run_eagerly": True}, {"jit_compile": False}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)]
 
 
 def linear(cls, optimizer=None, **compile_options):
@@ -166,6 +166,11 @@ def test_two_replicas(two_devices):
 def test_bad_options_are_refused(cls, options, message):
     with pytest.raises(ValueError, match=message):
         cls.of(keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)]), **options)
+
+
+def test_the_training_part_alone_is_refused():
+    with pytest.raises(TypeError, match=r"write LookSAM.of\(model\)"):
+        kopt.LookSAM(linear(kopt.SAM))
 
 
 def test_embeddings_and_a_multi_input_model():

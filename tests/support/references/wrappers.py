@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from references import noise
+from kopt.optimizers.engine import noise
 from references.classic import adam, momentum, sgd
 from references.forms import Step, at
 
@@ -118,7 +118,7 @@ def switch(w, *, first, second, after, learning_rate, weight_decay) -> Step:
 
 
 def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, weight_decay):
-    """arXiv:1511.06807, equation 1."""
+    """arXiv:1511.06807, equation 1, with the numbers that kopt draws: those have a test of their own."""
     steps, t = [_wrapped(w, optimizer, learning_rate, weight_decay) for w in weights], 0
 
     def step(gs):
@@ -126,7 +126,7 @@ def gradient_noise(weights, *, optimizer, scale, fading, seed, learning_rate, we
         t += 1
         moved = []
         for i, (f, g) in enumerate(zip(steps, gs, strict=True)):
-            z = noise.normal(np.shape(g), t, -1 - i - 2**16 * seed)
+            z = np.asarray(noise.normal(np.zeros(np.shape(g), "float32"), t, -1 - i - 2**16 * seed), "float64")
             moved.append(f(g + np.sqrt(scale / t**fading) * z))
         return moved
 
