@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from problems import descend, flat, network, regression, rules, variables
+from registry import every_rule_in_turn
 
 import kopt
 
@@ -86,7 +87,7 @@ def test_a_decay_that_follows_a_schedule_is_saved(tmp_path):
         kopt.LBFGS(weight_decay=CosineDecay(0.5, 8))
 
 
-@pytest.mark.parametrize("name", rules())
+@every_rule_in_turn
 def test_a_rate_of_zero(name):
     (w,) = descend(kopt.get(name, learning_rate=0.0), [np.ones((2, 2))], [[np.ones((2, 2))]])
     assert np.isfinite(w).all()

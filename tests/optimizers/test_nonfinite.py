@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 from problems import RATE, flat, network, regression, rules, variables
-from registry import FIRST, every_rule, every_variant
+from registry import FIRST, every_rule_in_turn, every_variant
 
 import kopt
 
@@ -99,8 +99,7 @@ def assert_untouched(training, act, error=None, counted=1, match=None):
     assert after["nonfinite_steps"] == before["nonfinite_steps"] + counted
 
 
-MODES = [(x, "skip") for x in rules()]
-MODES += [pytest.param(x, "raise", marks=() if x in FIRST else slow) for x in rules()]
+MODES = [pytest.param(x, mode, marks=() if x in FIRST else slow) for mode in ("skip", "raise") for x in rules()]
 
 
 @pytest.mark.parametrize(("name", "mode"), MODES)
@@ -140,7 +139,7 @@ def go_just_below(optimizer, sequence, **options):
     assert not optimizer.bounded or int(optimizer.nonfinite_steps) == 0
 
 
-@every_rule
+@every_rule_in_turn
 @pytest.mark.parametrize("sequence", [*(pytest.param(x, marks=slow) for x in SEQUENCES[:-1]), SEQUENCES[-1]])
 def test_just_below_the_limit_everything_stays_finite(name, sequence, by_operation):
     go_just_below(rules()[name](on_nonfinite="skip"), sequence)
@@ -160,7 +159,7 @@ def test_so_it_does_with_other_options(name, options, by_operation):
             go_just_below(rules()[name](on_nonfinite="skip", **options, **around), SEQUENCES[-1])
 
 
-@every_rule
+@every_rule_in_turn
 @pytest.mark.parametrize("mode", ["skip", pytest.param("ignore", marks=slow)])
 def test_a_weight_without_elements(name, mode, by_operation):
     """Its sums are zero, its maxima minus infinity: nothing of that may get into the state."""

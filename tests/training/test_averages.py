@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from problems import flat, network, regression, rules, variables
-from registry import every_rule, every_rule_in_turn
+from registry import every_rule_in_turn
 
 import kopt
 
@@ -356,7 +356,7 @@ def moved(optimizer, size, anchor=True):
 
 
 @pytest.mark.parametrize("size", [0.0, pytest.param(1e-6, marks=slow)])
-@every_rule
+@every_rule_in_turn
 def test_a_rule_goes_on_from_where_it_is_put(name, size):
     assert moved(rules()[name](), size) < 5  # momentum, and the trust of LARS in larger weights
     if name in REMEMBER:
