@@ -1,17 +1,31 @@
-"""Readers of arrays and images that say what is wrong with a file."""
+"""Readers of arrays and images that say what is wrong with a file, in bounded memory."""
 
-import gzip
+import math
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from ..run.batches import Array
 from ..run.errors import DataError
+from .files import open_bytes
+
+LARGEST = 2**31
+"""Bytes of the largest array that is read."""
+PIXELS = 2**26
+"""Pixels of the largest image that is read."""
+IMAGES = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+"""Formats of images; some others that Pillow knows start programs."""
+NOT_READABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, RuntimeError, OverflowError),
+    *(MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What zipfile and NumPy raise for files that are damaged or made to do damage."""
 
 
 class Labelled(NamedTuple):
@@ -31,17 +45,22 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[Array]:
         DataError: the file is missing, damaged, or lacks a key.
     """
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            found = list(archive) if isinstance(archive, np.lib.npyio.NpzFile) else []
+        with zipfile.ZipFile(path) as archive:
+            found = [name.removesuffix(".npy") for name in archive.namelist()]
             missing = [key for key in keys if key not in found]
             if missing:
+                shown = ", ".join(found[:20]) or "no named array"
                 raise DataError(
-                    f"{path}: no array {', '.join(missing)} (it holds {', '.join(found) or 'no named array'}). "
+                    f"{path}: no array {', '.join(missing)} (it holds {shown}). "
                     f"Save it with np.savez(path, {', '.join(f'{key}=...' for key in keys)})."
                 )
-            return [archive[key] for key in keys]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = []
+            for key in keys:
+                part = archive.getinfo(f"{key}.npy")
+                with archive.open(part) as file:
+                    arrays.append(_read_array(f"{path}: {key}", file, part.file_size))
+            return arrays
+    except NOT_READABLE as error:
         raise DataError(
             f"{path}: {_reason(error, 'not a readable .npz, perhaps cut short')}. Check the path or get it again."
         ) from error
@@ -55,11 +74,31 @@ def read_npy(path: Path) -> Array:
     """
     try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+            return _read_array(str(path), file, path.stat().st_size)
+    except NOT_READABLE as error:
         raise DataError(
             f"{path}: {_reason(error, 'not a readable .npy')}. Save it with np.save(path, array)."
         ) from error
+
+
+def _read_array(name: str, file: IO[bytes], size: int) -> Array:
+    """Returns the array in a .npy file of `size` bytes, whose header is not trusted."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version}")
+    first = version == (1, 0)
+    shape, fortran, kind = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
+    wanted = math.prod(shape) * kind.itemsize
+    if kind.hasobject or kind.itemsize == 0 or any(n < 0 for n in shape) or len(shape) > 32:
+        raise DataError(f"{name}: an array of {kind} with shape {shape[:8]}; expected numbers.")
+    if wanted > LARGEST:
+        raise DataError(f"{name}: an array of {wanted:,} bytes; expected at most {LARGEST:,}.")
+    if wanted > size:
+        raise DataError(f"{name}: {size:,} bytes do not hold an array of shape {shape}. Get the file again.")
+    content = file.read(wanted)
+    if len(content) < wanted:
+        raise EOFError
+    return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C").copy()
 
 
 def read_idx(path: Path) -> Array:
@@ -69,18 +108,22 @@ def read_idx(path: Path) -> Array:
         DataError: the file is missing, damaged, or does not hold unsigned bytes.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        with open_bytes(path) as file:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08":
+                begin = start.hex() or "nothing"
+                raise DataError(f"{path}: not an IDX file of unsigned bytes (it begins with {begin}).")
+            sizes = file.read(4 * start[3])
+            shape = struct.unpack(f">{len(sizes) // 4}I", sizes[: len(sizes) // 4 * 4])
+            wanted = math.prod(shape)
+            if wanted > LARGEST:
+                raise DataError(f"{path}: an array of {wanted:,} bytes; expected at most {LARGEST:,}.")
+            content = file.read(wanted + 1)
+    except NOT_READABLE as error:
         raise DataError(f"{path}: {_reason(error, 'not a readable file')}. Check the path or get it again.") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{path}: not an IDX file of unsigned bytes (it begins with {content[:4].hex() or 'nothing'}).")
-    start = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:start]) if len(content) >= start else ()
-    if not shape or len(content) != start + int(np.prod(shape, dtype=np.uint64)):
-        raise DataError(f"{path}: {len(content)} bytes do not hold an array of shape {shape}. Get the file again.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if not 1 <= start[3] <= 3 or len(shape) < start[3] or len(content) != wanted:
+        raise DataError(f"{path}: its bytes do not make an array of shape {shape[:8]}. Get the file again.")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_image(path: Path, height: int, width: int, invert: bool = False) -> Array:
@@ -95,18 +138,22 @@ def read_image(path: Path, height: int, width: int, invert: bool = False) -> Arr
     Raises:
         DataError: the file is missing or not an image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     background = 255 if invert else 0
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGES) as file:
+            if math.prod(file.size) > PIXELS:
+                raise DataError(f"{path}: {file.width} x {file.height} pixels; expected at most {PIXELS:,}.")
             file.load()
             if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 instead of scaling
                 image = Image.fromarray((np.asarray(file, np.float64) / 257).clip(0, 255).astype(np.uint8))
             else:
                 rgba = file.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, (background,) * 3 + (255,)), rgba)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises what its readers of formats raise
         raise DataError(f"{path}: {_reason(error, 'not a readable image')}. Give a PNG or an .npy file.") from error
     gray = image.convert("L")
     if gray.size != (width, height):

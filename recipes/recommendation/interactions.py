@@ -1,4 +1,4 @@
-"""Interactions of users with items, and features of both, from CSV, TSV, JSONL and Parquet files."""
+"""Interactions of users with items, and features of both, from files of rows."""
 
 import array
 import dataclasses
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..readers.rows import FlawError, OnBadRow, good_rows
+from ..readers.formats import Format
+from ..readers.records import FlawError, OnBadRow, Tokens, check_text
+from ..readers.rows import good_rows
 from ..run.batches import Array
 from ..run.errors import DataError
 
@@ -111,15 +113,20 @@ def read_interactions(
     on_bad_row: OnBadRow,
     users: Vocabulary | None = None,
     items: Vocabulary | None = None,
+    *,
+    form: Format | None = None,
+    time_format: str | None = None,
 ) -> Interactions:
-    """Returns the interactions in a file; its suffix says how it is written.
+    """Returns the interactions in a file.
 
     Args:
-        path: of a CSV, TSV, JSONL or Parquet file, which is not held in memory.
+        path: of a file of rows, which is not held in memory.
         columns: which cells to take.
         on_bad_row: what to do about rows that cannot be used.
         users: those that there may be; `None` takes those of the file.
         items: the same for items.
+        form: how the file is written.
+        time_format: of the times, as `strptime` takes it; `None` for seconds and ISO 8601.
 
     Raises:
         DataError: the file is missing, of another kind, lacks a column, holds a bad row or no good one.
@@ -130,7 +137,7 @@ def read_interactions(
     def convert(record: Mapping[str, Any]) -> tuple[str, str, float, float]:
         user, item = _read_key(record.get(user_name), user_name), _read_key(record.get(item_name), item_name)
         label = 0.0 if label_name is None else _read_label(record.get(label_name), label_name)
-        time = 0.0 if time_name is None else _read_time(record.get(time_name), time_name)
+        time = 0.0 if time_name is None else _read_time(record.get(time_name), time_name, time_format)
         if users is not None and not users.find(user):
             raise FlawError("unknown user", f" {reprlib.repr(user)}")
         if items is not None and not items.find(item):
@@ -140,7 +147,7 @@ def read_interactions(
     flags = {name: f"Set it with --{part}-column." for part, name in columns._asdict().items() if name is not None}
     user, item, label, time = array.array("i"), array.array("i"), array.array("f"), array.array("d")
     # Only rows that are good in every part give numbers, so that each id has an interaction.
-    for user_key, item_key, value, moment in good_rows(path, convert, flags, on_bad_row):
+    for user_key, item_key, value, moment in good_rows(path, convert, flags, on_bad_row, form):
         user.append(known_users.number(user_key))
         item.append(known_items.number(item_key))
         if columns.label is not None:
@@ -161,13 +168,6 @@ def read_interactions(
 # ------------------------------------------------------------------------------------------------------------- cells
 
 
-def _check_text(value: str, name: str) -> str:
-    text = value.strip()
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise FlawError(f"{name!r} is not UTF-8")
-    return text
-
-
 def _write_number(value: int | float | Decimal) -> str:
     """Returns a number as text, alike for 5 and 5.0: a column of whole numbers with gaps is read as floats."""
     return str(int(value) if value % 1 == 0 else value)
@@ -175,11 +175,11 @@ def _write_number(value: int | float | Decimal) -> str:
 
 def _read_key(value: Any, name: str) -> str:
     if isinstance(value, str):
-        key = _check_text(value, name)
+        key = check_text(value, name)
     elif isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        if math.isinf(value):
+        if isinstance(value, float) and math.isinf(value):
             raise FlawError(f"{name!r} is no id", f" but {value}")
-        key = "" if math.isnan(value) else _write_number(value)
+        key = "" if value != value else _write_number(value)
     elif value is None:
         key = ""
     else:
@@ -212,11 +212,18 @@ def _read_label(value: Any, name: str) -> float:
     if number is None or abs(number) > LARGEST:
         if _is_empty(value):
             raise FlawError(f"empty {name!r}")
-        raise FlawError(f"{name!r} is no finite number", f" but {reprlib.repr(value)}")
+        comma = isinstance(value, str) and "," in value and _read_number(value.replace(",", ".")) is not None
+        detail = f" but {reprlib.repr(value)}" + (" (write a point instead of the comma)" if comma else "")
+        raise FlawError(f"{name!r} is no finite number", detail)
     return number
 
 
-def _read_time(value: Any, name: str) -> float:
+def _read_time(value: Any, name: str, pattern: str | None) -> float:
+    if pattern is not None and not _is_empty(value):
+        try:
+            return _seconds(datetime.datetime.strptime(str(value).strip(), pattern))
+        except (ValueError, OverflowError):
+            raise FlawError(f"{name!r} is not as in --time-format", f" but {reprlib.repr(value)}") from None
     number = _read_number(value)
     if number is not None:
         return number
@@ -224,30 +231,41 @@ def _read_time(value: Any, name: str) -> float:
         raise FlawError(f"empty {name!r}")
     try:
         # Parquet has times and days of its own, which write themselves as ISO 8601.
-        moment = datetime.datetime.fromisoformat(str(value).strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
-    except ValueError:
+        return _seconds(datetime.datetime.fromisoformat(str(value).strip()))
+    except (ValueError, OverflowError):
+        hint = " (set --time-format, such as %d/%m/%Y)" if isinstance(value, str) else ""
         raise FlawError(
-            f"{name!r} is neither a finite number nor an ISO 8601 time", f" but {reprlib.repr(value)}"
+            f"{name!r} is neither a finite number nor an ISO 8601 time", f" but {reprlib.repr(value)}{hint}"
         ) from None
+
+
+def _seconds(moment: datetime.datetime) -> float:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 # ---------------------------------------------------------------------------------------------------------- features
 
 
 def read_table(
-    path: Path, key_column: str, title_column: str | None, vocabulary: Vocabulary, on_bad_row: OnBadRow
+    path: Path,
+    key_column: str,
+    title_column: str | None,
+    vocabulary: Vocabulary,
+    on_bad_row: OnBadRow,
+    form: Format | None = None,
 ) -> Table:
     """Returns the features and titles in a file.
 
-    A cell holds several values if it is a list, or a text with |. Numbers with many values are cut at their deciles.
+    A cell holds several values if it is a list, a text with |, or declared so as RecBole does it. Numbers with many
+    values are cut at their deciles.
 
     Args:
-        path: of a CSV, TSV, JSONL or Parquet file.
+        path: of a file of rows.
         key_column: the ids. Each other column but the title is a feature.
         title_column: what is shown for an id; `None`, and an empty cell, show the id.
         vocabulary: the ids that count; other rows are left out.
         on_bad_row: what to do about rows that cannot be used.
+        form: how the file is written.
 
     Raises:
         DataError: the file is missing, of another kind, lacks the ids, holds a bad row or none that counts.
@@ -271,7 +289,7 @@ def read_table(
         titles[number], found[number] = title or key, cells
 
     advice = f"Give the ids the name that they have among the interactions, {key_column!r}."
-    for _ in good_rows(path, convert, {key_column: advice}, on_bad_row):
+    for _ in good_rows(path, convert, {key_column: advice}, on_bad_row, form):
         pass
     if not found:
         raise DataError(f"{path.name}: no id in {key_column!r} is among the interactions. Write them alike.")
@@ -294,6 +312,8 @@ def _read_title(value: Any, name: str) -> str:
 
 def _read_cell(value: Any, name: str) -> list[str]:
     """Returns the first values in a cell, each once."""
+    if isinstance(value, Tokens):
+        value = value.split()
     parts = value.split("|") if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [text for text in dict.fromkeys(_read_text(part, name) for part in parts) if text][:MAX_VALUES_PER_ROW]
 
@@ -301,7 +321,7 @@ def _read_cell(value: Any, name: str) -> list[str]:
 def _read_text(value: Any, name: str) -> str:
     """Returns a value as text, "" if there is none."""
     if isinstance(value, str):
-        return _check_text(value, name)
+        return check_text(value, name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, (bool, datetime.date)):

@@ -22,7 +22,6 @@ from ..run.flags import Count, OptionalPath, RunPath
 from . import splits
 from .card import card, summary
 from .flags import Train, check
-from .interactions import read_interactions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
     if flags.adapt is not None:
         before, old = restore(flags.adapt)
         run.flags = flags = training.take_model_flags(flags, before)
+    run.flags = flags = dataclasses.replace(flags, data=splits.choose(flags.data))
     rated = flags.choose.task == "rating"
     ids = (None, None) if old is None else (old.users, old.items)
     data = splits.load(flags.data, rated, flags.run.seed, *ids)
@@ -107,7 +107,7 @@ def evaluate(flags: Evaluate) -> int:
         data = splits.load(trained.data, rated, trained.run.seed, *ids)
         test, train = data.test, data.train
     else:
-        test = read_interactions(flags.interactions, trained.data.columns, trained.data.on_bad_row, *ids)
+        test = splits.read_more(trained.data, flags.interactions, *ids)
         train = None
     metrics = training.measure(trained, saved, test, train)
     print(json.dumps({**metrics, "data": test.source, "test_examples": len(test)}, indent=2))

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import keras
@@ -11,6 +9,8 @@ import numpy as np
 
 from kopt import peft
 
+from ..readers.arrays import read_npz
+from ..readers.files import read_json
 from ..run.batches import Array
 from ..run.errors import DataError
 from ..run.folder import atomic, load_model, read_flags
@@ -82,12 +82,11 @@ class Saved:
             DataError: a file is missing or damaged.
         """
         try:
-            ids = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-            with np.load(folder / "interactions.npz", allow_pickle=False) as arrays:
-                user, item = arrays["user"], arrays["item"]
+            ids = read_json(folder / "vocabulary.json")
+            user, item = read_npz(folder / "interactions.npz", ["user", "item"])
             users, items, titles = Vocabulary(ids["users"]), Vocabulary(ids["items"]), ids["titles"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{folder}: vocabulary.json or interactions.npz cannot be read ({error!r}).") from error
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder}: vocabulary.json does not hold users, items and titles.") from error
         train = Interactions(users, items, user, item, None, None, str(folder))
         return cls(load_model(folder), users, items, titles, train)
 

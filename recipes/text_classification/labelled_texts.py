@@ -1,17 +1,22 @@
-"""Labelled texts from CSV, TSV, JSONL and Parquet files, and from the `datasets` library."""
+"""Labelled texts from files of rows, and from the `datasets` library."""
 
 import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..readers import network
-from ..readers.rows import SUFFIXES, BadRows, OnBadRow, Record, read_lines, read_rows, unit_of
+from ..readers.files import read_lines
+from ..readers.formats import SUFFIXES, Format, plain_suffix, unit_of
+from ..readers.records import BadRows, FlawError, OnBadRow, Record, check_text, missing_column
+from ..readers.rows import read_rows
 from ..run.errors import DataError, UsageError
 
+LONGEST_LABEL = 1000
+"""Characters."""
 HUB = "https://huggingface.co"
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
@@ -49,33 +54,33 @@ class Texts:
         return Texts(parts[0] or [], parts[1], parts[2], places, self.source, self.unit)
 
 
-def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
-    """Returns the texts in a file; its suffix says how it is written.
-
-    CSV is quoted as RFC 4180 has it and has a line of column names, and so has TSV, in which quotes mean nothing.
+def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format | None = None) -> Texts:
+    """Returns the texts in a file of rows, written as `form` and its name say.
 
     Raises:
         DataError: the file is missing, of another kind, lacks a column, holds a bad row or no good one.
     """
-    return collect(list(read_rows(path)), columns, path.name, unit_of(path), on_bad_row)
+    return collect(read_rows(path, form), columns, path.name, unit_of(path), on_bad_row)
 
 
-def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow) -> Texts:
-    """Returns the texts in a table, or the lines of a file of any other kind.
+def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format | None = None) -> Texts:
+    """Returns the texts in a table, or the lines of a file of any other kind, .txt among them.
 
     Raises:
         DataError: as `read_table`.
     """
-    if path.suffix.lower() in SUFFIXES:
-        return read_table(path, columns, on_bad_row)
+    if plain_suffix(path) in SUFFIXES and plain_suffix(path) != ".txt":
+        return read_table(path, columns, on_bad_row, form)
     if columns.pair is not None:
         raise DataError(f"{path}: pairs of texts need a table, a file that ends in {', '.join(SUFFIXES)}.")
-    lines = enumerate(read_lines(path), 1)
-    rows: list[tuple[int, Record]] = [(i, {columns.text: line}) for i, line in lines if line.strip()]
+    lines = enumerate(read_lines(path, None if form is None else form.encoding), 1)
+    rows: Iterator[tuple[int, Record]] = ((i, {columns.text: line}) for i, line in lines if line.strip())
     return collect(rows, columns, path.name, "line", on_bad_row)
 
 
-def collect(rows: list[tuple[int, Record]], columns: Columns, source: str, unit: str, on_bad_row: OnBadRow) -> Texts:
+def collect(
+    rows: Iterable[tuple[int, Record]], columns: Columns, source: str, unit: str, on_bad_row: OnBadRow
+) -> Texts:
     """Returns the texts in those of the rows that can be used.
 
     Args:
@@ -88,25 +93,27 @@ def collect(rows: list[tuple[int, Record]], columns: Columns, source: str, unit:
     Raises:
         DataError: a column is missing, a row is bad, or none is good.
     """
-    names = list(dict.fromkeys(name for _, record in rows if not isinstance(record, str) for name in record))
-    if names:
-        for flag, name in (("text", columns.text), ("text-pair", columns.pair), ("label", columns.label)):
-            if name is not None and name not in names:
-                raise DataError(
-                    f"{source}: no column {name!r} (it has {', '.join(names)}). Set it with --{flag}-column."
-                )
-    bad = BadRows(source, unit, on_bad_row)
+    names: dict[str, None] = {}
     good: list[tuple[str, str | None, str | None]] = []
-    places = []
+    places, flaws = list[int](), list[tuple[int, str, str]]()
     for place, record in rows:
+        if not isinstance(record, str):
+            names |= dict.fromkeys(record)
         try:
             good.append(_read_example(record, columns))
             places.append(place)
-        except ValueError as flaw:
-            bad.add(place, str(flaw))
-    bad.report(len(rows))
+        except FlawError as flaw:
+            flaws.append((place, flaw.reason, flaw.detail))
+    if names:
+        for flag, name in (("text", columns.text), ("text-pair", columns.pair), ("label", columns.label)):
+            if name is not None and name not in names:
+                raise missing_column(source, name, names, f"Set it with --{flag}-column.")
+    bad = BadRows(source, unit, on_bad_row)
+    for place, reason, detail in flaws:
+        bad.add(place, reason, detail)
+    bad.report(len(good) + len(flaws))
     if not good:
-        raise DataError(f"{source}: no {'usable row' if rows else 'rows'}.")
+        raise DataError(f"{source}: no {'usable row' if flaws else 'rows'}.")
     texts, pairs, labels = ([cell or "" for cell in column] for column in zip(*good, strict=True))
     return Texts(
         texts, None if columns.pair is None else pairs, None if columns.label is None else labels, places, source, unit
@@ -114,9 +121,9 @@ def collect(rows: list[tuple[int, Record]], columns: Columns, source: str, unit:
 
 
 def _read_example(record: Record, columns: Columns) -> tuple[str, str | None, str | None]:
-    """Returns text, pair and label, or raises ValueError with what is wrong."""
+    """Returns text, pair and label, or raises FlawError with what is wrong."""
     if isinstance(record, str):
-        raise ValueError(record)
+        raise FlawError(record)
     text = _read_text(record, columns.text)
     pair = None if columns.pair is None else _read_text(record, columns.pair)
     return text, pair, None if columns.label is None else _read_label(record, columns.label)
@@ -125,23 +132,24 @@ def _read_example(record: Record, columns: Columns) -> tuple[str, str | None, st
 def _read_text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"empty {name!r}")
+        raise FlawError(f"empty {name!r}")
     if not isinstance(value, str):
-        raise ValueError(f"{name!r} is no text but {type(value).__name__}")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{name!r} is not UTF-8")
-    return value.strip()
+        raise FlawError(f"{name!r} is no text but {type(value).__name__}")
+    return check_text(value, name)
 
 
 def _read_label(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip():
-        raise ValueError(f"empty {name!r}")
+        raise FlawError(f"empty {name!r}")
     if not isinstance(value, (str, bool, int, float)):
-        raise ValueError(f"{name!r} is no label but {type(value).__name__}")
+        raise FlawError(f"{name!r} is no label but {type(value).__name__}")
     if isinstance(value, float) and value.is_integer():  # a column of numbers with gaps is read as floats
         value = int(value)
-    return str(value).strip()
+    text = check_text(str(value), name)
+    if len(text) > LONGEST_LABEL:
+        raise FlawError(f"{name!r} has more than {LONGEST_LABEL} characters; a label is a name")
+    return text
 
 
 def read_dataset(name: str, columns: Columns, on_bad_row: OnBadRow) -> dict[str, Texts]:

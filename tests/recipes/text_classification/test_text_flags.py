@@ -151,7 +151,8 @@ def test_a_preset_of_keras_hub(preset, train, quick, capsys):
 def test_default_learning_data(monkeypatch, made, capsys, quick):
     texts, labels = zip(*sentences(60, 0), strict=True)
     monkeypatch.setattr(docstrings, "read_docstrings", lambda per_package: (list(texts), list(labels)))
-    out = command(capsys, "--model", made / "bert", "--max-length", "32", "--max-steps", "1", "--output-dir", "run")
+    argv = ["--data", "docstrings", "--model", made / "bert", "--max-length", "32", "--max-steps", "1"]
+    out = command(capsys, *argv, "--output-dir", "run")
     lines = out.splitlines()
-    assert lines[0] == "data: no --train-file; docstrings of bad, good, with the package as the label."
+    assert lines[0] == "data: no --train-file; docstrings of bad, good, which are the labels."
     assert lines[1] == "data: no test set; the 6 texts for validation are the test."

