@@ -110,7 +110,12 @@ def build(name: str, dropout: float) -> Any:
 
 def train(flags: Train, arguments: Sequence[str]) -> int:
     """Trains and saves a model; returns the exit code."""
-    run = Run("mnist", flags, arguments)
+    with Run("mnist", flags, arguments) as run:
+        return train_in(run, flags)
+
+
+def train_in(run: Run, flags: Train) -> int:
+    """Trains and saves a model in the folder of a run; returns the exit code."""
     import keras
 
     data = load(flags.data)
@@ -134,6 +139,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
         return 0
 
     run.fit(model, training, test, validation=validation)
+    run.save_model(model)
     scores = score(model, data.x_test, data.y_test, CLASSES)
     metrics = run.facts(
         {"model": flags.model, "parameters": model.count_params()},
@@ -142,7 +148,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
     )
     draw(run, data.x_test, data.y_test, scores)
     summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}"
-    return run.finish(model, metrics, card(run, metrics), summary)
+    return run.finish(metrics, card(run, metrics), summary)
 
 
 def measure(scores: Scores) -> dict[str, Any]:

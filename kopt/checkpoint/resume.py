@@ -21,6 +21,9 @@ from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.training.keras_internals import build_metrics, read_only, sync_variables, train_step
 
+ENDED = 2**31 - 1
+"""The epoch with which a training goes on that a callback has ended: above any number of epochs."""
+
 
 def _as_path(value: Any) -> Path:
     if not isinstance(value, str | os.PathLike):
@@ -63,13 +66,17 @@ class Checkpoint(Configurable, KerasCallback):
     `data`, which is told the epoch (`ShuffledBatches`); of arrays, `fit(x, y, shuffle=True)` draws it from a generator
     that no file can hold. Where an epoch goes on in its middle, its batches so far are read and not trained on.
 
+    What ends a training early is kept, too. If a callback ends it in the middle of an epoch, as `TerminateOnNaN` and
+    limits of time do, a checkpoint of that batch is written, and a new `fit` goes on there. If one ends it after an
+    epoch, as `EarlyStopping` does, a new `fit` trains no more.
+
     Of a callback with `get_state` and `set_state` their result is kept, of others the attributes that are numbers,
     texts, arrays or collections of these and have changed since this object was made: all that `EarlyStopping`,
     `ReduceLROnPlateau` and `ModelCheckpoint` remember.
 
     Args:
         folder: where checkpoints are written, and nothing else is.
-        every: epochs from one to the next, or steps as text: "500s".
+        every: epochs from one to the next, or steps as text: "500s". The end of the training has one in any case.
         keep: ≥ 1, the last ones that stay.
         callbacks: those whose states are kept. Give them to `fit` too, this one last.
         data: what is told the number of each epoch before it begins, by `set_epoch`.
@@ -87,7 +94,7 @@ class Checkpoint(Configurable, KerasCallback):
     def __post_init__(self) -> None:
         self._kept = [Kept(callback) for callback in self.callbacks]
         self._pending: Snapshot | None = None
-        self._looked = False
+        self._looked = self._cut = False
         self._epoch = self._batch = self._steps = 0
         self._step: Callable[..., Any] | None = None
         self._drawn: Any = None
@@ -102,7 +109,8 @@ class Checkpoint(Configurable, KerasCallback):
             model: built, and compiled as it was.
 
         Returns:
-            The epoch with which to go on, for `fit(initial_epoch=...)`; 0 where there is no checkpoint.
+            The epoch with which to go on, for `fit(initial_epoch=...)`; 0 where there is no checkpoint, and one above
+            all others where a callback had ended the training after an epoch.
 
         Raises:
             ValueError: model or optimizer are others than those of the checkpoint, or every checkpoint is damaged.
@@ -117,7 +125,12 @@ class Checkpoint(Configurable, KerasCallback):
             model.optimizer.build(model.trainable_variables)
         put_back(self._pending, model, self._name)
         self._logs = dict(self._pending.others["logs"])
-        return self._pending.epoch
+        return ENDED if self._pending.others.get("ended") else self._pending.epoch
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Returns the epoch that goes on, from 0, and how many of its batches are done."""
+        return (self._epoch, self._batch) if self._pending is None else (self._pending.epoch, self._pending.batch)
 
     def save(self) -> Path:
         """Writes a checkpoint of the training as it is now, between two batches; returns its folder.
@@ -127,9 +140,13 @@ class Checkpoint(Configurable, KerasCallback):
         """
         return snapshot_files.write(
             self.folder,
-            take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn),
+            take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn, self._ended()),
             keep=self.keep,
         )
+
+    def _ended(self) -> bool:
+        """Whether a callback ends the training after the epoch that is done."""
+        return self._batch == 0 and bool(self.model.stop_training)
 
     @property
     def _name(self) -> str:
@@ -151,7 +168,7 @@ class Checkpoint(Configurable, KerasCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins to skip the batches that are done."""
-        self._epoch, self._batch, self._drawn = epoch, 0, generators()
+        self._epoch, self._batch, self._drawn, self._cut = epoch, 0, generators(), False
         if self.data is not None:
             self.data.set_epoch(epoch)
         if (pending := self._pending) is None:
@@ -179,10 +196,13 @@ class Checkpoint(Configurable, KerasCallback):
         if self._pending is not None:
             if batch + 1 >= self._pending.batch:
                 self._go_on(self._pending)
+                self._cut = bool(self.model.stop_training)  # a callback may be at its end there
             return
         self._steps += batch + 1 - self._batch
         self._batch, self._logs = batch + 1, logs or {}
-        if isinstance(self.every, str) and self._steps >= int(self.every.removesuffix("s")):
+        self._cut = bool(self.model.stop_training)  # then `on_epoch_end` comes before the epoch is done
+        due = isinstance(self.every, str) and self._steps >= int(self.every.removesuffix("s"))
+        if due or self._cut:
             self._steps = 0
             self.save()
 
@@ -195,7 +215,10 @@ class Checkpoint(Configurable, KerasCallback):
         self._batch, self._pending = snapshot.batch, None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Writes a checkpoint if enough epochs are done."""
+        """Writes a checkpoint if enough epochs are done, or if these are the last."""
+        if self._cut or self._pending is not None:  # ended in the middle, or before the place to go on was reached
+            return
         self._epoch, self._batch = epoch + 1, 0
-        if isinstance(self.every, int) and (epoch + 1) % self.every == 0:
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if last or (isinstance(self.every, int) and (epoch + 1) % self.every == 0):
             self.save()

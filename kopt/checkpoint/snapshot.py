@@ -57,7 +57,13 @@ def groups(model: Any) -> dict[str, list[Any]]:
 
 
 def take(
-    model: Any, callbacks: Sequence["Kept"], epoch: int, batch: int, logs: Mapping[str, Any], drawn: Any
+    model: Any,
+    callbacks: Sequence["Kept"],
+    epoch: int,
+    batch: int,
+    logs: Mapping[str, Any],
+    drawn: Any,
+    ended: bool = False,
 ) -> Snapshot:
     """Returns the state of a training as it is now.
 
@@ -68,6 +74,7 @@ def take(
         batch: how many of its batches are done.
         logs: what the last of them gave.
         drawn: what `generators` returned when the epoch began.
+        ended: whether a callback has ended the training after a whole epoch.
     """
     sync_variables(model)
     arrays, paths = dict[str, Array](), dict[str, list[str]]()
@@ -79,6 +86,7 @@ def take(
         "callbacks": [[kept.name, encoded(kept.state(), arrays, f"callback.{i}")] for i, kept in enumerate(callbacks)],
         "random": encoded(generators(), arrays, "random"),
         "random_before": encoded(drawn, arrays, "random"),
+        "ended": ended,
     }
     return Snapshot(epoch, batch, paths, arrays, others)
 

@@ -52,7 +52,7 @@ def write(folder: Path, snapshot: Snapshot, keep: int) -> Path:
     with atomic_folder(target) as part:
         save_file(stored, part / ARRAYS)
         (part / STATE).write_text(json.dumps({"sha256": digest_of(stored, text), "state": text}), encoding="utf-8")
-    for path in old[: len(old) + 1 - keep]:
+    for path in old[: max(0, len(old) + 1 - keep)]:
         remove_folder(path)
     return target
 

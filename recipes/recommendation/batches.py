@@ -1,13 +1,12 @@
 """Interactions in order, by user, in sequences, and in batches."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..run.batches import Array
+from ..run.batches import Array, EpochOrder, in_epochs, told_by
 from .interactions import Interactions
 
 
@@ -50,17 +49,14 @@ def batches(x: Mapping[str, Array], y: Array, batch_size: int, shuffle_seed: int
     """Returns a `tf.data.Dataset` of batches, in a new random order in each epoch if there is a seed."""
     import tensorflow as tf
 
-    epoch = iter(range(sys.maxsize))
+    order = EpochOrder(shuffle_seed)
 
-    def generate() -> Iterator[Array]:
-        order = np.arange(len(y))
-        if shuffle_seed is not None:
-            order = np.random.default_rng([shuffle_seed, next(epoch)]).permutation(len(y))
+    def plan(rng: np.random.Generator | None) -> Iterator[Array]:
+        rows = np.arange(len(y)) if rng is None else rng.permutation(len(y))
         for start in range(0, len(y), batch_size):
-            yield order[start : start + batch_size]
+            yield rows[start : start + batch_size]
 
     columns, targets = {name: tf.constant(part) for name, part in x.items()}, tf.constant(y)
-    rows = tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec((None,), tf.int64))
+    rows = in_epochs(order, plan, tf.TensorSpec((None,), tf.int64), -(-len(y) // batch_size))
     dataset = rows.map(lambda i: ({k: tf.gather(v, i) for k, v in columns.items()}, tf.gather(targets, i)))
-    size = -(-len(y) // batch_size)
-    return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)
+    return told_by(order, dataset.prefetch(tf.data.AUTOTUNE))

@@ -104,3 +104,18 @@ def check(flags: Train) -> None:
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
     splits.check(flags.data)
+
+
+def take_model_flags(flags: Train, before: Train) -> Train:
+    """Returns the flags of a run that continues from another one, with the model of that one.
+
+    Raises:
+        UsageError: the flags describe another model, or do not fit this one.
+    """
+    if flags.choose not in (ModelFlags(), before.choose):
+        raise UsageError(
+            f"--adapt {flags.adapt}: the model of a run cannot be changed. Remove the flags that describe another one."
+        )
+    flags = dataclasses.replace(flags, choose=before.choose)
+    check(flags)
+    return flags

@@ -19,9 +19,10 @@ from ..run.errors import UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run
 from ..run.flags import Count, OptionalPath, RunPath
+from ..run.folder import read_flags
 from . import splits
 from .card import card, summary
-from .flags import Train, check
+from .flags import Train, check, take_model_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,19 @@ class Predict:
 def train(flags: Train, arguments: Sequence[str]) -> int:
     """Trains and saves a model; returns the exit code."""
     check(flags)
-    run = Run("recommendation", flags, arguments, label=f"{flags.choose.kind}-{flags.optim.optimizer}")
-    from . import training
-    from .saved_run import Saved, restore
-
-    old = None
     if flags.adapt is not None:
-        before, old = restore(flags.adapt)
-        run.flags = flags = training.take_model_flags(flags, before)
-    run.flags = flags = dataclasses.replace(flags, data=splits.choose(flags.data))
+        flags = take_model_flags(flags, read_flags(flags.adapt, Train))
+    flags = dataclasses.replace(flags, data=splits.choose(flags.data))
+    with Run("recommendation", flags, arguments, label=f"{flags.choose.kind}-{flags.optim.optimizer}") as run:
+        return train_in(run, flags)
+
+
+def train_in(run: Run, flags: Train) -> int:
+    """Trains and saves a model in the folder of a run; returns the exit code."""
+    from . import training
+    from .saved_run import Saved
+
+    old = None if flags.adapt is None else Saved.load(flags.adapt)
     rated = flags.choose.task == "rating"
     ids = (None, None) if old is None else (old.users, old.items)
     data = splits.load(flags.data, rated, flags.run.seed, *ids)
@@ -83,6 +88,8 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
     callbacks = [] if rated else [training.Ranking(flags, saved, data.test)]
     watched = "val_loss" if rated else f"val_{metric}"
     run.fit(model, batches, validation, callbacks=callbacks, metric=metric, watched=watched)
+    run.save_model(model)
+    saved.write(run.folder, adapter=old is not None)
     results = training.measure(flags, saved, data.test, data.train)
     size = {"peak_memory_mb": peak_memory(), "trained_parameters": trained, "parameters": everything}
     metrics = run.facts(
@@ -92,8 +99,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
         | {"train_examples": len(data.train), "test_examples": len(data.test)},
     )
     training.log_items(run.logs / "validation", saved, rated)
-    saved.write(run.folder, adapter=old is not None)
-    return run.finish(model, metrics, card(run.command, metrics), summary(metrics))
+    return run.finish(metrics, card(run.command, metrics), summary(metrics))
 
 
 def evaluate(flags: Evaluate) -> int:

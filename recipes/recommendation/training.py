@@ -17,7 +17,7 @@ from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from ..run.plots import log_embeddings
 from . import ranking
 from .batches import batches, in_order, windows
-from .flags import ModelFlags, Train, check
+from .flags import Train
 from .interactions import Interactions, Vocabulary
 from .models import Rater, Recommender, Retriever
 from .saved_run import Saved
@@ -25,21 +25,6 @@ from .splits import Data
 
 TABLES = r"(^|/)(table|user_bias|item_bias)/"
 ENCODERS = r"(^|.*\.)(users|items)\.table"
-
-
-def take_model_flags(flags: Train, before: Train) -> Train:
-    """Returns the flags of a run that continues from another one, with the model of that one.
-
-    Raises:
-        UsageError: the flags describe another model, or do not fit this one.
-    """
-    if flags.choose not in (ModelFlags(), before.choose):
-        raise UsageError(
-            f"--adapt {flags.adapt}: the model of a run cannot be changed. Remove the flags that describe another one."
-        )
-    flags = dataclasses.replace(flags, choose=before.choose)
-    check(flags)
-    return flags
 
 
 def build(flags: Train, data: Data) -> Recommender:

@@ -1,6 +1,6 @@
 """From arrays to batches: held-out examples, targets, `tf.data` pipelines and augmentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,52 @@ import numpy as np
 from .errors import UsageError
 
 Array = np.ndarray[Any, Any]
+
+
+class EpochOrder:
+    """What draws the order of the examples: it follows from a seed and the number of the epoch alone.
+
+    The epochs are 0, 1, ... one after the other, until one is set: then it stays.
+
+    Args:
+        seed: ≥ 0; `None` draws nothing.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed, self._epoch, self._told = seed, -1, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, as `kopt.checkpoint.Checkpoint` does."""
+        self._epoch, self._told = epoch, True
+
+    def draw(self) -> np.random.Generator | None:
+        """Returns the generator of the epoch."""
+        if not self._told:
+            self._epoch += 1
+        return None if self._seed is None else np.random.default_rng([self._seed, self._epoch])
+
+
+def in_epochs(
+    order: EpochOrder, plan: Callable[[np.random.Generator | None], Iterable[Any]], signature: Any, steps: int
+) -> Any:
+    """Returns a `tf.data.Dataset` of what `plan` gives for each epoch; its `set_epoch` tells it the epoch.
+
+    Args:
+        order: what draws.
+        plan: function of a generator, `None` for the plain order, that returns one element a step.
+        signature: `tf.TensorSpec` of an element.
+        steps: elements in an epoch.
+    """
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_generator(lambda: plan(order.draw()), output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+
+def told_by(order: EpochOrder, dataset: Any) -> Any:
+    """Returns a dataset with the method `set_epoch` of its order."""
+    dataset.set_epoch = order.set_epoch
+    return dataset
 
 
 def hold_out(x: Array, y: Array, fraction: float, seed: int) -> tuple[Array, Array, Array, Array]:
@@ -37,7 +83,7 @@ def batches(
     shuffle_seed: int | None = None,
     augment: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
-    """Returns a `tf.data.Dataset` of batches.
+    """Returns a `tf.data.Dataset` of batches, whose method `set_epoch` chooses their order.
 
     Args:
         x: examples.
@@ -49,18 +95,23 @@ def batches(
     import tensorflow as tf
 
     x, y = tf.constant(x), tf.constant(y)
-    # Shuffling indices instead of examples fills the shuffle buffer at once and copies nothing.
-    rows = tf.data.Dataset.range(len(x))
-    if shuffle_seed is not None:
-        rows = rows.shuffle(len(x), seed=shuffle_seed, reshuffle_each_iteration=True)
-    dataset = rows.batch(batch_size).map(lambda i: (tf.gather(x, i), tf.gather(y, i)))
-    if augment is not None:
+    size, order = len(x), EpochOrder(shuffle_seed)
+
+    def plan(rng: np.random.Generator | None) -> Iterator[Any]:
+        rows = np.arange(size) if rng is None else rng.permutation(size)
         # Seeds that travel with the batches give the same images whatever thread works on them.
-        seeds = tf.data.Dataset.random(shuffle_seed or 0, rerandomize_each_iteration=True).batch(2)
-        dataset = tf.data.Dataset.zip(dataset, seeds).map(
-            lambda batch, seed: (augment(batch[0], seed), batch[1]), num_parallel_calls=tf.data.AUTOTUNE
-        )
-    return dataset.prefetch(tf.data.AUTOTUNE)
+        seeds = (rng or np.random.default_rng(0)).integers(2**31, size=(-(-size // batch_size), 2))
+        for seed, start in zip(seeds, range(0, size, batch_size), strict=True):
+            yield rows[start : start + batch_size], seed
+
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((2,), tf.int64))
+    rows = in_epochs(order, plan, signature, -(-size // batch_size))
+    dataset = rows.map(lambda i, seed: (tf.gather(x, i), tf.gather(y, i), seed))
+    if augment is None:
+        dataset = dataset.map(lambda x, y, _: (x, y))
+    else:
+        dataset = dataset.map(lambda x, y, seed: (augment(x, seed), y), num_parallel_calls=tf.data.AUTOTUNE)
+    return told_by(order, dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def shift_and_rotate(images: Any, seed: Any, pixels: float = 2.0, degrees: float = 10.0) -> Any:

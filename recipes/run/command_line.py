@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
 import os
 import sys
 import tempfile
@@ -16,8 +17,9 @@ from typing import Any
 
 import tyro
 
+from . import signals
 from .config_file import read_mapping
-from .errors import RecipeError, UsageError
+from .errors import AlreadyDoneError, DiskError, RecipeError, UsageError, is_full_disk
 from .flags import check_bounds
 
 PACKAGE = __name__.removesuffix(".run.command_line")
@@ -71,19 +73,29 @@ def _flag_names(flags: type) -> list[str]:
 
 
 def _config_arguments(argv: Sequence[str], flags: type) -> list[str]:
-    """Returns the entries of the file after `--config` as command-line arguments.
+    """Returns the entries of the run after `--resume` and of the file after `--config` as command-line arguments.
 
     As arguments they pass the same checks as flags, and a flag typed later wins.
     """
-    file = None
-    for i, argument in enumerate(argv):
-        if argument == "--config" and i + 1 < len(argv):
-            file = argv[i + 1]
-        elif argument.startswith("--config="):
-            file = argument.partition("=")[2]
     names = _flag_names(flags)
-    if file is None or "config" not in names:
+    if "config" not in names:
         return []
+    run, file = _value_of("--resume", argv), _value_of("--config", argv)
+    files = [] if run is None else [str(path) for path in (Path(run) / "config.yaml",) if path.is_file()]
+    return [x for name in (*files, *([] if file is None else [file])) for x in _as_arguments(name, names)]
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    found = None
+    for i, argument in enumerate(argv):
+        if argument == flag and i + 1 < len(argv):
+            found = argv[i + 1]
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _as_arguments(file: str, names: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     for key, value in read_mapping(Path(file)).items():
         name = str(key).replace("-", "_")
@@ -113,22 +125,40 @@ def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> in
     def run() -> int:
         kinds = {kind.__name__.lower(): kind for kind in commands}
         flags = parse(arguments, kinds, program(recipe))
-        _import_quietly()
+        with signals.held(""):
+            _import_quietly()
+        signals.check()
         return commands[type(flags)](flags)
 
     return _exit_code(run)
 
 
 def _exit_code(run: Callable[[], int]) -> int:
-    """Returns what `run` returns; after a `RecipeError` or Ctrl-C, prints one line and returns their exit code."""
-    try:
-        return run()
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("interrupted: nothing was saved.", file=sys.stderr)
-        return 130
+    """Returns what `run` returns; if an error or a signal ends it, prints one line and returns their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names and texts that the locale has no letters for
+    with signals.caught():
+        try:
+            return run()
+        except AlreadyDoneError as done:
+            print(done)
+            return done.code
+        except RecipeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.code
+        except signals.Interrupted as error:
+            with contextlib.suppress(OSError):  # a terminal that hung up
+                print(f"interrupted: {error.left}", file=sys.stderr)
+            return signals.exit_code(error.number)
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            print(
+                "error: the disk is full. Files that were complete are still there; so is the last checkpoint.",
+                file=sys.stderr,
+            )
+            return DiskError.code
 
 
 def _import_quietly() -> None:

@@ -1,5 +1,8 @@
 """The errors that end a run with one line on stderr, and their exit codes."""
 
+import errno
+import os
+
 
 class RecipeError(Exception):
     """Ends a run with one line on stderr and an exit code."""
@@ -19,7 +22,31 @@ class DataError(RecipeError):
     code = 3
 
 
+class DiskError(DataError):
+    """There is no room on the disk."""
+
+
 class DivergedError(RecipeError):
-    """The loss is no longer finite."""
+    """The loss, a gradient or a weight is no longer finite."""
 
     code = 4
+
+
+class AlreadyDoneError(RecipeError):
+    """The run is there already, complete."""
+
+    code = 0
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Returns whether an error comes from a full disk: not all who write tell by an `OSError`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(f"{os.strerror(number)}" in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

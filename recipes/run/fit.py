@@ -2,15 +2,20 @@
 
 import math
 import random
-import time
+import shutil
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from . import facts
-from .errors import DivergedError
-from .flags import RunFlags, settings
-from .folder import choose_folder, open_folder, save_run
+from . import facts, signals
+from .errors import DataError, DiskError, DivergedError, UsageError
+from .flags import RunFlags, cadence, settings
+from .folder import CHECKPOINTS, Folder, save_model, save_results
 
+SMALL = 50_000_000
+"""Bytes for what else a run writes: events, pictures, tables."""
+ENDING = "interrupted: saving a checkpoint, testing and saving the model; a second signal quits at once."
 JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
@@ -34,7 +39,8 @@ class Outcome(NamedTuple):
     history: list[dict[str, float]]
     """One row an epoch."""
     seconds: float
-    interrupted: bool
+    interrupted: int | None
+    """The number of the signal that ended it, if one did."""
     best_epoch: int | None
     """The epoch whose weights the model has, if early stopping restored them."""
     stats: Any
@@ -44,7 +50,8 @@ class Outcome(NamedTuple):
 class Run:
     """A training run: its folder, `fit` with its callbacks, and its results.
 
-    Used in this order: `Run(...)`, `begin`, `fit`, `facts`, `finish`.
+    Used as `with Run(...) as run:`, in this order: `begin`, `fit`, `save_model`, `facts`, `finish`. It ends with a
+    complete run, or with what `--resume` goes on from.
 
     Args:
         recipe: name of the recipe.
@@ -54,17 +61,36 @@ class Run:
 
     Raises:
         UsageError: the folder cannot be used.
+        AlreadyDoneError: the run is complete, and `--resume` has nothing to add.
     """
 
     def __init__(self, recipe: str, flags: Any, arguments: Sequence[str], label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
-        self.folder = choose_folder(flags.run, recipe, label or flags.optim.optimizer)
+        self._place = Folder(flags, recipe, label or flags.optim.optimizer)
+        self.folder = self._place.path
+        """Where the files of the run are written."""
         self.logs = self.folder / "logs"
+        self._saved = False
         self.command = facts.command(recipe, arguments)
         self.jit = JIT[flags.run.jit]
         self.outcome: Outcome
         """How `fit` went, once it has."""
         prepare(flags.run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, signals.Interrupted):
+            error.left = self._left()
+        self._place.close()
+
+    def _left(self) -> str:
+        """Returns what stands on the disk when a signal ends the run."""
+        if not (self.folder / CHECKPOINTS).is_dir():
+            return "nothing was saved."
+        model = "the model is saved; " if self._saved else ""
+        return f"{model}{self.folder} has the last checkpoint, from which --resume goes on."
 
     def count_steps(self, training: Any) -> int:
         """Returns how many of the batches `fit` will see, in all epochs together."""
@@ -89,9 +115,11 @@ class Run:
 
         Raises:
             DivergedError: the loss of that batch is not finite.
+            DiskError: there is no room for what the run writes.
         """
         if not self.flags.run.dry_run:
-            open_folder(self.folder, self.flags)
+            self._check_room(model)
+            self._place.open()
             self.print(about)
             return True
         loss = float(model.train_on_batch(*next(iter(training)), return_dict=True)["loss"])
@@ -99,6 +127,38 @@ class Run:
             raise DivergedError(f"the loss of the first step is {loss}.")
         print(f"dry run: {about}; loss of one step {loss:.4f}")
         return False
+
+    def _check_room(self, model: Any) -> None:
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        weights = sum(v.value.dtype.size * math.prod(v.shape) for v in model.variables)
+        everything = weights + sum(v.value.dtype.size * math.prod(v.shape) for v in model.optimizer.variables)
+        best = weights if self.flags.run.early_stopping is not None else 0
+        needed = (self.flags.run.keep + 1) * (everything + best) + everything + SMALL
+        free = shutil.disk_usage(self._place.home).free
+        if free < needed:
+            raise DiskError(
+                f"{self._place.home}: the run needs {needed / 1e6:,.0f} MB of disk for checkpoints and model, and "
+                f"{free / 1e6:,.0f} MB are free. Make room, choose a smaller --keep or another --output-dir."
+            )
+
+    def _restore(self, checkpoint: Any, model: Any) -> int:
+        """Puts the model where the last checkpoint is, if the run goes on, and returns the epoch to begin with."""
+        if not self._place.resumes:
+            return 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                epoch: int = checkpoint.restore(model)
+            except ValueError as error:
+                raise DataError(f"--resume: {error}") from error
+        for warning in (w for w in caught if issubclass(w.category, UserWarning)):
+            print(f"warning: {warning.message}", file=sys.stderr)
+        done, batches = checkpoint.place
+        if done > self.flags.epochs:
+            raise UsageError(f"--epochs {self.flags.epochs}: the run that goes on has {done} already.")
+        self.print(f"goes on after {done} epochs{f' and {batches} batches' if batches else ''}.")
+        return epoch
 
     def fit(
         self,
@@ -129,6 +189,7 @@ class Run:
         """
         import keras
 
+        from kopt.checkpoint import Checkpoint
         from kopt.tensorboard import OptimizerStats
 
         from .progress import Report
@@ -148,21 +209,41 @@ class Run:
         stats = OptimizerStats(str(self.logs), hparams=chosen, text={"settings": facts.table(chosen)})
         # The order matters: stats sees the weights before a swap, early stopping after it, TensorBoard all logs.
         board = keras.callbacks.TensorBoard(str(self.logs), write_graph=False)
-        order = [stats, *callbacks, report, *(c for c in (swap, stopper) if c is not None), board]
-        began = time.perf_counter()
+        remembering = [report, *(c for c in (swap, stopper) if c is not None)]
+        checkpoint = Checkpoint(
+            self.folder / CHECKPOINTS,
+            every=cadence(run.save_every),
+            keep=run.keep,
+            callbacks=remembering,
+            data=training,
+        )
+        epoch = self._restore(checkpoint, model)
         try:
-            model.fit(
-                training,
-                epochs=self.flags.epochs,
-                shuffle=False,  # the pipeline shuffles
-                verbose=0,
-                validation_data=test if validation is None else validation,
-                callbacks=order,
-            )
+            with signals.held(ENDING):
+                model.fit(
+                    training,
+                    epochs=self.flags.epochs,
+                    initial_epoch=epoch,
+                    shuffle=False,  # the pipeline shuffles
+                    verbose=0,
+                    validation_data=test if validation is None else validation,
+                    callbacks=[stats, *callbacks, *remembering, board, checkpoint],
+                )
         finally:
             report.close()
         best = None if stopper is None else stopper.best_epoch + 1
-        self.outcome = Outcome(report.history, time.perf_counter() - began, report.interrupted, best, stats)
+        self.outcome = Outcome(report.history, report.seconds, signals.received(), best, stats)
+
+    def save_model(self, model: Any) -> None:
+        """Writes `model.keras`, before anything is drawn.
+
+        Args:
+            model: to save; `None` if its trained weights are saved otherwise.
+        """
+        (self.folder / "metrics.json").unlink(missing_ok=True)  # of a run that went on: what it says is no longer so
+        if model is not None:
+            save_model(self.folder, model)
+        self._saved = True
 
     def facts(
         self,
@@ -190,21 +271,22 @@ class Run:
             **data,
             "seed": self.flags.run.seed,
             "best_epoch": outcome.best_epoch,
-            "interrupted": outcome.interrupted,
+            "interrupted": outcome.interrupted is not None,
             "versions": facts.versions() | dict(versions or {}),
         }
 
-    def finish(self, model: Any, metrics: Mapping[str, Any], card: str, summary: str) -> int:
-        """Writes the results, the model and its card, prints the summary, and returns the exit code.
+    def finish(self, metrics: Mapping[str, Any], card: str, summary: str) -> int:
+        """Writes the results and the model card, prints the summary, and returns the exit code.
 
         Args:
-            model: to save; `None` if its trained weights are saved otherwise.
             metrics: those of `facts`.
             card: the model card.
             summary: the results in one line.
         """
         numbers = {name: value for name, value in metrics.items() if name.startswith("test_")}
         self.outcome.stats.finish({k: v for k, v in numbers.items() if isinstance(v, float)})
-        save_run(self.folder, model, metrics, self.outcome.history, card)
-        self.print(f"{summary}; saved in {self.folder}")
-        return 130 if self.outcome.interrupted else 0
+        self._place.write_flags()
+        save_results(self.folder, metrics, self.outcome.history, card)
+        self._place.publish()
+        self.print(f"{summary}; saved in {self._place.path}")
+        return 0 if self.outcome.interrupted is None else signals.exit_code(self.outcome.interrupted)

@@ -82,7 +82,13 @@ class RunFlags:
     run_name: OptionalName = None
     """Name of the run. Default: <optimizer>-<UTC time>."""
     overwrite: bool = False
-    """Replace the run that is already in the folder."""
+    """Replace the run that is already in the folder, once the new one is complete."""
+    resume: str = "never"
+    """auto goes on from the last checkpoint in the folder and begins where there is none; or the folder of a run."""
+    save_every: Annotated[str, tyro.conf.arg(metavar="EPOCHS|STEPSs")] = "1"
+    """Epochs from one checkpoint to the next, or steps, as in 500s."""
+    keep: Count = 2
+    """How many of the last checkpoints stay."""
     dry_run: bool = False
     """Read the data, build the model and do one training step; write no files."""
     config: Annotated[Path | None, optional("FILE")] = None
@@ -128,7 +134,24 @@ def flatten(flags: Any) -> dict[str, Any]:
     return flat
 
 
+PLACES = ("config", "output_dir", "run_name", "overwrite", "resume", "dry_run")
+"""Flags that say where the results go."""
+FREE = ("epochs", "max_steps", "save_every", "keep", "progress")
+"""Flags that may change when a run goes on: its length, its checkpoints, and what is shown."""
+
+
 def settings(flags: Any) -> dict[str, Any]:
     """Returns the flags that say what is trained, without those that say where the results go."""
-    places = ("config", "output_dir", "run_name", "overwrite", "dry_run")
-    return {key: value for key, value in flatten(flags).items() if key not in places}
+    return {key: value for key, value in flatten(flags).items() if key not in PLACES}
+
+
+def cadence(text: str) -> int | str:
+    """Returns `--save-every` as `kopt.checkpoint.Checkpoint` takes it.
+
+    Raises:
+        UsageError: it is neither a number of epochs nor of steps.
+    """
+    number = text.removesuffix("s")
+    if not (number.isascii() and number.isdecimal() and int(number)):
+        raise UsageError(f"--save-every {text}: expected a number of epochs, as in 1, or of steps, as in 500s.")
+    return text if text.endswith("s") else int(text)

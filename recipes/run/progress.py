@@ -1,24 +1,22 @@
 """What happens during `fit`: epoch lines, the progress bar, and the reasons to stop early."""
 
 import math
-import signal
 import sys
-import threading
 import time
-from types import FrameType
 from typing import Any, Literal
 
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .errors import DivergedError
+from . import signals
+from .errors import DivergedError, UsageError
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
 
 
 class Report(keras.callbacks.Callback):
-    """Shows progress, keeps the history, and stops on a non-finite loss, after `max_steps`, and on Ctrl-C.
+    """Shows progress, keeps the history, and stops on a non-finite loss, after `max_steps`, and on a signal.
 
     Args:
         progress: "rich" draws a bar, "plain" prints the epoch lines alone, "none" nothing; "auto" is rich on a
@@ -39,38 +37,47 @@ class Report(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
-        self.interrupted = False
         self.steps_done = 0
+        self.seconds = 0.0
+        """Of all calls of `fit`, those before a checkpoint included."""
         self._kind = progress
         self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
         self._bar: Progress | None = None
-        self._old_handler: Any = None
+        self._clock = 0.0
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps."""
+        return {"history": self.history, "steps_done": self.steps_done, "seconds": self._tick()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.history, self.steps_done, self.seconds = state["history"], state["steps_done"], state["seconds"]
+        if self._max_steps is not None and self.steps_done >= self._max_steps:
+            if self.steps_done > self._max_steps:
+                raise UsageError(f"--max-steps {self._max_steps}: the run that goes on has {self.steps_done} already.")
+            self.model.stop_training = True
+
+    def _tick(self) -> float:
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        return self.seconds
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Opens the bar and takes over Ctrl-C."""
+        """Opens the bar."""
+        self._clock = time.perf_counter()
         terminal = sys.stdout.isatty()
         if self._kind == "rich" or (self._kind == "auto" and terminal):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             console = Console(force_terminal=True if self._kind == "rich" else None)
             self._bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
             self._bar.start()
-        if threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def close(self) -> None:
-        """Closes the bar and gives Ctrl-C back, however `fit` ended."""
+        """Closes the bar and stops the clock, however `fit` ended."""
+        self._tick()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
-            self._old_handler = None
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        print("interrupted: testing and saving the model; press Ctrl-C again to quit at once.", file=sys.stderr)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the clock and the bar of the epoch."""
@@ -90,7 +97,7 @@ class Report(keras.callbacks.Callback):
             )
         if self._bar is not None:
             self._bar.update(self._task, completed=batch + 1, loss=loss)
-        if self.interrupted or self.steps_done == self._max_steps:
+        if signals.received() is not None or self.steps_done == self._max_steps:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

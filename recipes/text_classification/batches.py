@@ -1,12 +1,11 @@
 """Texts as token ids, in batches of texts of similar length."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..run.batches import Array
+from ..run.batches import Array, EpochOrder, in_epochs, told_by
 from ..run.scores import predict_probabilities
 
 STEP = 8
@@ -85,10 +84,9 @@ def batches(
     """
     import tensorflow as tf
 
-    lengths, epoch = encoded.lengths, iter(range(sys.maxsize))
+    lengths, order = encoded.lengths, EpochOrder(shuffle_seed)
 
-    def generate() -> Iterator[Any]:
-        rng = None if shuffle_seed is None else np.random.default_rng([shuffle_seed, next(epoch)])
+    def generate(rng: np.random.Generator | None) -> Iterator[Any]:
         for rows in plan(lengths, batch_size, rng):
             rest = [part[rows] for part in (targets, weights) if part is not None]
             yield (pad(encoded, rows), *rest)
@@ -96,9 +94,8 @@ def batches(
     names = ["token_ids", "padding_mask"] + ([] if encoded.segments is None else ["segment_ids"])
     signature: list[Any] = [{name: tf.TensorSpec((None, None), tf.int32) for name in names}]
     signature += [tf.TensorSpec((None, *p.shape[1:]), tf.float32) for p in (targets, weights) if p is not None]
-    dataset = tf.data.Dataset.from_generator(generate, output_signature=tuple(signature))
-    size = -(-len(lengths) // batch_size)
-    return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(2)
+    dataset = in_epochs(order, generate, tuple(signature), -(-len(lengths) // batch_size))
+    return told_by(order, dataset.prefetch(2))
 
 
 def predict(model: Any, encoded: Encoded, classes: int, batch_size: int = 64) -> Array:

@@ -132,8 +132,12 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
     methods.check(flags.tune)
     flags = dataclasses.replace(flags, data=corpus.choose(flags.data))
     label = f"{flags.tune.method}-{flags.optim.optimizer}"
-    run = Run("text_classification", flags, arguments, label)
+    with Run("text_classification", flags, arguments, label) as run:
+        return train_in(run, flags)
 
+
+def train_in(run: Run, flags: Train) -> int:
+    """Trains and saves a model in the folder of a run; returns the exit code."""
     rate = methods.learning_rate(flags.tune, flags.optim)
     optim = dataclasses.replace(flags.optim, learning_rate=rate)
     multipliers = methods.multipliers(flags.tune, optim)
@@ -154,6 +158,8 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
 
     run.fit(model, training, test, validation=validation, callbacks=make_callbacks(flags, run.logs))
     memory = peak_memory()
+    save(run, model, pretrained, data.names)
+    run.save_model(whole_model(flags, model))
     scores = score_probabilities(batches.predict(model, encoded, classes), data.test.y)
     size = {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything}
     about_model = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
@@ -164,10 +170,9 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
         language_model.library_versions(pretrained),
     )
     draw(run, data, scores)
-    save(run, model, pretrained, data.names)
     summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"
     text = card(run.folder, run.command, flags, metrics, data.names)
-    return run.finish(whole_model(flags, model), metrics, text, summary)
+    return run.finish(metrics, text, summary)
 
 
 def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple[Any, Any, Any, batches.Encoded]:

@@ -37,6 +37,51 @@ def test_the_last_ones_stay(tmp_path):
     assert names(tmp_path) == ["000004", "000005"]
     model = make()
     assert Checkpoint(tmp_path).restore(model) == 5
+    trained(tmp_path / "all", epochs=3, keep=5)
+    assert names(tmp_path / "all") == ["000001", "000002", "000003"]
+    trained(tmp_path / "end", epochs=5, every=3)
+    assert Checkpoint(tmp_path / "end").restore(make()) == 5
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends the training, after an epoch or after a batch."""
+
+    def __init__(self, epoch, batch=None):
+        super().__init__()
+        self.at, self.epoch, self.batches = (epoch, batch), None, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if (self.epoch, batch) == self.at:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch, None) == self.at:
+            self.model.stop_training = True
+
+
+def test_what_a_callback_has_ended_stays_ended(tmp_path):
+    def fit(stop):
+        model, checkpoint = make(), Checkpoint(tmp_path)
+        epoch = checkpoint.restore(model)
+        model.fit(X, Y, 1, epochs=9, initial_epoch=epoch, verbose=0, shuffle=False, callbacks=[stop, checkpoint])
+        return stop.batches, checkpoint.place
+
+    assert fit(Stop(2, 1)) == (2 * 4 + 2, (2, 2))  # in the middle of an epoch: the next one goes on there
+    assert fit(Stop(4)) == (3 * 4, (5, 0))
+    assert fit(Stop(8))[0] == 0
+
+
+def test_an_end_before_the_place_to_go_on_is_no_checkpoint(tmp_path):
+    for stop, place in ((Stop(1, 2), (1, 3)), (Stop(1, 0), (1, 3))):
+        model, checkpoint = make(), Checkpoint(tmp_path)
+        epoch = checkpoint.restore(model)
+        model.fit(X, Y, 1, epochs=9, initial_epoch=epoch, verbose=0, shuffle=False, callbacks=[stop, checkpoint])
+        assert checkpoint.place == place
+    assert names(tmp_path) == ["000001", "000002"]
 
 
 @pytest.mark.parametrize("file", ["state.json", "arrays.safetensors"])

@@ -30,7 +30,7 @@ def test_lines_and_folder(train, capsys):
     lines = [line for line in out.splitlines() if line.startswith("Epoch")]
     assert len(lines) == 3 and all(LINE.fullmatch(line) for line in lines)
     assert lines[0].startswith("Epoch: 001 | ")
-    assert {path.name for path in folder.iterdir()} == {*FILES, "logs"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "logs", "checkpoints"}
     rows = read_rows(folder)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert metrics["test_loss"] == pytest.approx(rows[-1]["test_loss"], rel=1e-4)

@@ -25,7 +25,7 @@ LINE = re.compile(r"Epoch: \d{3} \| train loss: \d+\.\d{4} \| test loss: \d+\.\d
 
 def test_the_folder(baseline, made):
     names = {"model.keras", "config.yaml", "labels.json", "metrics.json", "history.csv", "README.md", "confusion.png"}
-    assert {path.name for path in baseline.iterdir()} == names | {"logs", "adapter"}
+    assert {path.name for path in baseline.iterdir()} == names | {"logs", "adapter", "checkpoints"}
     assert {p.name for p in (baseline / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
