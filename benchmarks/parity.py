@@ -2,7 +2,7 @@
 
     pip install torch==2.13.0 pytorch-optimizer==4.1.0 optax schedulefree prodigyopt torch-optimi \
         adam-atan2-pytorch dadaptation dog-optimizer
-    python -m benchmarks.parity                 # writes tests/project/parity.json
+    python -m benchmarks.parity [RULE ...]      # writes tests/project/parity.json
     python docs/generate.py --measure           # writes docs/parity.md
 
 Both take the same 20 gradients in float64, with decay off and on, for a matrix, a vector and a tensor of four axes. The
@@ -10,6 +10,8 @@ rates are powers of two, which float32 holds exactly; another one, such as 0.01,
 The difference is the largest one over all steps and elements, divided by the largest weight.
 """
 
+import functools
+import importlib
 import importlib.metadata
 import itertools
 import json
@@ -26,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 import kopt
-from benchmarks.peers import RATE, Arrays, Run, on_kernels, on_optax, on_torch
+from benchmarks.peers import RATE, Arrays, Run, on_kernels, on_matrices, on_optax, on_torch
 
 HERE = pathlib.Path(__file__).parents[1]
 DECAY, STEPS = 0.1, 20
@@ -109,6 +111,20 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
     def yogi(d: float) -> Any:
         step = optax.scale_by_learning_rate(RATE)
         return optax.chain(optax.scale_by_yogi(eps=1e-3), optax.add_decayed_weights(d), step)
+
+    def muon(ps: Any, d: float) -> Any:
+        return torch.optim.Muon(ps, RATE, weight_decay=d, adjust_lr_fn="match_rms_adamw")
+
+    def normuon(ps: Any, d: float) -> Any:
+        options = {"update_scale": "match_rms", "foreach": False}
+        return po.NorMuon([{"params": ps, "use_muon": True}], RATE, weight_decay=d, **options)
+
+    torch.Tensor.bfloat16 = lambda x: x  # type: ignore[method-assign]  # what both matrix rules round to
+    matrix = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
+    matrix.zero_power_via_newton_schulz_5 = functools.partial(
+        matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
+    )
+    as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
 
     in_gradient = "decay is part of the gradient in both"
     coupled = "the peer's decay is coupled or missing: the weights are decayed in front of it"
@@ -315,6 +331,8 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
             on_torch(centralized, last_first=True),
             "",
         ),
+        "Muon": (k("Muon"), "torch Muon", on_matrices(muon), as_matrices),
+        "NorMuon": (k("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
         "AdaptiveClip": (
             wrapped(kopt.AdaptiveClip),
             "optax adaptive_grad_clip",
@@ -344,8 +362,9 @@ def main() -> None:
         differences = [distance(ours(make, weights, steps, d), run(weights, steps, d)) for d in (0.0, DECAY)]
         found[name] = {"peer": label, "plain": differences[0], "decayed": differences[1], "why": why}
         print(name, label, *(f"{d:.1e}" for d in differences), why, flush=True)
-    if not only:
-        (HERE / "tests" / "project" / "parity.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    path = HERE / "tests" / "project" / "parity.json"
+    found = (json.loads(path.read_text(encoding="utf-8")) if only else {}) | found
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,35 @@ def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoup
     return run
 
 
+def on_matrices(make: Callable[[Any, float], Any]) -> Run:
+    """Returns a run of a torch optimizer on kernels as matrices [outputs, inputs], and of torch's AdamW on vectors."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+
+    def run(weights: Arrays, steps: list[Arrays], decay: float) -> list[Arrays]:
+        def there(x: np.ndarray) -> np.ndarray:
+            return x.reshape(-1, x.shape[-1]).T.copy() if x.ndim > 1 else x.copy()
+
+        parameters = [torch.nn.Parameter(torch.tensor(there(w))) for w in weights]
+        adam = {"betas": (0.9, 0.95), "weight_decay": decay}
+        both = (
+            make([p for p in parameters if p.ndim > 1], decay),
+            torch.optim.AdamW([p for p in parameters if p.ndim < 2], RATE, **adam),
+        )
+        points = []
+        for gs in steps:
+            for p, g in zip(parameters, gs, strict=True):
+                p.grad = torch.tensor(there(g))
+            for optimizer in both:
+                optimizer.step()
+            done = [p.detach().numpy() for p in parameters]
+            points.append([x.T.reshape(w.shape).copy() for x, w in zip(done, weights, strict=True)])
+        return points
+
+    return run
+
+
 def on_optax(make: Callable[[float], Any]) -> Run:
     """Returns a run of an optax transformation."""
     import jax

@@ -46,7 +46,12 @@ COMMAND = "python docs/generate.py"
 MEASURED = ("parity", "architectures", *SECTIONS)
 """What can be measured anew: the tables of two pages, and the sections of backends.md."""
 
-ROOMS = {"wrappers": "Wrappers", "composites": "Several rules in one", "full_batch": "Full batch"}
+ROOMS = {
+    "matrix": "Rules for matrices",
+    "wrappers": "Wrappers",
+    "composites": "Several rules in one",
+    "full_batch": "Full batch",
+}
 """Headings of the optimizers that have a folder of their own; the others are rules."""
 
 PEERS = json.loads((ROOT / "tests" / "project" / "parity.json").read_text(encoding="utf-8"))

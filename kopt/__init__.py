@@ -57,8 +57,10 @@ from kopt.optimizers import Lookahead as Lookahead
 from kopt.optimizers import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers import Mechanic as Mechanic
 from kopt.optimizers import Momentum as Momentum
+from kopt.optimizers import Muon as Muon
 from kopt.optimizers import Nadam as Nadam
 from kopt.optimizers import NadamW as NadamW
+from kopt.optimizers import NorMuon as NorMuon
 from kopt.optimizers import NovoGrad as NovoGrad
 from kopt.optimizers import Optimizer as Optimizer
 from kopt.optimizers import Prodigy as Prodigy
@@ -141,9 +143,11 @@ __all__ = [
     "LossScaleOptimizer",
     "Mechanic",
     "Momentum",
+    "Muon",
     "Nadam",
     "NadamW",
     "NonNegative",
+    "NorMuon",
     "NovoGrad",
     "OpenFraction",
     "Optimizer",

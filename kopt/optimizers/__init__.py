@@ -37,6 +37,8 @@ from kopt.optimizers.lars import LARS as LARS
 from kopt.optimizers.lion import Lion as Lion
 from kopt.optimizers.madgrad import MADGRAD as MADGRAD
 from kopt.optimizers.mars import MARS as MARS
+from kopt.optimizers.matrix import Muon as Muon
+from kopt.optimizers.matrix import NorMuon as NorMuon
 from kopt.optimizers.novograd import NovoGrad as NovoGrad
 from kopt.optimizers.optimizer import LearningRate as LearningRate
 from kopt.optimizers.optimizer import Optimizer as Optimizer

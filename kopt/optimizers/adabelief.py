@@ -3,7 +3,8 @@
 from keras import ops
 
 from kopt.optimizers.adam_like import AdamLike
-from kopt.optimizers.optimizer import Fraction, Positive, Slots, Tensor, debias, ema, override, rectification
+from kopt.optimizers.engine.tensor_math import rectification
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Tensor, debias, ema, override
 
 
 class AdaBelief(AdamLike):

@@ -5,7 +5,8 @@ import math
 from keras import ops
 
 from kopt.optimizers.adam_like import AdamLike
-from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override, sums_of_units
+from kopt.optimizers.engine.tensor_math import sums_of_units
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Step, Tensor, ema, override
 
 
 class AdamP(AdamLike):

@@ -20,31 +20,28 @@ from kopt.optimizers.engine.learning_rate import LearningRate, WeightDecay
 from kopt.optimizers.engine.run import run
 from kopt.optimizers.engine.setup import Setup, updates_done
 from kopt.optimizers.engine.state import start
+from kopt.optimizers.engine.state.layout import Layout
 from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.state.state_file import Expected, StateFile
 from kopt.optimizers.engine.statistics import leave_averages, pay_averages, statistics
 from kopt.optimizers.engine.tensor_math import (
     Tensor,
-    arctan2,
-    beside,
     cube_root,
     debias,
     dot,
     ema,
     mean,
-    rectification,
     soft,
     sum_of_squares,
-    sums_of_units,
     total,
     with_decay,
 )
 
 # fmt: off
 __all__ = [
-    "Any", "Count", "Fraction", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
-    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "arctan2", "beside", "cube_root", "debias",
-    "dot", "ema", "mean", "override", "rectification", "soft", "sum_of_squares", "sums_of_units", "total", "with_decay",
+    "Any", "Count", "Fraction", "Layout", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
+    "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "cube_root", "debias", "dot",
+    "ema", "mean", "override", "soft", "sum_of_squares", "total", "with_decay",
 ]
 # fmt: on
 
@@ -132,6 +129,8 @@ class Optimizer(Configurable, KerasOptimizer):
     bounded: ClassVar[Any] = True
     """Whether the step grows neither with the weight nor with what was won before. If not, "skip" and "raise" look at
     all that is new. A rule outside of kopt is not bounded unless it says so."""
+    by_layer: ClassVar[Any] = False
+    """Whether the rule asks what the axes of a weight are for in its layer: s.layout."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
 
@@ -143,6 +142,10 @@ class Optimizer(Configurable, KerasOptimizer):
         """Returns the key of the rule that moves the weight of this path."""
         return ""
 
+    def is_row_wise(self, layout: Layout) -> bool:
+        """Returns whether the rule is row-wise on a weight of this layout."""
+        return bool(self.row_wise)
+
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the direction u and the new slots. Pure: it assigns nothing.
 
@@ -151,7 +154,7 @@ class Optimizer(Configurable, KerasOptimizer):
             w: weight.
             s: namespace of the slots, of the settled shared values, and of `learning_rate`, η with the multiplier of
                 this weight, `multiplier`, a Python number, and `weight_decay`, its λ: a Python number too, unless it
-                follows a schedule; `index`, the place of the weight, and `update`, t as an integer.
+                follows a schedule; `index`, the place of the weight, its `layout`, and `update`, t as an integer.
             t: number of this update, 1, 2, ...; a scalar of the dtype of w.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")

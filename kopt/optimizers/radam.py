@@ -6,7 +6,8 @@ from keras import ops
 
 from kopt.declare import Range
 from kopt.optimizers.adam_like import AdamLike
-from kopt.optimizers.optimizer import Fraction, Positive, Slots, Tensor, debias, override, rectification
+from kopt.optimizers.engine.tensor_math import rectification
+from kopt.optimizers.optimizer import Fraction, Positive, Slots, Tensor, debias, override
 
 
 class RAdam(AdamLike):

@@ -63,7 +63,8 @@ def distance(a, b):
 def test_equals_the_float64_reference(name, options, dtype, tolerance):
     weights, gradients = weights_and_gradients()
     optimizer = RULES[name](learning_rate=RATE, **options)
-    assert distance(descend(optimizer, weights, gradients, dtype), reference(optimizer, weights, gradients)) < tolerance
+    bound = references.allowed(name, tolerance, 1e-4 if dtype == "float32" else 1e-6)
+    assert distance(descend(optimizer, weights, gradients, dtype), reference(optimizer, weights, gradients)) < bound
 
 
 @every_rule_in_turn
@@ -110,7 +111,7 @@ def test_a_schedule_is_followed(name):
     optimizer = RULES[name](learning_rate=schedule)
     rates = [RATE * (1 - t / 30) for t in range(20)]
     expected = reference(optimizer, weights, gradients, learning_rate=lambda t: rates[t - 1])
-    assert distance(descend(optimizer, weights, gradients), expected) < 2e-6
+    assert distance(descend(optimizer, weights, gradients), expected) < references.allowed(name, 2e-6)
 
 
 # ------------------------------------------------------------------------------------------------- it runs anywhere
@@ -126,9 +127,10 @@ def test_eager_graph_and_xla_agree(name):
         "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
     }
     done = {k: descend(RULES[name](learning_rate=RATE), weights, gradients, call=call) for k, call in calls.items()}
-    assert distance(done["eager"], done["plain"]) < 1e-6
-    assert distance(done["graph"], done["eager"]) < 1e-6
-    assert distance(done["xla"], done["eager"]) < 1e-6
+    bound = references.allowed(name, 1e-6)
+    assert distance(done["eager"], done["plain"]) < bound
+    assert distance(done["graph"], done["eager"]) < bound
+    assert distance(done["xla"], done["eager"]) < bound
 
 
 @pytest.mark.slow
@@ -199,13 +201,16 @@ def test_two_replicas_equal_one(name, two_devices):
 @every_rule_in_turn
 def test_declared_facts_hold(name):
     cls, optimizer = RULES[name], RULES[name]()
-    rate, ((weight, _), gradients) = fair_rate(cls), weights_and_gradients(8)
+    rate, ((weight, bias), gradients) = fair_rate(cls), weights_and_gradients(8)
     gradients += gradients[:1] * 8  # along which rules that learn their own rate make their steps longer
     whole = descend(cls(learning_rate=rate), [weight], [[g] for g, _ in gradients], "float64")[0]
     part = descend(cls(learning_rate=rate), [weight[1:3]], [[g[1:3]] for g, _ in gradients], "float64")[0]
     assert optimizer.row_wise == np.allclose(part, whole[1:3], rtol=1e-13, atol=0)  # powers round by their place
-    scaled = descend(cls(learning_rate=rate), [weight], [[2.0**-20 * g] for g, _ in gradients], "float64")[0]
-    assert optimizer.scale_free == np.array_equal(scaled, whole)
+    plain, scaled = (
+        descend(cls(learning_rate=rate), [weight, bias], [[c * g, c * h] for g, h in gradients], "float64")
+        for c in (1.0, 2.0**-20)
+    )
+    assert optimizer.scale_free == all(map(np.array_equal, scaled, plain))
 
 
 # ------------------------------------------------------------------------------------------------- files and configs

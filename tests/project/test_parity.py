@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import references
 from generate import COMMAND, PARITY, PEERS, WITHOUT_PEER, difference
 from problems import rules
 
@@ -11,7 +12,7 @@ from problems import rules
 @pytest.mark.parametrize("name", rules())
 @pytest.mark.slow
 def test_equals_the_reference_in_float32(name, decay):
-    assert difference(name, decay) <= 1e-6
+    assert difference(name, decay) <= references.allowed(name, 1e-6)
 
 
 def test_every_rule_has_its_row():
@@ -19,7 +20,7 @@ def test_every_rule_has_its_row():
     assert [name for name, _ in rows] == list(rules()), f"Run `{COMMAND}`."
     for name, cells in rows:
         _, plain, decayed, peer, with_peer, _, why = map(str.strip, cells.split("|"))
-        assert float(plain) <= 1e-6 and float(decayed) <= 1e-6
+        assert max(float(plain), float(decayed)) <= references.allowed(name, 1e-6)
         assert name in PEERS or name in WITHOUT_PEER, (
             f"{name} has no peer. Give it one in benchmarks/parity.py, and run that; or say in WITHOUT_PEER of "
             f"docs/generate.py why there is none. Then run `{COMMAND}`."

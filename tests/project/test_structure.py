@@ -26,7 +26,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.declare",
     r"kopt\.checkpoint\.atomic_files",
     r"kopt\.optimizers\.engine\.(tensor_math|rule_checks)",
-    r"kopt\.optimizers\.engine\.(state\.slots|backends\.records)",
+    r"kopt\.optimizers\.engine\.(state\.layout|backends\.records)",
+    r"kopt\.optimizers\.engine\.state\.slots",
     r"kopt\.optimizers\.engine\.noise",
     r"kopt\.optimizers\.engine\.(contract|state\.codecs|backends\.on_(tensorflow|jax|torch))",
     r"kopt\.optimizers\.engine\.backends\.on_jax_and_torch",
@@ -39,12 +40,13 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.engine\.run",
     r"kopt\.optimizers\.optimizer",
     r"kopt\.optimizers\.inner",
-    r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper)",  # bases of rules
-    r"kopt\.optimizers(\.composites|\.full_batch|\.wrappers)?"  # rules
-    r"\.(?!engine|layerwise_decay|minimize|(composites|full_batch|wrappers)$)[a-z]\w*",
+    r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
+    r"|matrix\.by_matrix)",  # bases of rules
+    r"kopt\.optimizers(\.composites|\.full_batch|\.matrix|\.wrappers)?"  # rules
+    r"\.(?!engine|layerwise_decay|minimize|(composites|full_batch|matrix|wrappers)$)[a-z]\w*",
     r"kopt\.optimizers\.engine(\.\w+)?",
     r"kopt\.optimizers\.full_batch\.minimize",
-    r"kopt\.optimizers\.(composites|full_batch|wrappers)",
+    r"kopt\.optimizers\.(composites|full_batch|matrix|wrappers)",
     r"kopt\.optimizers",
     r"kopt\.optimizers\.layerwise_decay",
     r"kopt\.schedules\.schedule",
@@ -211,7 +213,8 @@ def test_tensorflow_stands_in_one_file():
 
 
 def test_facades_only_import():
-    wings = ("kopt.optimizers.composites", "kopt.optimizers.full_batch", "kopt.optimizers.wrappers")
+    rooms = ("composites", "full_batch", "matrix", "wrappers")
+    wings = [f"kopt.optimizers.{room}" for room in rooms]
     facades = [
         name for name in SOURCES if name.startswith(("kopt.peft", "recipes")) and SOURCES[name].stem == "__init__"
     ]

@@ -29,6 +29,8 @@ def other_value(field):
         return not default
     if field.name == "routes":
         return [["", "momentum"]]
+    if field.name == "others":
+        return ["kernel"]
     if field.converted:
         return "momentum"
     if field.choices:

@@ -46,6 +46,11 @@ class Composite(Optimizer, abstract=True):
         return all(rule.bounded for rule in self.rules().values())
 
     @property
+    def by_layer(self) -> bool:
+        """Whether one of the rules looks at the layers."""
+        return any(rule.by_layer for rule in self.rules().values())
+
+    @property
     @override
     def slots(self) -> Mapping[str, Slot]:
         return {k + name: slot for k, rule in self.rules().items() for name, slot in rule.slots.items()}

@@ -10,7 +10,7 @@ from kopt.optimizers.composites.composite import Composite
 from kopt.optimizers.engine.rule_checks import settled, stepped
 from kopt.optimizers.engine.setup import with_prefix
 from kopt.optimizers.inner import inner
-from kopt.optimizers.optimizer import Any, Count, Optimizer, Slots, Step, Tensor, override
+from kopt.optimizers.optimizer import Any, Count, Layout, Optimizer, Slots, Step, Tensor, override
 
 
 class Switch(Composite):
@@ -39,6 +39,10 @@ class Switch(Composite):
     def row_wise(self) -> bool:
         """Whether both are."""
         return all(rule.row_wise for rule in self.rules().values())
+
+    @override
+    def is_row_wise(self, layout: Layout) -> bool:
+        return all(rule.is_row_wise(layout) for rule in self.rules().values())
 
     @property
     def precise(self) -> bool:

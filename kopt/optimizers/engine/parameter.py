@@ -24,6 +24,7 @@ from kopt.optimizers.engine.backends.records import Gradient, Write
 from kopt.optimizers.engine.contract import Options, Rule
 from kopt.optimizers.engine.noise import uniform
 from kopt.optimizers.engine.state.codecs import Codec, codec
+from kopt.optimizers.engine.state.layout import Layout
 from kopt.optimizers.engine.tensor_math import Tensor, beside, round_stochastically
 
 
@@ -35,6 +36,7 @@ class Parameter:
         variable: the weight.
         path: of the weight.
         label: the path, told apart from that of another weight.
+        layout: the shape, and how the layer uses its axes.
         dtype: of the arithmetic: float32, or float64 beside float64 weights.
         index: place in the order of `build`.
         key: of the rule among those of the optimizer; it begins the names of the shared values.
@@ -57,6 +59,7 @@ class Parameter:
     variable: Any
     path: str
     label: str
+    layout: Layout
     dtype: str
     index: int
     key: str
@@ -87,12 +90,17 @@ class Parameter:
         """Whether it is worth its while, and right, to move some rows after the others: slots have to be decoded."""
         coded = any(set(parts) != {"value"} for parts in self.slots.values())
         whole = self.average is not None or getattr(self.variable, "constraint", None)
-        return coded and self.rule.row_wise and not whole
+        return coded and self.row_wise and not whole
 
     @property
     def lazy(self) -> bool:
         """Whether a sparse gradient moves only the rows it names."""
-        return self.options.sparse == "lazy" and self.rule.row_wise
+        return self.options.sparse == "lazy" and self.row_wise
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether the rule on some rows of this weight gives some rows of the rule."""
+        return self.rule.is_row_wise(self.layout)
 
     def gradient(self, g: Any, owner: str) -> Gradient:
         """Returns a gradient in the precision of the arithmetic.
@@ -101,7 +109,7 @@ class Parameter:
             ValueError: it is of another shape than the weight.
         """
         self._check_shape(g, owner)
-        if backend.is_of_rows(g) and self.options.sparse == "lazy" and not self.rule.row_wise:
+        if backend.is_of_rows(g) and self.options.sparse == "lazy" and not self.row_wise:
             warnings.warn(
                 f"{type(self.rule).__name__} is not row-wise: the sparse gradient of {self.path!r} is made dense and "
                 "every row is updated. Say so with sparse='exact', or give the table a row-wise optimizer.",
@@ -133,7 +141,7 @@ class Parameter:
 
     def storage(self, slot: str) -> Codec:
         """Returns how a slot is stored."""
-        return codec(self.rule.slots[slot], self.options.state_dtype, tuple(self.variable.shape))
+        return codec(self.rule.slots[slot], self.options.state_dtype, self.layout)
 
     # ------------------------------------------------------------------------------------------------- writing
 

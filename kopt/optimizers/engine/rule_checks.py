@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-RESERVED = ("learning_rate", "multiplier", "weight_decay", "index", "update", "loss")
+RESERVED = ("learning_rate", "multiplier", "weight_decay", "index", "layout", "update", "loss")
 """What a rule finds in its namespace beside slots and shared values."""
 
 

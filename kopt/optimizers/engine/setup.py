@@ -121,6 +121,7 @@ class Setup:
             multiplier=p.multiplier,
             weight_decay=p.rule.decay(update - 1) * p.decay if p.decay else 0.0,
             index=p.index,
+            layout=p.layout,
             update=update,
         )
 

@@ -7,7 +7,8 @@ from keras import ops
 
 from kopt.declare import Range
 from kopt.optimizers.engine.noise import normal
-from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override, sums_of_units
+from kopt.optimizers.engine.tensor_math import sums_of_units
+from kopt.optimizers.optimizer import NonNegative, Positive, Slots, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 

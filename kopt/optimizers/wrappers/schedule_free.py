@@ -5,6 +5,7 @@ from typing import ClassVar
 from keras import ops
 
 from kopt.optimizers.engine.rule_checks import direction, settled
+from kopt.optimizers.engine.tensor_math import rectification
 from kopt.optimizers.optimizer import (
     Any,
     Fraction,
@@ -19,7 +20,6 @@ from kopt.optimizers.optimizer import (
     debias,
     ema,
     override,
-    rectification,
     with_decay,
 )
 from kopt.optimizers.wrappers.wrapper import Wrapper

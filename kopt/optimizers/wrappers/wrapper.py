@@ -9,7 +9,7 @@ from kopt.declare import Convert
 from kopt.declare.fields import as_code, plain
 from kopt.optimizers.engine.rule_checks import settled, stepped
 from kopt.optimizers.inner import inner
-from kopt.optimizers.optimizer import Any, LearningRate, Mapping, Optimizer, Slot, Slots, Step, Tensor, override
+from kopt.optimizers.optimizer import Any, Layout, LearningRate, Mapping, Optimizer, Slot, Slots, Step, Tensor, override
 
 
 class Wrapper(Optimizer, abstract=True):
@@ -60,6 +60,16 @@ class Wrapper(Optimizer, abstract=True):
     def bounded(self) -> bool:
         """Whether the rule within is; a wrapper whose own steps may grow says False."""
         return self.optimizer.bounded
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the rule within looks at the layers."""
+        return self.optimizer.by_layer
+
+    @override
+    def is_row_wise(self, layout: Layout) -> bool:
+        own = type(self).row_wise
+        return self.optimizer.is_row_wise(layout) if isinstance(own, property) else bool(own)
 
     @property
     @override

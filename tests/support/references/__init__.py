@@ -18,6 +18,13 @@ import numpy as np
 _MODULES = [importlib.import_module(f"references.{p.stem}") for p in pathlib.Path(__file__).parent.glob("[a-z]*.py")]
 RULES = {name: rule for module in _MODULES for name, rule in getattr(module, "RULES", {}).items()}
 JOINT = {name: rule for module in _MODULES for name, rule in getattr(module, "JOINT", {}).items()}
+MATRIX = {name for module in _MODULES for name in getattr(module, "MATRIX", ())}
+"""Rules whose products of matrices make rounding errors grow."""
+
+
+def allowed(name, usual, of_matrices=1e-4):
+    """Returns by how much a rule may differ from its reference, relative to the largest weight."""
+    return of_matrices if name in MATRIX else usual
 
 
 NOISE = 0.2

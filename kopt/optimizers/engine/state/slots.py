@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from kopt.optimizers.engine.state.layout import Layout
+
 Shape = tuple[int, ...]
 
 
@@ -12,18 +14,19 @@ class Slot:
 
     Attributes:
         init: initial value, or "weight" for a copy of the weight.
-        shape: maps the shape of the weight to that of the slot; `None` for the same shape. The slots of a row-wise
-            rule keep the first axis of the weight.
+        shape: maps the shape of the weight, a `Layout`, to that of the slot; `None` for the same shape. The slots of a
+            row-wise rule keep the first axis of the weight.
         exact: stored in the precision of the arithmetic whatever `state_dtype` says: for what is subtracted from a
             weight, as the point where training began.
         anchored: summed from the point that a slot of init "weight" remembers, and so begun anew with it.
     """
 
     init: float | str = 0.0
-    shape: Callable[[Shape], Shape] | None = None
+    shape: Callable[[Layout], Shape] | None = None
     exact: bool = False
     anchored: bool = False
 
     def shape_for(self, weight: Shape) -> Shape:
         """Returns the shape of this slot beside a weight of the given shape."""
-        return weight if self.shape is None else self.shape(weight)
+        layout = weight if isinstance(weight, Layout) else Layout(weight)
+        return tuple(layout) if self.shape is None else self.shape(layout)

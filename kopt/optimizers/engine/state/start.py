@@ -19,6 +19,7 @@ from kopt.optimizers.engine.held import Held, Starts
 from kopt.optimizers.engine.parameter import Parameter, is_short
 from kopt.optimizers.engine.setup import Setup
 from kopt.optimizers.engine.state.codecs import Codec
+from kopt.optimizers.engine.state.layout import Layout, layouts
 from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.tensor_math import Tensor
 
@@ -50,11 +51,13 @@ def parameters(optimizer: Any, variables: Sequence[Any], held: Held) -> tuple[Pa
     places = {i for i, v in enumerate(variables) if id(v) in excluded}
     held.undecayed = sorted(places | {*path_rules.find_places(f"{owner}.undecayed", optimizer.undecayed, paths)})
     keys = [optimizer.key_of(path) for path in paths]
+    seen = layouts(variables, paths) if any(rule.by_layer for rule in rules.values()) else None
     return tuple(
         Parameter(
             v,
             path,
             label,
+            Layout(v.shape, path) if seen is None else seen[i],
             work_dtype(v),
             i,
             key,
@@ -131,7 +134,7 @@ def _add_beside(optimizer: Any, p: Parameter) -> Starts:
 
     for name, slot in p.rule.slots.items():
         storage = p.storage(name)
-        stored = storage.parts(slot.shape_for(shape), p.dtype)
+        stored = storage.parts(slot.shape_for(p.layout), p.dtype)
         initial = {part: _initial(storage, slot, part, p) for part in stored}
         p.slots[name] = {part: add(f"{name}_{part}", *of, initial[part]) for part, of in stored.items()}
         starts += [(variable, initial[part]) for part, variable in p.slots[name].items()]
@@ -189,7 +192,7 @@ def _initial(storage: Codec, slot: Slot, part: str, p: Parameter) -> Callable[..
         if slot.init == "weight":
             x = ops.copy(ops.cast(p.variable, p.dtype))  # a cast may pass the buffer of the weight on
             return storage.encode(x, ops.zeros_like)[part]
-        row = [1, *slot.shape_for(tuple(p.variable.shape))[1:]] if shape else []
+        row = [1, *slot.shape_for(p.layout)[1:]] if shape else []
         encoded = storage.encode(ops.full(row, slot.init, p.dtype), ops.zeros_like)[part]
         return ops.copy(ops.broadcast_to(encoded, shape))  # all rows are equal, each in its own memory
 

@@ -1,0 +1,143 @@
+"""How a layer uses the axes of a weight: which sum over its inputs, and which number its outputs."""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from kopt.optimizers.engine.tensor_math import Tensor
+
+Axes = tuple[int, ...]
+VECTORS = ("bias", "gamma", "beta", "alpha")
+"""Names of weights that scale or move each number of a layer, whatever their shape."""
+
+
+class Layout(tuple[int, ...]):
+    """The shape of a weight, and what its axes are for.
+
+    Attributes:
+        inputs: axes that the layer sums over: their product is the fan-in. None if the weight is no matrix.
+        outputs: axes of what it computes: their product is the fan-out.
+        stacks: axes that number matrices of their own, as one an expert.
+        is_table: whether the weight is a table of which a layer reads rows.
+        is_last: whether it is the last matrix of a model, from which the predictions come.
+        path: of the weight.
+    """
+
+    inputs: Axes = ()
+    outputs: Axes = ()
+    stacks: Axes = ()
+    is_table: bool = False
+    is_last: bool = False
+    path: str = ""
+
+    def __new__(cls, shape: Iterable[int], path: str = "") -> Self:
+        """Makes the layout of a weight of which nothing but its name is known: the last axis is that of the outputs."""
+        made = super().__new__(cls, shape)
+        name = path.rpartition("/")[2]
+        made.path, made.is_table = path, len(made) == 2 and "embedding" in path.lower()
+        if len(made) > 1 and not made.is_table and name != "bias":
+            made.inputs, made.outputs = tuple(range(len(made) - 1)), (len(made) - 1,)
+        return made
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the weight maps several inputs to several outputs."""
+        return self.fan_in > 1 and self.fan_out > 1 and not self.is_table
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of each output; 1 of a weight that is no matrix."""
+        return math.prod(self[i] for i in self.inputs)
+
+    @property
+    def fan_out(self) -> int:
+        """Outputs; 1 of a weight that is no matrix."""
+        return math.prod(self[i] for i in self.outputs)
+
+    @property
+    def matrices(self) -> tuple[int, ...]:
+        """Shape of the weight as [fan_in, fan_out], with the number of stacked matrices in front if there are any."""
+        stacked = (math.prod(self[i] for i in self.stacks),) if self.stacks else ()
+        return (*stacked, self.fan_in, self.fan_out)
+
+    def as_matrices(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of the weight in the shape of `matrices`."""
+        return ops.reshape(ops.transpose(x, self._order), self.matrices)
+
+    def from_matrices(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `matrices` in that of the weight."""
+        back = sorted(range(len(self)), key=self._order.__getitem__)
+        return ops.transpose(ops.reshape(x, [self[i] for i in self._order]), back)
+
+    @property
+    def _order(self) -> Axes:
+        return (*self.stacks, *self.inputs, *self.outputs)
+
+
+def layouts(variables: Sequence[Any], paths: Sequence[str]) -> list[Layout]:
+    """Returns the layouts of weights, from the layers that hold them where a caller of `build` has these at hand."""
+    found, owners = [], _owners(variables)
+    for variable, path in zip(variables, paths, strict=True):
+        layout, layer = Layout(variable.shape, path), owners.get(id(variable))
+        if layer is not None and len(layout) > 1:
+            _read(layout, layer)
+        found.append(layout)
+    known = [layout for v, layout in zip(variables, found, strict=True) if id(v) in owners]
+    matrices = [layout for layout in known if layout.is_matrix or layout.outputs]
+    if len(matrices) > 1:
+        matrices[-1].is_last = True
+    return found
+
+
+def _read(layout: Layout, layer: Any) -> None:
+    """Sets the axes of a weight as its layer uses them."""
+    name, every = layout.path.rpartition("/")[2], tuple(range(len(layout)))
+    layout.is_table = "embedding" in type(layer).__name__.lower()
+    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    transposed = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+    layout.inputs, layout.outputs = every[:-1], every[-1:]
+    if layout.is_table or name in VECTORS or "depthwise" in name or isinstance(layer, depthwise):
+        layout.inputs = layout.outputs = ()
+    elif isinstance(layer, transposed):
+        layout.inputs, layout.outputs = every[-1:], every[:-1]
+    elif isinstance(layer, keras.layers.EinsumDense) and name == "kernel":
+        given, _, rest = layer.equation.replace(" ", "").partition(",")
+        kernel, _, result = rest.partition("->")
+        roles = [(letter in given, letter in result) for letter in kernel]
+        layout.inputs, layout.outputs, layout.stacks = (
+            tuple(i for i, role in enumerate(roles) if role == wanted)
+            for wanted in ((True, False), (False, True), (True, True))
+        )
+
+
+def _owners(variables: Sequence[Any]) -> dict[int, Any]:
+    """Returns the layers of weights, by the identity of the weight.
+
+    A weight does not tell of what layer it is; but who builds an optimizer, `fit` or a loop, has the model at hand.
+    """
+    wanted, owners, seen = {id(v) for v in variables}, dict[int, Any](), set[int]()
+    frame: Any = sys._getframe()
+    while frame is not None and not wanted <= owners.keys():
+        for names in (frame.f_locals, frame.f_globals):
+            if id(names) in seen:
+                continue
+            seen.add(id(names))
+            for thing in list(names.values()):
+                # Not `isinstance`: it asks objects for their class, at which some import a package.
+                if issubclass(type(thing), keras.Layer) and id(thing) not in seen:
+                    seen.add(id(thing))
+                    owners |= _inside(thing, wanted - owners.keys())
+        frame = frame.f_back
+    return owners
+
+
+def _inside(layer: Any, wanted: set[int]) -> dict[int, Any]:
+    """Returns which layer in a model holds each weight."""
+    found = dict[int, Any]()
+    for each in layer._flatten_layers():  # from the outside in: the innermost holder counts
+        found |= {id(v): each for v in each.trainable_variables if id(v) in wanted}
+    return found

@@ -1,0 +1,112 @@
+"""The base of the rules for matrices, which leave the other weights to AdamW."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import keras
+from keras import ops
+
+from kopt.declare import Convert, path_rules
+from kopt.declare.patterns import check_pattern, is_found
+from kopt.optimizers.engine.state.layout import layouts
+from kopt.optimizers.engine.state.start import path_of
+from kopt.optimizers.optimizer import (
+    Any,
+    Fraction,
+    Layout,
+    Optimizer,
+    Positive,
+    Slot,
+    Slots,
+    Step,
+    Tensor,
+    debias,
+    ema,
+    override,
+)
+
+
+def _patterns(value: Any) -> tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else (check_pattern(value),)
+    try:
+        return tuple(map(check_pattern, value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"None or regular expressions, as in ['lm_head/kernel$'] ({error})") from None
+
+
+class ByMatrix(Optimizer, abstract=True):
+    r"""Base of the rules for matrices: the kernel of a layer as [fan-in, fan-out], whatever its axes.
+
+    The kernel of a convolution has its fan-in on all axes but the last; that of an einsum, as in attention, where the
+    layer sums: on the first axis of queries, keys and values, on the first two of the kernel that follows. Which layer
+    a weight belongs to is read from the model whose `fit` builds the optimizer, or that the loop around has at hand.
+    Biases, gains, embeddings and the last matrix, which makes the predictions, are moved by AdamW; without a model at
+    hand the last matrix is one like the others, and kernels have their fan-in on all axes but the last.
+
+    Args:
+        others: regular expressions, searched in the paths of weights: which matrices AdamW moves. None: the last one of
+            the model. Tables and vectors it always moves.
+        adam_rate: > 0, factor of η for the direction of AdamW.
+        beta_1: in [0, 1), memory of the gradient in AdamW.
+        beta_2: in [0, 1), memory of its square there.
+        epsilon: > 0, beside the root there.
+
+    Raises:
+        ValueError: a pattern of `others` is found in no weight.
+    """
+
+    others: Annotated[Any, Convert(_patterns)] = None
+    adam_rate: Positive = 1.0
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    epsilon: Positive = 1e-8
+    row_wise = False
+    by_layer = True
+
+    @property
+    @override
+    def slots(self) -> dict[str, Slot]:
+        return {"m": Slot(), "v": Slot(shape=lambda layout: () if self.takes(layout) else tuple(layout))}
+
+    def takes(self, layout: Layout) -> bool:
+        """Returns whether this rule moves the weight, and not AdamW."""
+        if not layout.is_matrix or self.others is None:
+            return layout.is_matrix and not layout.is_last
+        return not any(is_found(pattern, layout.path) for pattern in self.others)
+
+    @override
+    def is_row_wise(self, layout: Layout) -> bool:
+        return not self.takes(layout)
+
+    @override
+    def build(self, variables: Sequence[Any]) -> None:
+        pairs = [(pattern, 1.0) for pattern in self.others or ()]
+        path_rules.resolve(f"{type(self).__name__}.others", pairs, [path_of(v) for v in variables])
+        super().build(variables)
+
+    def destinations(self, model: keras.Model) -> dict[str, str]:
+        """Returns by the path of each trainable weight what moves it: this rule, with the matrix it sees, or AdamW."""
+        variables = model.trainable_variables
+        seen = layouts(variables, [path_of(v) for v in variables])
+        return {layout.path: self._told(layout) for layout in seen}
+
+    def _told(self, layout: Layout) -> str:
+        by = " × ".join(map(str, layout.matrices))
+        return f"{type(self).__name__} on {by}" if self.takes(layout) else "AdamW"
+
+    def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
+        """Returns the direction and the slots, as `rule` does, of [fan_in, fan_out] or a stack of such."""
+        raise NotImplementedError
+
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        layout = s.layout
+        if not self.takes(layout):
+            m, v = ema(s.m, g, self.beta_1), ema(s.v, ops.square(g), self.beta_2)
+            root = ops.sqrt(v / debias(self.beta_2, t)) + self.epsilon
+            kept = {name: getattr(s, name) for name in self.slots}
+            return self.adam_rate * m / debias(self.beta_1, t) / root, {**kept, "m": m, "v": v}
+        seen = Slots(**{**vars(s), "m": layout.as_matrices(s.m)})
+        u, new = self.matrix_rule(layout.as_matrices(g), seen, t)
+        return layout.from_matrices(u), {"v": s.v, **new, "m": layout.from_matrices(new["m"])}
