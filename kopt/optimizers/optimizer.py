@@ -24,25 +24,19 @@ from kopt.optimizers.engine.state.layout import Layout
 from kopt.optimizers.engine.state.slots import Slot
 from kopt.optimizers.engine.state.state_file import Expected, StateFile
 from kopt.optimizers.engine.statistics import leave_averages, pay_averages, statistics
-from kopt.optimizers.engine.tensor_math import (
-    Tensor,
-    cube_root,
-    debias,
-    dot,
-    ema,
-    mean,
-    soft,
-    sum_of_squares,
-    total,
-    with_decay,
-)
 
 # fmt: off
+# isort: off
+from kopt.optimizers.engine.tensor_math import (
+    Tensor, cube_root, debias, dot, ema, mean, soft, sum_of_squares, total, with_decay,
+)
+
 __all__ = [
     "Any", "Count", "Fraction", "Layout", "LearningRate", "Literal", "Mapping", "NonNegative", "OpenFraction",
     "Optimizer", "Positive", "Share", "Slot", "Slots", "Step", "Tensor", "cube_root", "debias", "dot",
     "ema", "mean", "override", "soft", "sum_of_squares", "total", "with_decay",
 ]
+# isort: on
 # fmt: on
 
 Slots = SimpleNamespace  # what a rule sees beside gradient and weight: slots, shared values, learning_rate ...
