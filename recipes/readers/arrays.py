@@ -2,6 +2,7 @@
 
 import math
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -13,17 +14,19 @@ import numpy as np
 
 from ..run.batches import Array
 from ..run.errors import DataError
-from .files import open_bytes
+from .files import open_bytes, read_at_most
 
-LARGEST = 2**31
+LARGEST = 2**30
 """Bytes of the largest array that is read."""
+DEFLATED = 1032
+"""How many bytes one byte of a ZIP archive can stand for at most."""
 PIXELS = 2**26
 """Pixels of the largest image that is read."""
 IMAGES = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 """Formats of images; some others that Pillow knows start programs."""
 NOT_READABLE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, RuntimeError, OverflowError),
-    *(MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
 """What zipfile and NumPy raise for files that are damaged or made to do damage."""
 
@@ -57,8 +60,11 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[Array]:
             arrays = []
             for key in keys:
                 part = archive.getinfo(f"{key}.npy")
+                if part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"compression {part.compress_type}")
                 with archive.open(part) as file:
-                    arrays.append(_read_array(f"{path}: {key}", file, part.file_size))
+                    size = min(part.file_size, DEFLATED * part.compress_size)
+                    arrays.append(_read_array(f"{path}: {key}", file, size))
             return arrays
     except NOT_READABLE as error:
         raise DataError(
@@ -95,10 +101,10 @@ def _read_array(name: str, file: IO[bytes], size: int) -> Array:
         raise DataError(f"{name}: an array of {wanted:,} bytes; expected at most {LARGEST:,}.")
     if wanted > size:
         raise DataError(f"{name}: {size:,} bytes do not hold an array of shape {shape}. Get the file again.")
-    content = file.read(wanted)
-    if len(content) < wanted:
+    content = bytearray(wanted)  # its array can be written to
+    if file.readinto(content) < wanted:  # type: ignore[attr-defined]
         raise EOFError
-    return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C").copy()
+    return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
 
 
 def read_idx(path: Path) -> Array:
@@ -118,7 +124,7 @@ def read_idx(path: Path) -> Array:
             wanted = math.prod(shape)
             if wanted > LARGEST:
                 raise DataError(f"{path}: an array of {wanted:,} bytes; expected at most {LARGEST:,}.")
-            content = file.read(wanted + 1)
+            content = read_at_most(file, wanted + 1)
     except NOT_READABLE as error:
         raise DataError(f"{path}: {_reason(error, 'not a readable file')}. Check the path or get it again.") from error
     if not 1 <= start[3] <= 3 or len(shape) < start[3] or len(content) != wanted:

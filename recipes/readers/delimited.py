@@ -14,8 +14,8 @@ from .records import Record, Tokens, list_names
 
 LONGEST_ROW = 2**20
 """Characters of the longest row that is read, and after which a quote counts as never closed."""
-READ_AGAIN = 2**28
-"""Characters after broken quotes that are read again before the file is given up."""
+READ_AGAIN = 2**26
+"""Characters after broken quotes that are read again before the file is given up, beside four times what was read."""
 SAMPLE = 20
 """Rows that show what is between cells."""
 MOST_COLUMNS = 10_000
@@ -127,14 +127,16 @@ def _split_quoted(
     """
     begun: list[str] = []
     again = collections.deque[str]()
-    size = repeated = 0
+    size = repeated = read = 0
 
     def feed() -> Iterator[str]:
-        nonlocal size
+        nonlocal size, read
         while True:
+            new = not again
             line = again.popleft() if again else next(lines, None)
             if line is None:
                 return
+            read += len(line) if new else 0
             begun.append(line)
             size += len(line)
             if size > LONGEST_ROW:
@@ -160,7 +162,7 @@ def _split_quoted(
             else:
                 yield number, f"broken quotes or cells ({reason})"
             repeated += size
-            if repeated > READ_AGAIN:
+            if repeated > READ_AGAIN + 4 * read:
                 raise DataError(f"{path.name}: too many rows with broken quotes, up to line {number}.") from error
             again.extendleft(reversed(begun[1:]))
             begun.clear()

@@ -108,6 +108,15 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
         yield file
 
 
+def read_at_most(file: IO[bytes], count: int) -> bytes:
+    """Returns what is left of a file, or as many bytes of it; takes no memory for bytes that are not there."""
+    parts = []
+    while count and (part := file.read(min(count, 2**20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
 def check_encoding(name: str | None) -> None:
     """Checks the name of an encoding.
 
@@ -164,7 +173,7 @@ def read_json(path: Path) -> Any:
         DataError: it is missing, too large, or not valid JSON.
     """
     with open_bytes(path) as file, explain_errors(path):
-        content = file.read(LARGEST_JSON + 1)
+        content = read_at_most(file, LARGEST_JSON + 1)
     if len(content) > LARGEST_JSON:
         raise DataError(f"{path}: more than {LARGEST_JSON:,} bytes.")
     try:

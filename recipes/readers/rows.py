@@ -38,11 +38,10 @@ def read_rows(path: Path, form: Format | None = None) -> Iterator[tuple[int, Rec
 
 
 class _Wanted:
-    """Columns that some row of a file must have."""
+    """Columns that some row must have."""
 
-    def __init__(self, path: Path, advice: Mapping[str, str]) -> None:
-        self._source, self._advice = path.name, advice
-        self._same = plain_suffix(path) not in JSON
+    def __init__(self, source: str, advice: Mapping[str, str], same: bool) -> None:
+        self._source, self._advice, self._same = source, advice, same
         self._names: dict[str, None] = {}
         self.lacking = list(advice)
 
@@ -79,8 +78,8 @@ def good_rows(
     advice: Mapping[str, str],
     on_bad_row: OnBadRow,
     form: Format | None = None,
-) -> Iterator[Row]:
-    """Yields what `convert` makes of the good rows.
+) -> Iterator[tuple[int, Row]]:
+    """Yields the number of each good row of a file, and what `convert` makes of it.
 
     Args:
         path: of the file.
@@ -88,9 +87,38 @@ def good_rows(
         advice: the columns that there must be, and what to do where one is missing.
         on_bad_row: what to do about the other rows.
         form: how the file is written; `None` says nothing about it.
+
+    Raises:
+        DataError: as `read_rows`; a column is missing, a row is bad, or none is good.
     """
-    rows, wanted = read_rows(path, form), _Wanted(path, advice)
-    bad = BadRows(path.name, unit_of(path), on_bad_row)
+    rows, same = read_rows(path, form), plain_suffix(path) not in JSON
+    return sort_out(rows, convert, advice, on_bad_row, path.name, unit_of(path), same)
+
+
+def sort_out(
+    rows: Iterator[tuple[int, Record]],
+    convert: Callable[[Mapping[str, Any]], Row],
+    advice: Mapping[str, str],
+    on_bad_row: OnBadRow,
+    source: str,
+    unit: str,
+    same: bool = True,
+) -> Iterator[tuple[int, Row]]:
+    """Yields the number of each good one of some rows, and what `convert` makes of it.
+
+    Args:
+        rows: number and record of each.
+        convert: raises FlawError for a row that cannot be used.
+        advice: the columns that there must be, and what to do where one is missing.
+        on_bad_row: what to do about the other rows.
+        source: what messages begin with.
+        unit: what the numbers count.
+        same: whether all rows have the same columns.
+
+    Raises:
+        DataError: a column is missing, a row is bad, or none is good.
+    """
+    wanted, bad = _Wanted(source, advice, same), BadRows(source, unit, on_bad_row)
     count = good = 0
     for place, record in rows:
         count += 1
@@ -106,8 +134,8 @@ def good_rows(
             bad.add(place, flaw.reason, flaw.detail)
         else:
             good += 1
-            yield row
+            yield place, row
     wanted.check()
     bad.report(count)
     if not good:
-        raise DataError(f"{path.name}: no {'usable row' if count else 'rows'}.")
+        raise DataError(f"{source}: no {'usable row' if count else 'rows'}.")

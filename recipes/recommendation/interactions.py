@@ -147,7 +147,7 @@ def read_interactions(
     flags = {name: f"Set it with --{part}-column." for part, name in columns._asdict().items() if name is not None}
     user, item, label, time = array.array("i"), array.array("i"), array.array("f"), array.array("d")
     # Only rows that are good in every part give numbers, so that each id has an interaction.
-    for user_key, item_key, value, moment in good_rows(path, convert, flags, on_bad_row, form):
+    for _, (user_key, item_key, value, moment) in good_rows(path, convert, flags, on_bad_row, form):
         user.append(known_users.number(user_key))
         item.append(known_items.number(item_key))
         if columns.label is not None:
@@ -222,7 +222,7 @@ def _read_time(value: Any, name: str, pattern: str | None) -> float:
     if pattern is not None and not _is_empty(value):
         try:
             return _seconds(datetime.datetime.strptime(str(value).strip(), pattern))
-        except (ValueError, OverflowError):
+        except ValueError:
             raise FlawError(f"{name!r} is not as in --time-format", f" but {reprlib.repr(value)}") from None
     number = _read_number(value)
     if number is not None:
@@ -232,7 +232,7 @@ def _read_time(value: Any, name: str, pattern: str | None) -> float:
     try:
         # Parquet has times and days of its own, which write themselves as ISO 8601.
         return _seconds(datetime.datetime.fromisoformat(str(value).strip()))
-    except (ValueError, OverflowError):
+    except ValueError:
         hint = " (set --time-format, such as %d/%m/%Y)" if isinstance(value, str) else ""
         raise FlawError(
             f"{name!r} is neither a finite number nor an ISO 8601 time", f" but {reprlib.repr(value)}{hint}"

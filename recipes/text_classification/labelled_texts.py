@@ -4,15 +4,15 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..readers import network
 from ..readers.files import read_lines
 from ..readers.formats import SUFFIXES, Format, plain_suffix, unit_of
-from ..readers.records import BadRows, FlawError, OnBadRow, Record, check_text, missing_column
-from ..readers.rows import read_rows
+from ..readers.records import FlawError, OnBadRow, Record, check_text
+from ..readers.rows import good_rows, sort_out
 from ..run.errors import DataError, UsageError
 
 LONGEST_LABEL = 1000
@@ -60,7 +60,8 @@ def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format 
     Raises:
         DataError: the file is missing, of another kind, lacks a column, holds a bad row or no good one.
     """
-    return collect(read_rows(path, form), columns, path.name, unit_of(path), on_bad_row)
+    rows = good_rows(path, _converter(columns), _advice(columns), on_bad_row, form)
+    return _collect(rows, columns, path.name, unit_of(path))
 
 
 def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format | None = None) -> Texts:
@@ -75,58 +76,40 @@ def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format 
         raise DataError(f"{path}: pairs of texts need a table, a file that ends in {', '.join(SUFFIXES)}.")
     lines = enumerate(read_lines(path, None if form is None else form.encoding), 1)
     rows: Iterator[tuple[int, Record]] = ((i, {columns.text: line}) for i, line in lines if line.strip())
-    return collect(rows, columns, path.name, "line", on_bad_row)
-
-
-def collect(
-    rows: Iterable[tuple[int, Record]], columns: Columns, source: str, unit: str, on_bad_row: OnBadRow
-) -> Texts:
-    """Returns the texts in those of the rows that can be used.
-
-    Args:
-        rows: place and record of each.
-        columns: which cells to take.
-        source: what messages begin with.
-        unit: of the places.
-        on_bad_row: what to do about the others.
-
-    Raises:
-        DataError: a column is missing, a row is bad, or none is good.
-    """
-    names: dict[str, None] = {}
-    good: list[tuple[str, str | None, str | None]] = []
-    places, flaws = list[int](), list[tuple[int, str, str]]()
-    for place, record in rows:
-        if not isinstance(record, str):
-            names |= dict.fromkeys(record)
-        try:
-            good.append(_read_example(record, columns))
-            places.append(place)
-        except FlawError as flaw:
-            flaws.append((place, flaw.reason, flaw.detail))
-    if names:
-        for flag, name in (("text", columns.text), ("text-pair", columns.pair), ("label", columns.label)):
-            if name is not None and name not in names:
-                raise missing_column(source, name, names, f"Set it with --{flag}-column.")
-    bad = BadRows(source, unit, on_bad_row)
-    for place, reason, detail in flaws:
-        bad.add(place, reason, detail)
-    bad.report(len(good) + len(flaws))
-    if not good:
-        raise DataError(f"{source}: no {'usable row' if flaws else 'rows'}.")
-    texts, pairs, labels = ([cell or "" for cell in column] for column in zip(*good, strict=True))
-    return Texts(
-        texts, None if columns.pair is None else pairs, None if columns.label is None else labels, places, source, unit
+    return _collect(
+        sort_out(rows, _converter(columns), _advice(columns), on_bad_row, path.name, "line"), columns, path.name, "line"
     )
 
 
-def _read_example(record: Record, columns: Columns) -> tuple[str, str | None, str | None]:
-    """Returns text, pair and label, or raises FlawError with what is wrong."""
-    if isinstance(record, str):
-        raise FlawError(record)
-    text = _read_text(record, columns.text)
-    pair = None if columns.pair is None else _read_text(record, columns.pair)
-    return text, pair, None if columns.label is None else _read_label(record, columns.label)
+Example = tuple[str, str | None, str | None]
+"""Text, pair and label."""
+
+
+def _advice(columns: Columns) -> dict[str, str]:
+    flags = {columns.text: "text", columns.pair: "text-pair", columns.label: "label"}
+    return {name: f"Set it with --{flag}-column." for name, flag in flags.items() if name is not None}
+
+
+def _collect(rows: Iterable[tuple[int, Example]], columns: Columns, source: str, unit: str) -> Texts:
+    places, texts, pairs, labels = list[int](), list[str](), list[str](), list[str]()
+    for place, (text, pair, label) in rows:
+        places.append(place)
+        texts.append(text)
+        pairs.append(pair or "")
+        labels.append(label or "")
+    pair_or_none, label_or_none = None if columns.pair is None else pairs, None if columns.label is None else labels
+    return Texts(texts, pair_or_none, label_or_none, places, source, unit)
+
+
+def _converter(columns: Columns) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns a function of a record that gives text, pair and label, or raises FlawError with what is wrong."""
+
+    def convert(record: Mapping[str, Any]) -> Example:
+        text = _read_text(record, columns.text)
+        pair = None if columns.pair is None else _read_text(record, columns.pair)
+        return text, pair, None if columns.label is None else _read_label(record, columns.label)
+
+    return convert
 
 
 def _read_text(record: Mapping[str, Any], name: str) -> str:
@@ -182,13 +165,15 @@ def read_dataset(name: str, columns: Columns, on_bad_row: OnBadRow) -> dict[str,
         if part is None:
             continue
         feature = part.features.get(columns.label)
-        rows: list[tuple[int, Record]] = [(i + 1, dict(record)) for i, record in enumerate(part)]
+        rows: Iterable[tuple[int, Record]] = ((i + 1, dict(record)) for i, record in enumerate(part))
         if hasattr(feature, "int2str"):
-            if all(record[columns.label] == -1 for _, record in rows):  # type: ignore[index]
+            if all(record[columns.label] == -1 for record in part):
                 print(f"data: {name}: the split {split} has no labels and is left out.", file=sys.stderr)
                 continue
-            rows = [(i, _name_label(record, columns.label, feature)) for i, record in rows]
-        splits[split] = collect(rows, columns, f"{name} {split}", "row", on_bad_row)
+            rows = ((i, _name_label(record, columns.label, feature)) for i, record in rows)
+        place = f"{name} {split}"
+        good = sort_out(iter(rows), _converter(columns), _advice(columns), on_bad_row, place, "row")
+        splits[split] = _collect(good, columns, place, "row")
     if "train" not in splits:
         raise DataError(f"--dataset {name}: no split called train (it has {', '.join(found)}).")
     return splits
