@@ -22,7 +22,7 @@ from .run import plots
 from .run.batches import batches, hold_out, one_hot, shift_and_rotate
 from .run.command_line import run_command
 from .run.errors import DataError, UsageError
-from .run.facts import table
+from .run.facts import rows_of_card, table
 from .run.fit import Run
 from .run.flags import Count, Fraction, RunFlags
 from .run.folder import load_model
@@ -108,8 +108,8 @@ def build(name: str, dropout: float) -> Any:
     return keras.Sequential([keras.Input((SIDE, SIDE)), layers.Rescaling(1 / 255), *body, logits], name=name)
 
 
-def train(flags: Train, arguments: Sequence[str]) -> int:
-    """Trains and saves a model; returns the exit code."""
+def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
+    """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     with Run("mnist", flags, arguments) as run:
         return train_in(run, flags)
 
@@ -163,7 +163,7 @@ def draw(run: Run, x: Any, y: Any, scores: Scores) -> None:
     title = f"{scores.accuracy:.2%} of {len(y):,} test images"
     plots.plot_confusion(pictures["confusion"], scores.confusion, NAMES, title)
     plots.plot_errors(pictures["errors"], x, y, scores.probabilities, NAMES, "Worst test errors")
-    plots.log_images(run.logs / "validation", pictures, step=len(run.outcome.history))
+    run.tracking.images(pictures)
 
 
 def card(run: Run, metrics: dict[str, Any]) -> str:
@@ -171,12 +171,10 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
     result = {
         "Test accuracy": f"{metrics['test_accuracy']:.4f}",
         "Test loss": f"{metrics['test_loss']:.4f}",
-        "Epochs": f"{metrics['epochs']}{', interrupted' if metrics['interrupted'] else ''}",
-        "Seconds of training": metrics["train_seconds"],
         "Parameters": f"{metrics['parameters']:,}",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} images",
         "Test data": f"{metrics['data']}, {metrics['test_examples']:,} images",
-        "Versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+        **rows_of_card(metrics),
     }
     return f"""# Handwritten digits: {metrics["model"]} trained with {metrics["optimizer"]}
 

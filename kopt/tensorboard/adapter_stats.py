@@ -10,7 +10,8 @@ from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.peft.host import AdapterLayer, as_float32
 from kopt.peft.model import adapter_layers
-from kopt.tensorboard.event_file import as_folder, check_tensorboard, open_writer, write_scalars
+from kopt.tensorboard.event_file import EventFile, as_folder, check_tensorboard
+from kopt.tensorboard.points import Log, period
 from kopt.training.keras_internals import count_batches, innermost
 
 
@@ -26,8 +27,9 @@ class AdapterStats(Configurable, KerasCallback):
       a head, count as weights that it changes. Methods without an effective weight, as prompts, have norms alone.
 
     Args:
-        log_dir: folder of the run; another one than that of `OptimizerStats`, as TensorBoard follows one file a folder.
-        every: ≥ 1, updates from one point to the next.
+        log_dir: folder of the run, which may be that of `OptimizerStats`; with None, `log` alone is called.
+        every: ≥ 1, updates from one point to the next; None makes about 100 points, as in `OptimizerStats`.
+        log: function of the values by name and the step, called with each point.
 
     Raises:
         ImportError: tensorboard is missing, broken or too old.
@@ -35,10 +37,12 @@ class AdapterStats(Configurable, KerasCallback):
     """
 
     log_dir: Annotated[Any, Convert(as_folder)] = dataclasses.field(kw_only=False)
-    every: Count = dataclasses.field(default=100, kw_only=False)
+    every: Count | None = dataclasses.field(default=None, kw_only=False)
+    log: Log | None = None
 
     def __post_init__(self) -> None:
-        check_tensorboard("AdapterStats")
+        if self.log_dir is not None:
+            check_tensorboard("AdapterStats")
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file and writes how training starts."""
@@ -49,7 +53,7 @@ class AdapterStats(Configurable, KerasCallback):
         if optimizer is None:
             raise ValueError(f"AdapterStats needs a model compiled with an optimizer. Received: {self.model!r}")
         self._stride = optimizer.gradient_accumulation_steps or 1
-        self._writer, self._step = open_writer(self.log_dir), -1
+        self._file, self._step = EventFile(self.log_dir), -1
         self._point()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -60,7 +64,8 @@ class AdapterStats(Configurable, KerasCallback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Looks at the batches before, if a point is due."""
-        if (self._offset + batch) // self._stride >= (self._step // self.every + 1) * self.every:
+        every = self.every or period(self.params, self._stride, self._step)
+        if (self._offset + batch) // self._stride >= (self._step // every + 1) * every:
             self._point()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -70,7 +75,7 @@ class AdapterStats(Configurable, KerasCallback):
     def on_train_end(self, logs: Any = None) -> None:
         """Closes the file."""
         self._point()
-        self._writer.close()
+        self._file.close()
 
     def _batches(self) -> int:
         return int(ops.convert_to_numpy(count_batches(innermost(self.model))))
@@ -88,7 +93,9 @@ class AdapterStats(Configurable, KerasCallback):
                 values |= _norms(f"layer/{layer.host().path}/{name}_", squares)
         for name, squares in sums.items():
             values |= _norms(f"adapter/{name}/", squares)
-        write_scalars(self._writer, values, step)
+        self._file.scalars(values, step)
+        if self.log is not None:
+            self.log(values, step)
 
 
 def _norms(prefix: str, squares: np.ndarray[Any, Any]) -> dict[str, float]:

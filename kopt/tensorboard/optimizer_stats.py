@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,18 +12,18 @@ from keras import ops
 from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.optimizers import Optimizer
+from kopt.optimizers.engine.statistics import reached
 from kopt.optimizers.engine.tensor_math import Tensor, sum_of_squares
 from kopt.tensorboard.event_file import (
+    EventFile,
     as_folder,
     check_tensorboard,
     layout_of_scalars,
-    open_writer,
     part,
-    session_end,
     table,
-    write,
-    write_scalars,
+    write_hparams,
 )
+from kopt.tensorboard.points import Log, period
 from kopt.training.keras_internals import copied, count_batches, innermost
 
 SAMPLE = 2**14
@@ -37,6 +37,8 @@ class OptimizerStats(Configurable, KerasCallback):
     The step axis counts updates (`optimizer.iterations`), not batches, and goes on where a resumed run left off. There
     is a point after every `every`-th update and after the last one. Of any Keras optimizer:
 
+    - `Loss/train`, the mean over the batches since the last point; TensorBoard shows capital letters first. Where
+      `on_nonfinite` skips updates, it is left out between a loss that is not finite and the end of the epoch;
     - `optimizer/learning_rate`, of the next update; `optimizer/loss_scale` under a `LossScaleOptimizer`;
     - `optimizer/param_norm`, `/update_norm`, `/update_to_param`: ‖w‖ of all trainable weights together, ‖Δw‖ of their
       change, and the ratio of ‖Δw‖ to ‖w‖ before it. With `steps_per_execution`, Δw is that of the whole execution;
@@ -48,18 +50,22 @@ class OptimizerStats(Configurable, KerasCallback):
     - `optimizer/grad_norm`, of all gradients together, before clipping (not of a new optimizer's first batch);
     - `optimizer/clip_fraction`, the share of the updates since the last point that were clipped, if a clipping is set;
     - `optimizer/nonfinite_steps`, the number of skipped updates, if `on_nonfinite` looks for them;
-    - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction;
+    - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction, of the elements
+      that have had a gradient other than zero. Rows of an embedding that no batch has read have no rate yet;
     - what the rule measures, as `<rule>/<name>`, averaged over all elements: `adabound/lower_bound` and so on.
 
-    Text shows the optimizer's arguments and the weights, Custom Scalars the effective rates as bands. HParams shows
-    `hparams` and what `finish` is given; these lie in a run of their own, `hparams` below `log_dir`, because that page
-    takes every scalar of a run with hyperparameters for a metric.
+    Text shows the optimizer's arguments and the weights, Custom Scalars the effective rates as bands, HParams `hparams`
+    and what `finish` is given.
 
     Args:
-        log_dir: folder of the run.
-        every: ≥ 1, updates from one point to the next.
+        log_dir: folder of the run, which other callbacks may share; with None, `log` alone is called.
+        every: ≥ 1, updates from one point to the next. None makes about 100 points in all epochs of `fit`; if their
+            length is not known, one at each of the first 200 updates, and about 100 whenever their number doubles.
         hparams: flags of the run. Those that are None are left out; what is no bool, number or string becomes a string.
         text: Markdown for the Text page, by title.
+        run_name: what HParams calls the run; None takes `log_dir`. Runs of one name are shown as one.
+        log: function of the values by name and the step, called with each point, as those of other trackers are:
+            `lambda values, step: wandb.log(values, step=step)`.
 
     Raises:
         ImportError: tensorboard is missing, broken or too old.
@@ -67,25 +73,49 @@ class OptimizerStats(Configurable, KerasCallback):
     """
 
     log_dir: Annotated[Any, Convert(as_folder)] = dataclasses.field(kw_only=False)
-    every: Count = dataclasses.field(default=100, kw_only=False)
+    every: Count | None = dataclasses.field(default=None, kw_only=False)
     hparams: Mapping[str, Any] | None = None
     text: Mapping[str, str] | None = None
+    run_name: str | None = None
+    log: Log | None = None
 
     def __post_init__(self) -> None:
-        check_tensorboard("OptimizerStats")
+        if self.log_dir is not None:
+            check_tensorboard("OptimizerStats")
         self.hparams = None if self.hparams is None else _flags(self.hparams)
-        self._described = self._laid_out = self._armed = self._watched = False
+        self._described = self._laid_out = self._armed = self._watched = self._tracked = False
         self._before: list[Tensor] | None = None
         self._clock: tuple[float, float, int] | None = None
-        self._step = 0
+        self._loss, self._read_so_far = (
+            np.zeros(2),
+            np.zeros(2),
+        )  # sums of losses and of weights: since the last point, read
+        self._step, self._began = 0, time.time()
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
-        """Writes the final metrics for the HParams page and marks the run as done. Call it once, after `fit`."""
-        writer = open_writer(self.log_dir, "hparams")
-        write_scalars(writer, {name: float(value) for name, value in metrics.items()}, self._step)
-        if self.hparams is not None:
-            write(writer, session_end(), self._step)
-        writer.close()
+    def add(self, values: Mapping[str, float]) -> None:
+        """Writes scalars of your own, by name, at the update where training stands: in a callback, or after `fit`."""
+        self._step = max(self._step, self._batches() // self._stride)
+        with EventFile(self.log_dir) as file:
+            self._write(file, values)
+
+    def finish(
+        self, metrics: Mapping[str, float], hparams: Mapping[str, Any] | None = None, others: Iterable[str] = ()
+    ) -> None:
+        """Writes the final metrics and a line of the HParams page with them. Call it once, after `fit`.
+
+        TensorBoard takes the columns of that page from one of the runs that it shows, and of metrics the last value.
+
+        Args:
+            metrics: by name; columns of the page.
+            hparams: more of them than the callback was given.
+            others: names of metrics that only other runs in the same folder have, for columns of their own.
+        """
+        chosen = {**(self.hparams or {}), **_flags(hparams or {})}
+        with EventFile(self.log_dir) as file:
+            self._write(file, {name: float(value) for name, value in metrics.items()})
+            if chosen and self.log_dir is not None:
+                name = self.run_name or str(self.log_dir)
+                write_hparams(file, name, chosen, [*dict.fromkeys([*metrics, *others])], self._began, self._step)
 
     # ------------------------------------------------------------------------------------------------ when to look
     # on_train_batch_end is left alone: if a callback defines it, Keras waits for the result of every batch. What a
@@ -101,7 +131,8 @@ class OptimizerStats(Configurable, KerasCallback):
         self._armed = self._warm = False
         self._step, self._clipped = self._batches() // self._stride, _number(getattr(optimizer, "clipped_steps", 0))
         self._watch(False)  # an interrupted fit may have left it on
-        self._writer = open_writer(self.log_dir)
+        self._loss = np.zeros(2)
+        self._file = EventFile(self.log_dir)
         if not self._described:
             self._describe()
             self._described = True
@@ -111,6 +142,7 @@ class OptimizerStats(Configurable, KerasCallback):
         self._offset, steps = self._batches(), self.params.get("steps")
         self._end = self._offset + (self.params["epochs"] - epoch) * steps if steps else 0
         self._clock = (time.perf_counter(), 0.0, self._offset) if self._warm else None
+        self._tracked, self._read_so_far = True, np.zeros(2)
         self._aim(self._offset)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -121,7 +153,7 @@ class OptimizerStats(Configurable, KerasCallback):
             self._aim(count)
         elif batch and not self._warm:  # the first batch traces and compiles
             self._warm = True
-            self._clock = (time.perf_counter(), self._examples(), self._batches())
+            self._clock = (time.perf_counter(), self._sums()[1], self._batches())
         if self._offset + batch + self._chunk >= self._due:
             self._armed = True
             self._before = [copied(v) for v in self.model.trainable_weights]
@@ -130,24 +162,27 @@ class OptimizerStats(Configurable, KerasCallback):
     def on_test_begin(self, logs: Any = None) -> None:
         """Looks before validation resets the metrics or swaps the weights."""
         self._settle()
-        self._clock = None
+        self._gather()
+        self._clock, self._tracked = None, False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Looks at the last batch."""
         self._settle()
-        self._clock, self._warm = None, True
+        self._gather()
+        self._clock, self._warm, self._tracked = None, True, False
 
     def on_train_end(self, logs: Any = None) -> None:
         """Writes the last point, if the end came too early to prepare for it, and closes the file."""
         self._settle()
         if self._batches() // self._stride > self._step:
             self._point(self._batches(), None)
-        self._writer.close()
+        self._file.close()
 
     def _aim(self, count: int) -> None:
         """Sets the number of batches after which the next point is due; accumulated ones make one update."""
-        period, last = self.every * self._stride, self._end // self._stride * self._stride
-        self._due = (count // period + 1) * period
+        every = (self.every or period(self.params, self._stride, count // self._stride)) * self._stride
+        last = self._end // self._stride * self._stride
+        self._due = (count // every + 1) * every
         if count < last:
             self._due = min(self._due, last)
 
@@ -175,15 +210,33 @@ class OptimizerStats(Configurable, KerasCallback):
     def _batches(self) -> int:
         return int(ops.convert_to_numpy(count_batches(self._optimizer)))
 
-    def _examples(self) -> float:
+    def _sums(self) -> np.ndarray[Any, Any]:
+        """Returns the sums, in the metric of the loss, of losses and of their weights, which count the examples."""
         loss = next((m for m in self.model.metrics if m.name == "loss"), None)
-        return _number(getattr(loss, "count", 0))
+        return np.array([_number(getattr(loss, name, 0)) for name in ("total", "count")])
+
+    def _train_loss(self) -> dict[str, float]:
+        self._gather()
+        (total, weight), self._loss = self._loss, np.zeros(2)
+        # After the loss of a skipped update the metric of Keras stays NaN until the epoch ends.
+        skips = self._ours and self._optimizer.on_nonfinite != "ignore"
+        known = weight and (math.isfinite(total) or not skips)
+        return {"Loss/train": total / weight} if known else {}
+
+    def _gather(self) -> None:
+        """Adds the losses since the last look; the metric begins anew with each epoch, and with a test."""
+        if self._tracked:
+            seen = self._sums()
+            if seen[1] > self._read_so_far[1]:  # else the difference of two NaN would be one
+                self._loss = self._loss + seen - self._read_so_far
+            self._read_so_far = seen
 
     # ------------------------------------------------------------------------------------------------- what to see
 
     def _point(self, count: int, before: list[Tensor] | None) -> None:
         step, optimizer = count // self._stride, self._optimizer
-        values = {"optimizer/learning_rate": _number(optimizer.learning_rate)}
+        values = self._train_loss()
+        values["optimizer/learning_rate"] = _number(optimizer.learning_rate)
         values |= self._throughput(count) | self._norms(before)
         if (outer := self.model.optimizer) is not optimizer:
             values["optimizer/loss_scale"] = _number(outer.dynamic_scale)
@@ -198,11 +251,16 @@ class OptimizerStats(Configurable, KerasCallback):
                 values["optimizer/nonfinite_steps"] = _number(optimizer.nonfinite_steps)
             values |= self._statistics()
         self._step = step
-        write_scalars(self._writer, values, step)
+        self._write(self._file, values)
+
+    def _write(self, file: EventFile, values: Mapping[str, float]) -> None:
+        file.scalars(values, self._step)
+        if self.log is not None:
+            self.log(dict(values), self._step)
 
     def _throughput(self, count: int) -> dict[str, float]:
         """Measures how fast the batches since the clock was set were trained, and sets it anew."""
-        now, seen, start = time.perf_counter(), self._examples(), self._clock
+        now, seen, start = time.perf_counter(), self._sums()[1], self._clock
         self._clock = (now, seen, count)
         if start is None or count <= start[2]:
             return {}
@@ -227,13 +285,17 @@ class OptimizerStats(Configurable, KerasCallback):
 
     def _statistics(self) -> dict[str, float]:
         values, sums, sizes = dict[str, float](), dict[str, float](), dict[str, int]()
-        elements = {v.path: math.prod(v.shape) for v in self.model.weights}
+        elements, seen = {v.path: math.prod(v.shape) for v in self.model.weights}, reached(self._optimizer.setup)
         adaptive = []
         for path, measured in self._optimizer.statistics().items():
-            size = elements.get(path, 1)
             for name, x in measured.items():
+                size = elements.get(path, 1)
                 if name == "effective_learning_rate":
-                    mean, low, high = _distribution(x)
+                    there = _places(seen.get(path))
+                    size = size if there is None else len(there)
+                    if not size:
+                        continue
+                    mean, low, high = _distribution(x, there)
                     values |= dict(zip(_tags(path), (mean, low, high), strict=True))
                     adaptive += [path] if low < high else []
                 else:
@@ -257,11 +319,7 @@ class OptimizerStats(Configurable, KerasCallback):
             "optimizer": f"{type(self._optimizer).__name__}\n\n" + table(("argument", "value"), arguments.items()),
         }
         for title, markdown in (pages | dict(self.text or {})).items():
-            write(self._writer, part("plugins.text.summary_v2").text_pb(title, markdown), self._step)
-        if self.hparams is not None:
-            writer = open_writer(self.log_dir, "hparams")
-            write(writer, part("plugins.hparams.summary_v2").hparams_pb(self.hparams), self._step)
-            writer.close()
+            self._file.text(title, markdown, self._step)
 
     def _lay_out(self, bounded: str | None, paths: Sequence[str]) -> None:
         """Writes the page Custom Scalars: bands from a lower to an upper value around a middle one."""
@@ -278,7 +336,7 @@ class OptimizerStats(Configurable, KerasCallback):
                 series = category.chart.add(title=name).margin.series
                 series.add(**dict(zip(("value", "lower", "upper"), bands[name], strict=True)))
         if pages:
-            write(self._writer, layout_of_scalars(layout), self._step)
+            self._file.write(layout_of_scalars(layout), self._step)
 
 
 def _number(value: Any) -> float:
@@ -294,8 +352,18 @@ def _flags(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in plain.items() if v is not None}
 
 
-def _distribution(x: Tensor) -> tuple[float, float, float]:
-    """Returns the mean over the elements and their 5th and 95th percentile."""
+def _places(seen: Tensor | None) -> np.ndarray[Any, Any] | None:
+    """Returns the numbers of the elements that have had a gradient; None if these are all, or it is not known."""
+    if seen is None:
+        return None
+    flat = ops.convert_to_numpy(seen).ravel()
+    return None if flat.all() else np.flatnonzero(flat)
+
+
+def _distribution(x: Tensor, there: np.ndarray[Any, Any] | None = None) -> tuple[float, float, float]:
+    """Returns the mean over the elements, or over those that are there, and their 5th and 95th percentile."""
+    if there is not None and ops.size(x) > 1:
+        x = ops.take(ops.reshape(x, (-1,)), there)
     size, stride = math.prod(ops.shape(x)), 1
     if size > SAMPLE:
         stride = -(-size // SAMPLE)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..run.command_line import PACKAGE, program
-from ..run.facts import table
+from ..run.facts import rows_of_card, table
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -31,12 +31,10 @@ def card(command: str, metrics: Mapping[str, Any]) -> str:
         **{
             part.rpartition(" ")[0]: part.rpartition(" ")[2] for part in summary(metrics).split(", ") if "(" not in part
         },
-        "Epochs": f"{metrics['epochs']}{', interrupted' if metrics['interrupted'] else ''}",
-        "Seconds of training": metrics["train_seconds"],
         "Trainable parameters": f"{metrics['trained_parameters']:,}",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} interactions",
         "Test data": f"{metrics['test_examples']:,} interactions",
-        "Versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+        **rows_of_card(metrics),
     }
     return f"""# Recommendation ({metrics["task"]}): {metrics["model"]} trained with {metrics["optimizer"]}
 

@@ -49,8 +49,8 @@ class Predict:
     """Leave out items that the user has already chosen."""
 
 
-def train(flags: Train, arguments: Sequence[str]) -> int:
-    """Trains and saves a model; returns the exit code."""
+def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
+    """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     check(flags)
     if flags.adapt is not None:
         flags = take_model_flags(flags, read_flags(flags.adapt, Train))
@@ -98,7 +98,7 @@ def train_in(run: Run, flags: Train) -> int:
         {"data": data.train.source, "users": users, "items": items}
         | {"train_examples": len(data.train), "test_examples": len(data.test)},
     )
-    training.log_items(run.logs / "validation", saved, rated)
+    run.tracking.vectors(*training.popular_items(saved, rated))
     return run.finish(metrics, card(run.command, metrics), summary(metrics))
 
 

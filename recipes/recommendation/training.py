@@ -2,7 +2,6 @@
 
 import dataclasses
 import zlib
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,7 +13,6 @@ from kopt import peft
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
-from ..run.plots import log_embeddings
 from . import ranking
 from .batches import batches, in_order, windows
 from .flags import Train
@@ -189,8 +187,8 @@ def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions 
     return {f"test_{k}": v for k, v in found.items()} | {f"baseline_{k}": v for k, v in plain.items()}
 
 
-def log_items(log_dir: Path, saved: Saved, rated: bool) -> None:
-    """Writes the vectors of the most popular items with their titles for the projector of TensorBoard."""
+def popular_items(saved: Saved, rated: bool) -> tuple[Array, list[str]]:
+    """Returns the vectors [n, dim] of the most popular items, and their titles."""
     items = np.argsort(-saved.popularity[1:], kind="stable")[:10_000] + 1
     vectors = saved.model.items.table(items) if rated else saved.model.candidates(items)
-    log_embeddings(log_dir, keras.ops.convert_to_numpy(vectors), [saved.titles[i] for i in items])
+    return keras.ops.convert_to_numpy(vectors), [saved.titles[i] for i in items]

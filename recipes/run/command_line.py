@@ -163,9 +163,7 @@ def _exit_code(run: Callable[[], int]) -> int:
 
 def _import_quietly() -> None:
     """Imports TensorFlow and Keras without the start-up notes that TF_CPP_MIN_LOG_LEVEL does not reach."""
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user chose what to see
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _filtered_stderr():
         import keras  # noqa: F401
         import tensorflow as tf

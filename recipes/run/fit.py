@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from . import facts, signals
+from . import facts, plots, signals
 from .errors import DataError, DiskError, DivergedError, UsageError
 from .flags import RunFlags, cadence, settings
 from .folder import CHECKPOINTS, Folder, save_model, save_results
+from .optimizer_flags import peak_learning_rate
+from .tracking import COLUMNS, Tracking, read_names
 
 SMALL = 50_000_000
 """Bytes for what else a run writes: events, pictures, tables."""
@@ -56,7 +58,7 @@ class Run:
     Args:
         recipe: name of the recipe.
         flags: all flags of the recipe; `epochs`, `optim` and `run` among them.
-        arguments: the arguments that the user typed, for the model card.
+        arguments: those that the user typed, for the model card; `None` if the flags were made in Python.
         label: what the name of the run begins with if it is not given; `None` takes the optimizer.
 
     Raises:
@@ -64,18 +66,23 @@ class Run:
         AlreadyDoneError: the run is complete, and `--resume` has nothing to add.
     """
 
-    def __init__(self, recipe: str, flags: Any, arguments: Sequence[str], label: str | None = None) -> None:
+    def __init__(self, recipe: str, flags: Any, arguments: Sequence[str] | None, label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
         self._place = Folder(flags, recipe, label or flags.optim.optimizer)
         self.folder = self._place.path
         """Where the files of the run are written."""
         self.logs = self.folder / "logs"
         self._saved = False
-        self.command = facts.command(recipe, arguments)
+        self.command = facts.command(recipe, flags, arguments)
         self.jit = JIT[flags.run.jit]
+        self.tracking: Any = None
+        """Where curves and pictures are shown, once the run has begun."""
         self.outcome: Outcome
         """How `fit` went, once it has."""
+        self._trackers = read_names(flags.run.track)
         prepare(flags.run)
+        self.learning_rate = peak_learning_rate(flags.optim)
+        """The highest one, for the model card; a recipe that has defaults of its own sets it."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +90,8 @@ class Run:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, signals.Interrupted):
             error.left = self._left()
+        if self.tracking is not None:
+            self.tracking.close(failed=error is not None)
         self._place.close()
 
     def _left(self) -> str:
@@ -96,6 +105,10 @@ class Run:
         """Returns how many of the batches `fit` will see, in all epochs together."""
         steps: int = self.flags.epochs * len(training)
         return min(steps, self.flags.run.max_steps or steps)
+
+    def points(self, steps: int) -> int:
+        """Returns the number of updates from one point of a curve to the next: as given, or for about 100 points."""
+        return self.flags.run.log_every or max(1, -(-steps // self.flags.optim.grad_accum // 100))
 
     def print(self, line: str) -> None:
         """Prints a line, unless `--progress none` is given."""
@@ -119,6 +132,7 @@ class Run:
         """
         if not self.flags.run.dry_run:
             self._check_room(model)
+            self._start_tracking()
             self._place.open()
             self.print(about)
             return True
@@ -127,6 +141,12 @@ class Run:
             raise DivergedError(f"the loss of the first step is {loss}.")
         print(f"dry run: {about}; loss of one step {loss:.4f}")
         return False
+
+    def _start_tracking(self) -> None:
+        place = self._place.home.parts
+        name = "/".join(place[-2:] if place[-3:-1] == ("saved_models", self.recipe) else place)
+        chosen = settings(self.flags) | {"learning_rate": self.learning_rate}
+        self.tracking = Tracking(self._trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
 
     def _check_room(self, model: Any) -> None:
         if model.optimizer is not None and not model.optimizer.built:
@@ -204,11 +224,17 @@ class Run:
             stopper = keras.callbacks.EarlyStopping(
                 watched, patience=run.early_stopping, restore_best_weights=True, mode=mode
             )
-        report = Report(run.progress, run.max_steps, None if validation is None else test, swap, metric)
-        chosen = settings(self.flags)
-        stats = OptimizerStats(str(self.logs), hparams=chosen, text={"settings": facts.table(chosen)})
-        # The order matters: stats sees the weights before a swap, early stopping after it, TensorBoard all logs.
-        board = keras.callbacks.TensorBoard(str(self.logs), write_graph=False)
+        self.tracking.open()
+        stats = OptimizerStats(
+            self.tracking.log_dir,
+            self.points(self.count_steps(training)),
+            text={"settings": facts.table(settings(self.flags))},
+            run_name=self.tracking.run_name,
+            log=self.tracking.log,
+        )
+        tested, losses = None if validation is None else test, self.tracking.losses
+        report = Report(run.progress, run.max_steps, tested, swap, metric, stats.add, losses)
+        # The order matters: stats sees the weights before a swap, early stopping after it.
         remembering = [report, *(c for c in (swap, stopper) if c is not None)]
         checkpoint = Checkpoint(
             self.folder / CHECKPOINTS,
@@ -227,12 +253,13 @@ class Run:
                     shuffle=False,  # the pipeline shuffles
                     verbose=0,
                     validation_data=test if validation is None else validation,
-                    callbacks=[stats, *callbacks, *remembering, board, checkpoint],
+                    callbacks=[stats, *callbacks, *remembering, checkpoint],
                 )
         finally:
             report.close()
         best = None if stopper is None else stopper.best_epoch + 1
         self.outcome = Outcome(report.history, report.seconds, signals.received(), best, stats)
+        self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
 
     def save_model(self, model: Any) -> None:
         """Writes `model.keras`, before anything is drawn.
@@ -244,6 +271,13 @@ class Run:
         if model is not None:
             save_model(self.folder, model)
         self._saved = True
+
+    def draw_curves(self) -> None:
+        """Draws how the training went."""
+        losses = [(step / self._updates_per_epoch, loss) for step, loss in self.tracking.losses]
+        path = self.folder / "curves.png"
+        plots.plot_curves(path, self.outcome.history, losses, self.tracking.run_name)
+        self.tracking.images({"curves": path})
 
     def facts(
         self,
@@ -265,6 +299,8 @@ class Run:
             "recipe": self.recipe,
             **about,
             "optimizer": self.flags.optim.optimizer.lower(),
+            "learning_rate": self.learning_rate,
+            "batch_size": self.flags.batch_size,
             "epochs": len(outcome.history),
             **results,
             "train_seconds": round(outcome.seconds, 2),
@@ -273,6 +309,8 @@ class Run:
             "best_epoch": outcome.best_epoch,
             "interrupted": outcome.interrupted is not None,
             "versions": facts.versions() | dict(versions or {}),
+            "revision": facts.revision(),
+            "command": self.command,
         }
 
     def finish(self, metrics: Mapping[str, Any], card: str, summary: str) -> int:
@@ -283,8 +321,15 @@ class Run:
             card: the model card.
             summary: the results in one line.
         """
-        numbers = {name: value for name, value in metrics.items() if name.startswith("test_")}
-        self.outcome.stats.finish({k: v for k, v in numbers.items() if isinstance(v, float)})
+        self.draw_curves()
+        numbers = {k.replace("_", "/", 1): v for k, v in metrics.items() if k.startswith("test_")}
+        names = ("optimizer", "learning_rate", "model", "seed", "batch_size")
+        self.outcome.stats.finish(
+            {name: value for name, value in numbers.items() if isinstance(value, float)},
+            {name: metrics[name] for name in names},
+            [f"test/{name}" for name in COLUMNS],
+        )
+        self.tracking.close()
         self._place.write_flags()
         save_results(self.folder, metrics, self.outcome.history, card)
         self._place.publish()

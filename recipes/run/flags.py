@@ -77,6 +77,10 @@ class RunFlags:
     """Use only deterministic kernels: slower, but a run on a GPU repeats bit for bit."""
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
     """rich adds a progress bar to the lines of the epochs, which none leaves out; auto is rich on a terminal."""
+    log_every: OptionalCount = None
+    """Updates of the weights from one point of a curve to the next. Default: what makes about 100 points."""
+    track: str = "tensorboard"
+    """Where curves and pictures are shown: tensorboard, wandb (Weights & Biases), both with a comma, or none."""
     output_dir: OptionalPath = None
     """Folder of the run. Default: saved_models/<recipe>/<run-name>."""
     run_name: OptionalName = None
@@ -136,7 +140,7 @@ def flatten(flags: Any) -> dict[str, Any]:
 
 PLACES = ("config", "output_dir", "run_name", "overwrite", "resume", "dry_run")
 """Flags that say where the results go."""
-FREE = ("epochs", "max_steps", "save_every", "keep", "progress")
+FREE = ("epochs", "max_steps", "save_every", "keep", "progress", "log_every", "track")
 """Flags that may change when a run goes on: its length, its checkpoints, and what is shown."""
 
 

@@ -17,7 +17,16 @@ from .command_line import parse
 from .errors import AlreadyDoneError, DataError, UsageError
 from .flags import FREE, RunFlags, cadence, settings
 
-FILES = ("model.keras", "config.yaml", "metrics.json", "history.csv", "README.md", "confusion.png", "errors.png")
+FILES = (
+    "model.keras",
+    "config.yaml",
+    "metrics.json",
+    "history.csv",
+    "README.md",
+    "curves.png",
+    "confusion.png",
+    "errors.png",
+)
 OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
 """Files that only some recipes write."""
 CHECKPOINTS = "checkpoints"

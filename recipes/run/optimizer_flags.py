@@ -109,6 +109,16 @@ def default_learning_rate(name: str) -> float:
     return _learning_rate(find_class(name)())
 
 
+def peak_learning_rate(flags: OptimizerFlags) -> float:
+    """Returns the learning rate that the flags come to: the highest one, if it is scheduled.
+
+    Raises:
+        UsageError: a name, option or value is wrong.
+    """
+    given = parse_options(flags.opt).get("learning_rate") if flags.learning_rate is None else flags.learning_rate
+    return default_learning_rate(flags.optimizer) if given is None else float(given)
+
+
 def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Returns `K=V` pairs as a mapping.
 

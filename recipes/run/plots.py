@@ -1,7 +1,6 @@
-"""Pictures of a classifier's results."""
+"""Pictures of how a training went, and of a classifier's results."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from .folder import atomic
 
 LARGEST = 24
 """Inches of the largest picture."""
+COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
 def _figure(width: float, height: float) -> Any:
@@ -84,62 +84,31 @@ def plot_errors(
     _save(figure, path)
 
 
-def log_images(log_dir: Path, images: dict[str, Path], step: int) -> None:
-    """Writes PNG files as images for TensorBoard."""
-    import tensorflow as tf
-
-    with _writer(log_dir, step):
-        for name, path in images.items():
-            tf.summary.image(name, tf.io.decode_png(path.read_bytes(), channels=3)[None])
-
-
-def log_texts(log_dir: Path, texts: dict[str, str], step: int) -> None:
-    """Writes Markdown by title for TensorBoard."""
-    import tensorflow as tf
-
-    with _writer(log_dir, step):
-        for title, markdown in texts.items():
-            tf.summary.text(title, markdown)
-
-
-def log_pr_curves(log_dir: Path, y: Array, probabilities: Array, names: Sequence[str], step: int) -> None:
-    """Writes curves of precision over recall for TensorBoard: of the second of two classes, or of each.
+def plot_curves(
+    path: Path, history: Sequence[Mapping[str, float]], losses: Sequence[tuple[float, float]], title: str
+) -> None:
+    """Writes learning curves as PNG: the losses, and beside them the other metrics, if there are any.
 
     Args:
-        log_dir: folder of the run.
-        y: true classes.
-        probabilities: [n, class].
-        names: of the classes.
-        step: where on the step axis.
+        path: file to write.
+        history: one row an epoch; `train_`, `val_` and `test_` begin the names of metrics.
+        losses: epochs done, which may end within one, and the training loss until then.
+        title: above the picture.
     """
-    import tensorflow as tf
-    from tensorboard.plugins.pr_curve import summary
-
-    with _writer(log_dir, step):
-        for i, name in enumerate(names):
-            if len(names) > 2 or i == 1:
-                curve = summary.pb(f"pr_curve/{name}", y == i, probabilities[:, i].astype(np.float32))
-                tf.summary.experimental.write_raw_pb(curve.SerializeToString())
-
-
-def log_embeddings(log_dir: Path, vectors: Array, labels: Sequence[str]) -> None:
-    """Writes vectors [n, dim] with a label for each, for the projector of TensorBoard."""
-    from tensorboard.plugins import projector
-
-    log_dir.mkdir(parents=True, exist_ok=True)
-    np.savetxt(log_dir / "embeddings.tsv", vectors, "%.5g", delimiter="\t")
-    lines = "".join(" ".join(label.split()) + "\n" for label in labels)
-    (log_dir / "labels.tsv").write_text(lines, encoding="utf-8")
-    config = projector.ProjectorConfig()
-    config.embeddings.add(tensor_name="items", tensor_path="embeddings.tsv", metadata_path="labels.tsv")
-    projector.visualize_embeddings(str(log_dir), config)
-
-
-@contextlib.contextmanager
-def _writer(log_dir: Path, step: int) -> Iterator[None]:
-    import tensorflow as tf
-
-    writer = tf.summary.create_file_writer(str(log_dir))
-    with writer.as_default(step=step):
-        yield
-    writer.close()
+    names = dict.fromkeys(key.partition("_")[2] for row in history for key in row if key not in ("epoch", "seconds"))
+    panels = ["loss", *(name for name in names if name != "loss")]
+    figure = _figure(1 + 4.2 * len(panels), 4)
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        if name == "loss" and losses:
+            axes.plot(*zip(*losses, strict=True), color=COLORS["train"], linewidth=1, label="train")
+        for split, color in COLORS.items():
+            points = [(row["epoch"], row[key]) for row in history if (key := f"{split}_{name}") in row]
+            if points and not (name == "loss" and split == "train" and losses):
+                label = {"val": "validation"}.get(split, split)
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=label)
+        axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.suptitle(title)
+    _save(figure, path)

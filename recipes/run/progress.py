@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import signals
 from .errors import DivergedError, UsageError
+from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
 
@@ -25,6 +27,8 @@ class Report(keras.callbacks.Callback):
         test: test set to evaluate after each epoch. `None` if `fit` already validates on the test set.
         swap: the callback that puts averaged weights in place for a test.
         metric: the name of what is shown beside the loss.
+        log: function of the metrics of an epoch, by the names that trackers show.
+        losses: training losses by step, which another callback adds to; a checkpoint keeps them.
     """
 
     def __init__(
@@ -34,6 +38,8 @@ class Report(keras.callbacks.Callback):
         test: Any = None,
         swap: keras.callbacks.SwapEMAWeights | None = None,
         metric: str = "accuracy",
+        log: Callable[[Mapping[str, float]], None] | None = None,
+        losses: list[tuple[int, float]] | None = None,
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
@@ -42,16 +48,19 @@ class Report(keras.callbacks.Callback):
         """Of all calls of `fit`, those before a checkpoint included."""
         self._kind = progress
         self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
+        self._log, self._losses = log, losses if losses is not None else []
         self._bar: Progress | None = None
         self._clock = 0.0
 
     def get_state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps."""
-        return {"history": self.history, "steps_done": self.steps_done, "seconds": self._tick()}
+        own = {"history": self.history, "steps_done": self.steps_done, "seconds": self._tick()}
+        return own | {"losses": self._losses}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
         self.history, self.steps_done, self.seconds = state["history"], state["steps_done"], state["seconds"]
+        self._losses[:] = state["losses"]
         if self._max_steps is not None and self.steps_done >= self._max_steps:
             if self.steps_done > self._max_steps:
                 raise UsageError(f"--max-steps {self._max_steps}: the run that goes on has {self.steps_done} already.")
@@ -109,9 +118,10 @@ class Report(keras.callbacks.Callback):
         else:
             shown = {f"test_{k}": v for k, v in self._evaluate().items()}
             shown |= {k: v for k, v in logs.items() if k.startswith("val_")}
-            logs |= {k: v for k, v in shown.items() if k.startswith("test_")}  # for TensorBoard
         train = {f"train_{k}": logs[k] for k in ("loss", self._metric) if k in logs}
         self.history.append({"epoch": epoch + 1, **train, **shown, "seconds": round(seconds, 3)})
+        if self._log is not None:
+            self._log(epoch_tags(self.history[-1]))
         tested = {name: shown.get(f"test_{name}") for name in ("loss", self._metric)}
         parts = [f"test {name.replace('_', ' ')}: {value:.4f}" for name, value in tested.items() if value is not None]
         self._print(" | ".join([f"Epoch: {epoch + 1:03d}", f"train loss: {logs['loss']:.4f}", *parts]))

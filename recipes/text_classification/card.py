@@ -8,7 +8,7 @@ import numpy as np
 
 from ..run.batches import Array
 from ..run.command_line import program
-from ..run.facts import table
+from ..run.facts import rows_of_card, table
 from .corpus import Split
 
 WORST = 10
@@ -73,13 +73,10 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
         "Test macro-F1": f"{metrics['test_macro_f1']:.4f}",
         "Test loss": f"{metrics['test_loss']:.4f}",
         "Trained parameters": f"{metrics['trained_parameters']:,} of {metrics['parameters']:,}",
-        "Epochs": f"{metrics['epochs']}{', interrupted' if metrics['interrupted'] else ''}",
-        "Learning rate": f"{metrics['learning_rate']:g}",
-        "Seconds of training": metrics["train_seconds"],
         "Peak memory": "unknown" if metrics["peak_memory_mb"] is None else f"{metrics['peak_memory_mb']:,.0f} MB",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} texts",
         "Test data": f"{metrics['test_examples']:,} texts",
-        "Versions": ", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
+        **rows_of_card(metrics),
     }
     return f"""# {metrics["model"]} fine-tuned by {metrics["method"]}: {len(names)} classes of texts
 

@@ -126,8 +126,8 @@ def build(flags: Train, pretrained: Pretrained, names: Sequence[str]) -> Any:
     return model
 
 
-def train(flags: Train, arguments: Sequence[str]) -> int:
-    """Trains and saves a model; returns the exit code."""
+def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
+    """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     corpus.check(flags.data)
     methods.check(flags.tune)
     flags = dataclasses.replace(flags, data=corpus.choose(flags.data))
@@ -138,7 +138,7 @@ def train(flags: Train, arguments: Sequence[str]) -> int:
 
 def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
-    rate = methods.learning_rate(flags.tune, flags.optim)
+    run.learning_rate = rate = methods.learning_rate(flags.tune, flags.optim)
     optim = dataclasses.replace(flags.optim, learning_rate=rate)
     multipliers = methods.multipliers(flags.tune, optim)
     pretrained = language_model.find_model(flags.model)
@@ -156,7 +156,7 @@ def train_in(run: Run, flags: Train) -> int:
     if not run.begin(model, training, about):
         return 0
 
-    run.fit(model, training, test, validation=validation, callbacks=make_callbacks(flags, run.logs))
+    run.fit(model, training, test, validation=validation, callbacks=make_callbacks(run, training))
     memory = peak_memory()
     save(run, model, pretrained, data.names)
     run.save_model(whole_model(flags, model))
@@ -164,7 +164,7 @@ def train_in(run: Run, flags: Train) -> int:
     size = {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything}
     about_model = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
     metrics = run.facts(
-        about_model | {"learning_rate": rate} | size,
+        about_model | size,
         measure(data.names, scores),
         {"data": data.source, "train_examples": len(data.train), "test_examples": len(data.test)},
         language_model.library_versions(pretrained),
@@ -202,11 +202,12 @@ def compile_model(model: Any, optimizer: Any, jit: bool | str) -> None:
     )
 
 
-def make_callbacks(flags: Train, logs: Path) -> list[Any]:
+def make_callbacks(run: Run, training: Any) -> list[Any]:
     """Returns the callback that logs the adapter, if there is one."""
     from kopt.tensorboard import AdapterStats
 
-    return [AdapterStats(str(logs / "adapters"))] if flags.tune.adapts else []
+    every, tracking = run.points(run.count_steps(training)), run.tracking
+    return [AdapterStats(tracking.log_dir, every, log=tracking.log)] if run.flags.tune.adapts else []
 
 
 def measure(names: Sequence[str], scores: Scores) -> dict[str, Any]:
@@ -217,12 +218,12 @@ def measure(names: Sequence[str], scores: Scores) -> dict[str, Any]:
 
 def draw(run: Run, data: Corpus, scores: Scores) -> None:
     """Draws the confusion matrix, and logs it, curves of precision over recall and samples for TensorBoard."""
-    step, logs, picture = len(run.outcome.history), run.logs / "validation", run.folder / "confusion.png"
+    picture = run.folder / "confusion.png"
     title = f"{scores.accuracy:.2%} of {len(data.test):,} test texts"
     plots.plot_confusion(picture, scores.confusion, data.names, title)
-    plots.log_images(logs, {"confusion": picture}, step)
-    plots.log_pr_curves(logs, data.test.y, scores.probabilities, data.names, step)
-    plots.log_texts(logs, {"samples": tabulate_samples(data.test, data.names, scores.probabilities)}, step)
+    run.tracking.images({"confusion": picture})
+    run.tracking.pr_curves(data.test.y, scores.probabilities, data.names)
+    run.tracking.texts({"samples": tabulate_samples(data.test, data.names, scores.probabilities)})
 
 
 def save(run: Run, model: Any, pretrained: Pretrained, names: Sequence[str]) -> None:

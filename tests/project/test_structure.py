@@ -84,7 +84,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.exchange\.config_of_folder",
     r"kopt\.peft\.exchange",
     r"kopt\.peft",
-    r"kopt\.tensorboard\.event_file",
+    r"kopt\.tensorboard\.(event_file|points)",
     r"kopt\.tensorboard\.\w+",
     r"kopt\.tensorboard",
     r"kopt\.checkpoint\.(plain_values|shuffled_batches)",

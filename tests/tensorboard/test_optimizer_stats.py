@@ -263,6 +263,7 @@ def test_updates_a_second_if_nothing_counts_examples(tmp_path):
 def test_plain_keras_optimizer(tmp_path):
     scalars, _ = run(tmp_path, keras.optimizers.SGD(0.1, clipnorm=1.0))
     assert set(scalars) == {f"optimizer/{name}" for name in ("learning_rate", "param_norm", "update_norm")} | {
+        "Loss/train",
         "optimizer/update_to_param",
         "throughput/examples_per_second",
     }

@@ -10,27 +10,29 @@ import kopt
 from kopt.tensorboard import OptimizerStats
 
 
+def hparams(events, tag):
+    content = events.summary_metadata[f"_hparams_/{tag}"].plugin_data.content
+    return getattr(plugin_data_pb2.HParamsPluginData.FromString(content), tag)
+
+
 def test_hparams_page_shows_flags_and_final_metrics(tmp_path):
     flags = {"lr": 0.1, "epochs": np.int64(3), "nesterov": True, "name": "a", "shape": (2, 3), "none": None}
-    stats = OptimizerStats(tmp_path, hparams=flags)
+    stats = OptimizerStats(tmp_path, hparams=flags, run_name="first")
     fit(regression(kopt.SGD(0.1)), stats)
-    stats.finish({"accuracy": np.float32(0.5)})
-    scalars, events = read(tmp_path / "hparams")
-    assert scalars == {"accuracy": {6: 0.5}}
-    content = events.summary_metadata
-    start = plugin_data_pb2.HParamsPluginData.FromString(
-        content["_hparams_/session_start_info"].plugin_data.content
-    ).session_start_info
-    assert {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()} == {
-        "lr": 0.1,
-        "epochs": 3.0,
-        "nesterov": True,
-        "name": "a",
-        "shape": "(2, 3)",
-    }
-    end = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_end_info"].plugin_data.content)
-    assert end.session_end_info.status == api_pb2.Status.Value("STATUS_SUCCESS")
-    assert not any("hparams" in tag for tag in read(tmp_path)[1].summary_metadata)
+    assert not any("hparams" in tag for tag in read(tmp_path)[1].summary_metadata)  # of a run that is done
+    stats.finish({"accuracy": np.float32(0.5)}, {"seed": np.int32(7)}, ["error"])
+    scalars, events = read(tmp_path)
+    assert scalars["accuracy"] == {6: 0.5} and list(scalars["Loss/train"]) == [1, 2, 3, 4, 5, 6]  # one run
+    start = hparams(events, "session_start_info")
+    assert start.group_name == "first" and start.start_time_secs > 1e9
+    expected = {"lr": 0.1, "epochs": 3.0, "nesterov": True, "name": "a", "shape": "(2, 3)", "seed": 7.0}
+    assert {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()} == expected
+    assert hparams(events, "session_end_info").status == api_pb2.Status.Value("STATUS_SUCCESS")
+    page = plugin_data_pb2.HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    ).experiment
+    assert [info.name for info in page.hparam_infos] == list(expected)
+    assert [info.name.tag for info in page.metric_infos] == ["accuracy", "error"]  # and not each scalar
 
 
 def test_text_page_shows_parameters_arguments_and_notes(tmp_path):

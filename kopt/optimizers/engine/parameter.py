@@ -139,6 +139,21 @@ class Parameter:
             for name, parts in self.slots.items()
         }
 
+    def reached(self) -> Tensor | None:
+        """Returns which elements have had a gradient other than zero, as slots of their own tell; None without such."""
+        slots, shape, seen = self.remembered(), tuple(self.variable.shape), None
+        for name, slot in self.rule.slots.items():
+            if name not in slots or slot.init == "weight" or slot.shape is not None:
+                continue
+            start: Tensor = 0.0
+            if slot.init:  # as it is stored
+                storage = self.storage(name)
+                whole = ops.full(shape, slot.init, self.dtype)
+                start = storage.decode(storage.encode(whole, ops.zeros_like), self.dtype)
+            moved = slots[name] != start
+            seen = moved if seen is None else ops.logical_or(seen, moved)
+        return seen
+
     def storage(self, slot: str) -> Codec:
         """Returns how a slot is stored."""
         return codec(self.rule.slots[slot], self.options.state_dtype, self.layout)

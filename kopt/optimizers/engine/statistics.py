@@ -25,6 +25,19 @@ def statistics(setup: Setup, rate: Tensor) -> dict[str, dict[str, Tensor]]:
     return backend.compiled(setup.graphs, "statistics", look)(ops.cast(rate, setup.scalar_dtype))
 
 
+def reached(setup: Setup) -> dict[str, Tensor]:
+    """Returns, by label of the weight, which elements have ever had a gradient other than zero, where slots tell.
+
+    The step size of an adaptive rule is not defined for the others: its denominator is still ε.
+    """
+
+    def look() -> dict[str, Tensor]:
+        found = {p.label: p.reached() for p in setup.parameters}
+        return {label: seen for label, seen in found.items() if seen is not None}
+
+    return backend.compiled(setup.graphs, "reached", look)()
+
+
 def pay_averages(setup: Setup) -> None:
     """Gives every row of the averages the updates that it is owed."""
     if setup.averages_at is not None:

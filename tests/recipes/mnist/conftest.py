@@ -10,6 +10,7 @@ from digit_data import blobs
 
 from recipes import mnist
 from recipes.run import plots
+from recipes.run.tracking import Tracking
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves the pictures out, which take most of the time of a small run."""
-    for name in ("plot_confusion", "plot_errors", "log_images"):
+    for name in ("plot_confusion", "plot_errors", "plot_curves"):
         monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(Tracking, "images", lambda self, pictures: None)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_full_folder_is_refused(train, npz, capsys, undrawn):
     before = (folder / "metrics.json").read_text()
     assert mnist.main([*map(str, argv), "--overwrite"]) == 0
     assert (folder / "metrics.json").read_text() != before
-    assert len(list((folder / "logs" / "train").iterdir())) == 1  # the old events are gone
+    assert len(list((folder / "logs").iterdir())) == 1  # the old events are gone
     Path("precious").mkdir()
     Path("precious/file").touch()
     assert "not a run" in fails(capsys, 2, *argv[:-1], "precious", "--overwrite")

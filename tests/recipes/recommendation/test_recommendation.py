@@ -100,9 +100,9 @@ def test_train_evaluate_predict(train, call, task, model):
         "interactions.npz",
         "README.md",
     }
-    events = EventAccumulator(str(folder("run") / "logs" / "validation")).Reload()
-    assert f"epoch_{names[0]}" in events.Tags()["tensors"] or task != "rating"
-    labels = (folder("run") / "logs" / "validation" / "labels.tsv").read_text().splitlines()
+    events = EventAccumulator(str(folder("run") / "logs")).Reload()
+    assert {"Loss/train", f"Metrics/test_{names[0]}", f"test/{names[0]}"} <= set(events.Tags()["scalars"])
+    labels = (folder("run") / "logs" / "labels.tsv").read_text().splitlines()
     assert sorted(labels) == sorted(f"Film {i}" for i in range(1, ITEMS + 1))
 
     code, out, _ = call("evaluate", "--model", str(folder("run")))

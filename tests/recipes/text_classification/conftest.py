@@ -9,6 +9,7 @@ import pytest
 from text_data import sentences, write_bert, write_csv
 
 from recipes.run import plots
+from recipes.run.tracking import Tracking
 from recipes.text_classification import main, recipe
 
 
@@ -30,8 +31,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Leaves out pictures, tracing and compilation, which take most of the time of a small run."""
-    for name in ("plot_confusion", "log_images"):
+    for name in ("plot_confusion", "plot_curves"):
         monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(Tracking, "images", lambda self, pictures: None)
     adam = keras.optimizers.Adam
     monkeypatch.setattr(recipe, "make_optimizer", lambda flags, *_: adam(flags.learning_rate))
     monkeypatch.setattr(keras.Model, "run_eagerly", property(lambda self: True, lambda self, value: None))
