@@ -310,7 +310,7 @@ class OptimizerStats(Configurable, KerasCallback):
     # --------------------------------------------------------------------------------------------- how to write it
 
     def _describe(self) -> None:
-        arguments = {k: v for k, v in self._optimizer.get_config().items() if v is not None}
+        arguments = {k: _shown(v) for k, v in self._optimizer.get_config().items() if v is not None}
         rows = [(f"`{w.path}`", list(w.shape), w.dtype, w.trainable, math.prod(w.shape)) for w in self.model.weights]
         total, trainable = sum(row[-1] for row in rows), sum(row[-1] for row in rows if row[-2])
         share = f"{trainable:,} of {total:,} parameters are trainable ({100 * trainable / max(total, 1):.4g} %)."
@@ -345,6 +345,14 @@ def _number(value: Any) -> float:
 
 def _tags(path: str) -> list[str]:
     return [f"layer/{path}/effective_lr_{k}" for k in BAND]
+
+
+def _shown(value: Any) -> Any:
+    """Returns an argument as one reads it: a schedule or an optimizer within it is nested dictionaries to Keras."""
+    if isinstance(value, Mapping) and {"class_name", "config"} <= set(value):
+        inner = {k: _shown(v) for k, v in value["config"].items() if v is not None}
+        return f"{value['class_name']}({', '.join(f'{k}={v}' for k, v in inner.items())})"
+    return value
 
 
 def _flags(hparams: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

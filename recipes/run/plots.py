@@ -107,6 +107,7 @@ def plot_curves(
                 label = {"val": "validation"}.get(split, split)
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=label)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

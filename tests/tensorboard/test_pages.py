@@ -50,6 +50,14 @@ def test_text_page_shows_parameters_arguments_and_notes(tmp_path):
     assert r"kernel$\|embedding" in pages["optimizer"]
 
 
+def test_text_page_shows_schedules_as_they_are_written(tmp_path):
+    schedule = kopt.schedules.WarmupLinear(0.1, steps=10, warmup=2)
+    run(tmp_path, kopt.SGD(schedule))
+    page = read(tmp_path)[1].Tensors("optimizer")[0].tensor_proto.string_val[0].decode()
+    assert "| learning_rate | WarmupLinear(peak_learning_rate=0.1, " in page and "steps=10" in page
+    assert "class_name" not in page
+
+
 def layout(log_dir):
     _, events = read(log_dir)
     tensor = events.Tensors("custom_scalars__config__")[0].tensor_proto
