@@ -182,6 +182,8 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
 
 {table(result)}
 
+All measures of quality are of the test set.
+
 The model takes bytes `[n, 28, 28]`, white digits on black, and gives the logits of the classes 0 to 9:
 
 ```python
@@ -192,7 +194,7 @@ model = keras.models.load_model("model.keras")
 probabilities = keras.ops.softmax(model(images))
 ```
 
-Recall: {", ".join(f"{name} {share:.1%}" for name, share in metrics["test_recall"].items())}.
+Recall by class: {", ".join(f"{name} {share:.1%}" for name, share in metrics["test_recall"].items())}.
 The worst errors are in `errors.png`, all by class in `confusion.png`, the settings in `config.yaml`.
 """
 

@@ -40,7 +40,8 @@ def card(command: str, metrics: Mapping[str, Any]) -> str:
 
     {command}
 
-{summary(metrics)}. The baseline is {baseline}, on the same split.
+{summary(metrics)}. The baseline is {baseline}, on the same split. All measures of
+quality are of the test set.
 
 {table(rows)}
 

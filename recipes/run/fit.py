@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     """The number of the signal that ended it, if one did."""
     best_epoch: int | None
     """The epoch whose weights the model has, if early stopping restored them."""
+    chosen_on: str | None
+    """The set on which early stopping chose that epoch: "test" or "validation"."""
     stats: Any
     """The `kopt.tensorboard.OptimizerStats` that waits for the final metrics."""
 
@@ -68,6 +70,9 @@ class Run:
 
     def __init__(self, recipe: str, flags: Any, arguments: Sequence[str] | None, label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
+        self._trackers = read_names(flags.run.track)
+        self.learning_rate = peak_learning_rate(flags.optim)
+        """The highest one, for the model card; a recipe that has defaults of its own sets it."""
         self._place = Folder(flags, recipe, label or flags.optim.optimizer)
         self.folder = self._place.path
         """Where the files of the run are written."""
@@ -79,10 +84,7 @@ class Run:
         """Where curves and pictures are shown, once the run has begun."""
         self.outcome: Outcome
         """How `fit` went, once it has."""
-        self._trackers = read_names(flags.run.track)
         prepare(flags.run)
-        self.learning_rate = peak_learning_rate(flags.optim)
-        """The highest one, for the model card; a recipe that has defaults of its own sets it."""
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +260,8 @@ class Run:
         finally:
             report.close()
         best = None if stopper is None else stopper.best_epoch + 1
-        self.outcome = Outcome(report.history, report.seconds, signals.received(), best, stats)
+        chosen_on = None if stopper is None else "test" if validation is None else "validation"
+        self.outcome = Outcome(report.history, report.seconds, signals.received(), best, chosen_on, stats)
         self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
 
     def save_model(self, model: Any) -> None:
@@ -307,6 +310,7 @@ class Run:
             **data,
             "seed": self.flags.run.seed,
             "best_epoch": outcome.best_epoch,
+            "chosen_on": outcome.chosen_on,
             "interrupted": outcome.interrupted is not None,
             "versions": facts.versions() | dict(versions or {}),
             "revision": facts.revision(),

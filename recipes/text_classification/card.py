@@ -84,11 +84,13 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
 
 {table(result)}
 
+All measures of quality are of the test set.
+
 The classes, in the order of the logits, are in `labels.json`: {", ".join(names[:20])}{", ..." * (len(names) > 20)}.
 
 {PREDICT.format(program=program("text_classification"), folder=folder)}
 {_describe_use(folder / "adapter", flags, metrics, len(names))}
-Recall: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
+Recall by class: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
 The errors by class are in `confusion.png`, the settings in `config.yaml`.
 """
 

@@ -156,6 +156,8 @@ def test_early_stopping_returns_to_the_best_weights(train, ema, split, undrawn):
     # A rate this high makes the loss worse soon.
     rate = ("--optimizer", "sgd", "--learning-rate", "3", "--lr-schedule", "constant", "--clip-norm", "1")
     metrics, folder = train("--epochs", "30", "--early-stopping", "2", *rate, *ema, *split)
+    chosen = "the best on the validation set" if split else "the best on the test set: the test figures are too good"
+    assert f"weights of epoch {metrics['best_epoch']}, {chosen}" in (folder / "README.md").read_text()
     rows = read_rows(folder)
     watched = [row["val_loss" if split else "test_loss"] for row in rows]
     assert metrics["epochs"] < 30

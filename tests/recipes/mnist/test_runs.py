@@ -40,7 +40,9 @@ def test_lines_and_folder(train, capsys):
     assert set(metrics["test_recall"]) == set("0123456789") and set(metrics["versions"]) >= {"kopt", "keras"}
     card = (folder / "README.md").read_text()
     assert "python -m recipes.mnist" in card and f"{metrics['test_accuracy']:.4f}" in card and "keras 3" in card
-    for name in ("confusion.png", "errors.png"):
+    assert "| Learning rate | 0.001 |" in card and f"| Git revision | {metrics['revision'] or 'unknown'}" in card
+    assert metrics["command"] in card and "--epochs 3" in metrics["command"] and metrics["batch_size"] == 50
+    for name in ("confusion.png", "errors.png", "curves.png"):
         assert np.asarray(Image.open(folder / name).convert("L")).std() > 10
 
 
