@@ -21,6 +21,7 @@ from . import signals
 from .config_file import read_mapping
 from .errors import AlreadyDoneError, DiskError, RecipeError, UsageError, is_full_disk
 from .flags import check_bounds
+from .optimizer_flags import check_names
 
 PACKAGE = __name__.removesuffix(".run.command_line")
 """Name of the package of the recipes: `recipes` in a clone, `kopt.recipes` in a wheel."""
@@ -125,6 +126,8 @@ def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> in
     def run() -> int:
         kinds = {kind.__name__.lower(): kind for kind in commands}
         flags = parse(arguments, kinds, program(recipe))
+        if hasattr(flags, "optim"):
+            check_names(flags.optim)
         with signals.held(""):
             _import_quietly()
         signals.check()

@@ -1,20 +1,24 @@
 """A training run from its first check to its last file: `Run`."""
 
+import contextlib
 import math
 import random
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from . import facts, plots, signals
 from .errors import DataError, DiskError, DivergedError, UsageError
 from .flags import RunFlags, cadence, settings
 from .folder import CHECKPOINTS, Folder, save_model, save_results
-from .optimizer_flags import peak_learning_rate
+from .optimizer_flags import make_optimizer, peak_learning_rate
 from .tracking import COLUMNS, Tracking, read_names
 
+MANY = 10**9
+"""Batches, more than any warm-up."""
 SMALL = 50_000_000
 """Bytes for what else a run writes: events, pictures, tables."""
 ENDING = "interrupted: saving a checkpoint, testing and saving the model; a second signal quits at once."
@@ -71,6 +75,8 @@ class Run:
     def __init__(self, recipe: str, flags: Any, arguments: Sequence[str] | None, label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
         self._trackers = read_names(flags.run.track)
+        prepare(flags.run)
+        make_optimizer(flags.optim, MANY)  # a wrong value is found before the folder is made and the data are read
         self.learning_rate = peak_learning_rate(flags.optim)
         """The highest one, for the model card; a recipe that has defaults of its own sets it."""
         self._place = Folder(flags, recipe, label or flags.optim.optimizer)
@@ -78,13 +84,13 @@ class Run:
         """Where the files of the run are written."""
         self.logs = self.folder / "logs"
         self._saved = False
+        self._skipped: int | None = None
         self.command = facts.command(recipe, flags, arguments)
         self.jit = JIT[flags.run.jit]
         self.tracking: Any = None
         """Where curves and pictures are shown, once the run has begun."""
         self.outcome: Outcome
         """How `fit` went, once it has."""
-        prepare(flags.run)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +104,7 @@ class Run:
 
     def _left(self) -> str:
         """Returns what stands on the disk when a signal ends the run."""
-        if not (self.folder / CHECKPOINTS).is_dir():
+        if not self._checkpoints():
             return "nothing was saved."
         model = "the model is saved; " if self._saved else ""
         return f"{model}{self.folder} has the last checkpoint, from which --resume goes on."
@@ -214,9 +220,9 @@ class Run:
         from kopt.checkpoint import Checkpoint
         from kopt.tensorboard import OptimizerStats
 
-        from .progress import Report
+        from .progress import FiniteCheckpoint, Report
 
-        run = self.flags.run
+        run, stops = self.flags.run, self.flags.optim.on_nonfinite == "stop"
         stopper = swap = None
         if self.flags.optim.ema is not None:
             # Early stopping keeps the weights it finds at the end of an epoch: those must be the averaged ones.
@@ -235,10 +241,10 @@ class Run:
             log=self.tracking.log,
         )
         tested, losses = None if validation is None else test, self.tracking.losses
-        report = Report(run.progress, run.max_steps, tested, swap, metric, stats.add, losses)
+        report = Report(run.progress, run.max_steps, tested, swap, metric, stats.add, losses, stops)
         # The order matters: stats sees the weights before a swap, early stopping after it.
         remembering = [report, *(c for c in (swap, stopper) if c is not None)]
-        checkpoint = Checkpoint(
+        checkpoint = (FiniteCheckpoint if stops else Checkpoint)(
             self.folder / CHECKPOINTS,
             every=cadence(run.save_every),
             keep=run.keep,
@@ -247,7 +253,7 @@ class Run:
         )
         epoch = self._restore(checkpoint, model)
         try:
-            with signals.held(ENDING):
+            with signals.held(ENDING), self._diverging(checkpoint):
                 model.fit(
                     training,
                     epochs=self.flags.epochs,
@@ -259,10 +265,27 @@ class Run:
                 )
         finally:
             report.close()
+        if self.flags.optim.on_nonfinite == "skip":
+            optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # within Keras' loss scaling
+            self._skipped = int(keras.ops.convert_to_numpy(optimizer.nonfinite_steps))
         best = None if stopper is None else stopper.best_epoch + 1
         chosen_on = None if stopper is None else "test" if validation is None else "validation"
         self.outcome = Outcome(report.history, report.seconds, signals.received(), best, chosen_on, stats)
         self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
+
+    @contextlib.contextmanager
+    def _diverging(self, checkpoint: Any) -> Iterator[None]:
+        """Adds to the error what can be done."""
+        try:
+            yield
+        except DivergedError as error:
+            last = f"{checkpoint.folder} has the last checkpoint from before." if any(self._checkpoints()) else ""
+            advice = "Try a smaller --learning-rate, --clip-norm 1 or --on-nonfinite skip."
+            raise DivergedError(f"{error} {last} {advice}".replace("  ", " ")) from error
+
+    def _checkpoints(self) -> list[Path]:
+        folder = self.folder / CHECKPOINTS
+        return [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
     def save_model(self, model: Any) -> None:
         """Writes `model.keras`, before anything is drawn.
@@ -311,6 +334,7 @@ class Run:
             "seed": self.flags.run.seed,
             "best_epoch": outcome.best_epoch,
             "chosen_on": outcome.chosen_on,
+            **({} if self._skipped is None else {"skipped_updates": self._skipped}),
             "interrupted": outcome.interrupted is not None,
             "versions": facts.versions() | dict(versions or {}),
             "revision": facts.revision(),

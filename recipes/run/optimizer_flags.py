@@ -1,10 +1,14 @@
 """From flags to an optimizer of kopt or Keras."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -12,6 +16,24 @@ import yaml
 
 from .errors import UsageError
 from .flags import Count, OptionalNumber
+
+SCHEDULES = {
+    "linear": "WarmupLinear",
+    "cosine": "WarmupCosine",
+    "polynomial": "WarmupPolynomial",
+    "rex": "REX",
+    "stable-decay": "WarmupStableDecay",
+    "one-cycle": "OneCycle",
+    "cyclical": "Cyclical",
+}
+"""Classes of `kopt.schedules`."""
+OUTER = ("self", "name", "args", "kwargs", "options")
+"""Parameters of constructors that are no arguments of an optimizer."""
+PARTS = {
+    "route": (("routes",), "--opt 'routes=[[bias$, sgd], [\"\", adamw]]'"),
+    "switch": (("first", "second", "after"), "--opt first=adam --opt second=sgd --opt after=1000"),
+}
+"""Arguments without which an optimizer says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +46,12 @@ class OptimizerFlags:
     """NAME=VALUE: an argument of the optimizer, as in final_lr=0.1."""
     learning_rate: OptionalNumber = None
     """Peak learning rate; if none is set, it is chosen by the recipe or is the optimizer's own."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up; linear and cosine decay to 0."""
+    lr_schedule: Literal[
+        "constant", "linear", "cosine", "polynomial", "rex", "stable-decay", "one-cycle", "cyclical"
+    ] = "constant"
+    """Learning rate after the warm-up; one-cycle and cyclical have their own way up."""
+    schedule_opt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE: an argument of the schedule, as in end=0.1, or decay=200 of stable-decay."""
     warmup: str = "0"
     """Length of the linear warm-up, in updates or in percent of all updates, as in 5%."""
     weight_decay: OptionalNumber = None
@@ -36,6 +62,8 @@ class OptimizerFlags:
     """Batches per update of the weights, which uses their mean gradient."""
     ema: OptionalNumber = None
     """Momentum of a moving average of the weights, as in 0.99. The averaged weights are tested and saved."""
+    on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """What a loss, gradient or weight that is NaN or infinite does: stop ends the run, skip leaves the update out."""
 
 
 def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tuple[str, float]] = ()) -> Any:
@@ -50,7 +78,11 @@ def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tu
         UsageError: a name, option or value is wrong.
     """
     cls = find_class(flags.optimizer)
-    options = parse_options(flags.opt)
+    options = parse_options("--opt", flags.opt)
+    if flags.on_nonfinite == "skip":
+        if not _is_kopt(cls):
+            raise UsageError(f"--on-nonfinite skip: only kopt's optimizers can, and {cls.__name__} is one of Keras.")
+        options.setdefault("on_nonfinite", "skip")
     if multipliers:
         if not _is_kopt(cls):
             raise UsageError(f"--optimizer {flags.optimizer}: only kopt's optimizers have a learning rate per weight.")
@@ -68,12 +100,32 @@ def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tu
     optimizer = _construct(cls, options)
     updates = max(1, batches // flags.grad_accum)
     warmup = _warmup_updates(flags.warmup, updates)
+    if flags.lr_schedule == "constant" and flags.schedule_opt:
+        raise UsageError("--schedule-opt: --lr-schedule constant has no arguments.")
     if flags.lr_schedule == "constant" and not warmup:
         return optimizer
     # Keras asks a schedule about batches, kopt about updates.
     unit = 1 if _is_kopt(cls) else flags.grad_accum
     peak = options.get("learning_rate", _learning_rate(optimizer))
-    return _construct(cls, options | {"learning_rate": _schedule(flags.lr_schedule, peak, updates, warmup, unit)})
+    return _construct(cls, options | {"learning_rate": _schedule(flags, peak, updates, warmup, unit)})
+
+
+def check_names(flags: OptimizerFlags) -> None:
+    """Checks the names of the optimizer and of its arguments, without importing Keras.
+
+    Raises:
+        UsageError: one is unknown, or parts are missing.
+    """
+    known, name = known_arguments(), flags.optimizer.lower()
+    if name not in known:
+        raise UsageError(_unknown_optimizer(flags.optimizer, known))
+    options = parse_options("--opt", flags.opt)
+    for key in options:
+        if key not in known[name]:
+            raise UsageError(_unknown_option("--opt", key, options[key], known[name], flags.optimizer))
+    parts, example = PARTS.get(name, ((), ""))
+    if missing := [part for part in parts if part not in options]:
+        raise UsageError(f"--optimizer {flags.optimizer}: give --opt {missing[0]}=... too, as in {example}.")
 
 
 def find_class(name: str) -> type:
@@ -94,10 +146,20 @@ def find_class(name: str) -> type:
         and "learning_rate" in inspect.signature(cls).parameters
     } | kopt.registry()
     if name.lower() not in classes:
-        near = difflib.get_close_matches(name.lower(), classes, n=3)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise UsageError(f"--optimizer {name}: unknown. {hint}Known: {', '.join(sorted(classes))}.")
+        raise UsageError(_unknown_optimizer(name, classes))
     return classes[name.lower()]
+
+
+def _unknown_optimizer(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"--optimizer {name}: unknown. {hint}Known: {', '.join(sorted(known))}."
+
+
+def _unknown_option(flag: str, name: str, value: Any, known: Iterable[str], owner: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{flag} {name}={value}: unknown. {hint}{owner} takes {', '.join(sorted(known))}."
 
 
 def default_learning_rate(name: str) -> float:
@@ -115,12 +177,16 @@ def peak_learning_rate(flags: OptimizerFlags) -> float:
     Raises:
         UsageError: a name, option or value is wrong.
     """
-    given = parse_options(flags.opt).get("learning_rate") if flags.learning_rate is None else flags.learning_rate
+    given = (
+        flags.learning_rate
+        if flags.learning_rate is not None
+        else parse_options("--opt", flags.opt).get("learning_rate")
+    )
     return default_learning_rate(flags.optimizer) if given is None else float(given)
 
 
-def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Returns `K=V` pairs as a mapping.
+def parse_options(flag: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the `K=V` pairs after a flag as a mapping.
 
     Raises:
         UsageError: a pair has no `=`, or its value is not a YAML scalar.
@@ -129,11 +195,11 @@ def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (equals and key.isidentifier()):
-            raise UsageError(f"--opt {pair}: expected NAME=VALUE, as in final_lr=0.1.")
+            raise UsageError(f"{flag} {pair}: expected NAME=VALUE, as in final_lr=0.1.")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UsageError(f"--opt {pair}: {text!r} is not a YAML scalar.") from None
+            raise UsageError(f"{flag} {pair}: {text!r} is not a YAML scalar.") from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
                 value = float(value)
@@ -147,9 +213,7 @@ def _construct(cls: type, options: dict[str, Any]) -> Any:
     allowed = sorted(arguments - {"self", "args", "options", "kwargs"})
     for name in options:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise UsageError(f"--opt {name}={options[name]}: unknown. {hint}{cls.__name__} takes {', '.join(allowed)}.")
+            raise UsageError(_unknown_option("--opt", name, options[name], allowed, cls.__name__))
     try:
         return cls(**options)
     except (ValueError, TypeError) as error:
@@ -180,13 +244,91 @@ def _warmup_updates(text: str, updates: int) -> int:
     return warmup
 
 
-def _schedule(kind: str, peak: float, updates: int, warmup: int, unit: int) -> Any:
+def _schedule(flags: OptimizerFlags, peak: float, updates: int, warmup: int, unit: int) -> Any:
     from keras.optimizers import schedules
 
     import kopt
 
-    steps, warmup = max(updates, warmup + 1) * unit, warmup * unit
+    kind, options = flags.lr_schedule, parse_options("--schedule-opt", flags.schedule_opt)
+    steps, warmup = max(updates, warmup + 1), warmup * unit
     if kind == "constant":  # a cosine that ends where it begins
-        return schedules.CosineDecay(0.0, steps, alpha=1.0, warmup_target=peak, warmup_steps=warmup)
-    shape = kopt.schedules.WarmupLinear if kind == "linear" else kopt.schedules.WarmupCosine
-    return shape(peak, steps=steps, warmup=warmup)
+        return schedules.CosineDecay(0.0, steps * unit, alpha=1.0, warmup_target=peak, warmup_steps=warmup)
+    shape = getattr(kopt.schedules, SCHEDULES[kind])
+    known = sorted(inspect.signature(shape).parameters.keys() - {"peak_learning_rate", "warmup"})
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(_unknown_option("--schedule-opt", name, value, known, kind))
+    options = {"steps": steps} | ({"decay": max(1, steps // 10)} if kind == "stable-decay" else {}) | options
+    options |= {name: options[name] * unit for name in ("steps", "decay") if name in options}
+    if "warmup" in inspect.signature(shape).parameters:
+        options["warmup"] = warmup
+    elif warmup:
+        raise UsageError(f"--warmup {flags.warmup}: --lr-schedule {kind} has its own way up.")
+    try:
+        return shape(peak, **options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--lr-schedule {kind}: {' '.join(str(error).split())}") from error
+
+
+# ----------------------------------------------------------------------------------------- names, without an import
+
+
+@functools.cache
+def known_arguments() -> dict[str, frozenset[str]]:
+    """Returns the names of the arguments by the name of the optimizer, in lower case.
+
+    As they stand in the sources of kopt and Keras: so a wrong name is found before TensorFlow is loaded, which takes
+    seconds.
+    """
+    return _of_keras() | _of_kopt()
+
+
+def _of_kopt() -> dict[str, frozenset[str]]:
+    """Of classes below `Optimizer`: what is annotated in them and in those that they extend."""
+    classes = {node.name: node for node in _classes("kopt", "optimizers")}
+    found = {}
+    for name in classes:
+        line = _line(name, classes)
+        if "Optimizer" in line[1:] and not any(word.arg == "abstract" for word in classes[name].keywords):
+            found[name.lower()] = frozenset(
+                field.target.id
+                for each in line
+                for field in classes[each].body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                if "ClassVar" not in ast.unparse(field.annotation)
+            )
+    return found
+
+
+def _of_keras() -> dict[str, frozenset[str]]:
+    """Of classes whose constructor takes a learning rate, what it takes, and what the base takes."""
+    classes = {node.name: node for node in _classes("keras", "src/optimizers")}
+    found = {}
+    for name, node in classes.items():
+        own = _of_constructor(node)
+        if "learning_rate" in own and not name.startswith("Base"):
+            base = classes.get("BaseOptimizer")
+            found[name.lower()] = frozenset(own | (set() if base is None else _of_constructor(base)))
+    return found
+
+
+def _of_constructor(node: ast.ClassDef) -> set[str]:
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return {argument.arg for argument in (*part.args.args, *part.args.kwonlyargs)} - {*OUTER} | {"name"}
+    return set()
+
+
+def _line(name: str, classes: dict[str, ast.ClassDef]) -> list[str]:
+    """Returns a class and all that it extends."""
+    bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name) and base.id in classes]
+    return [name, *(each for base in bases for each in _line(base, classes))]
+
+
+def _classes(package: str, folder: str) -> Iterator[ast.ClassDef]:
+    spec = importlib.util.find_spec(package)
+    for place in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(place, folder).rglob("*.py")):
+            if not path.stem.endswith("_test"):
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                yield from (node for node in tree.body if isinstance(node, ast.ClassDef))

@@ -4,17 +4,43 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kopt.checkpoint import Checkpoint
+
 from . import signals
 from .errors import DivergedError, UsageError
 from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
+
+
+def not_finite(model: Any) -> str | None:
+    """Returns the path of the first weight with a NaN or an infinite value; `None` if there is none."""
+    for weight in model.weights:
+        if keras.backend.is_float_dtype(weight.dtype) and not bool(keras.ops.all(keras.ops.isfinite(weight))):
+            return str(weight.path)
+    return None
+
+
+class FiniteCheckpoint(Checkpoint):
+    """Writes only weights that are finite: what it has written is good to go on from."""
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the training as it is now; returns its folder.
+
+        Raises:
+            DivergedError: a weight is not finite.
+        """
+        if found := not_finite(self.model):
+            epoch, batch = self.place
+            raise DivergedError(f"{found} is not finite after epoch {epoch}, batch {batch}.")
+        return super().save()
 
 
 class Report(keras.callbacks.Callback):
@@ -29,6 +55,7 @@ class Report(keras.callbacks.Callback):
         metric: the name of what is shown beside the loss.
         log: function of the metrics of an epoch, by the names that trackers show.
         losses: training losses by step, which another callback adds to; a checkpoint keeps them.
+        stops: whether to stop on a loss that is not finite.
     """
 
     def __init__(
@@ -40,6 +67,7 @@ class Report(keras.callbacks.Callback):
         metric: str = "accuracy",
         log: Callable[[Mapping[str, float]], None] | None = None,
         losses: list[tuple[int, float]] | None = None,
+        stops: bool = True,
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
@@ -49,6 +77,7 @@ class Report(keras.callbacks.Callback):
         self._kind = progress
         self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
         self._log, self._losses = log, losses if losses is not None else []
+        self._stops = stops
         self._bar: Progress | None = None
         self._clock = 0.0
 
@@ -100,10 +129,10 @@ class Report(keras.callbacks.Callback):
         """Advances the bar, and stops the training if there is a reason to."""
         loss = (logs or {})["loss"]  # a mean since the epoch began: once not finite, always not finite
         self.steps_done += 1
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {self.steps_done}. Try a smaller --learning-rate or --clip-norm 1."
-            )
+        if self._stops and not math.isfinite(loss):
+            found = not_finite(self.model)
+            where = f"of weights the first that is not finite is {found}" if found else "all weights are finite"
+            raise DivergedError(f"the loss is {loss} at step {self.steps_done}; {where}.")
         if self._bar is not None:
             self._bar.update(self._task, completed=batch + 1, loss=loss)
         if signals.received() is not None or self.steps_done == self._max_steps:

@@ -212,7 +212,7 @@ def test_schedule_is_saved():
 
 def test_options():
     pairs = ("a=1", "b=1e-3", "c=true", "d=x", "e=null", "f=0.5")
-    assert parse_options(pairs) == {"a": 1, "b": 0.001, "c": True, "d": "x", "e": None, "f": 0.5}
+    assert parse_options("--opt", pairs) == {"a": 1, "b": 0.001, "c": True, "d": "x", "e": None, "f": 0.5}
     optimizer = make_optimizer(OptimizerFlags(opt=("final_lr=1e-2", "ams_bound=true")), 1)
     assert optimizer.final_lr == 0.01 and optimizer.ams_bound is True
 
