@@ -181,21 +181,21 @@ def _name_cells(
             raise DataError(f"{path.name}: no line of column names: {found}.")
         names, types = _read_names(path, found)
     tokens = [name for name, kind in zip(names, types, strict=True) if kind == "token_seq"]
-    empty = True
+    count, empty = len(names), True
     for line, cells in rows:
-        if not isinstance(cells, str):
-            if len(cells) > len(names) and not any(cell.strip() for cell in cells[len(names) :]):
-                cells = cells[: len(names)]  # a delimiter after the last cell
-            if given and empty and [cell.strip() for cell in cells] == names:
-                raise DataError(f"{path.name}: its first line has the names of the columns. Leave out --columns.")
+        if given and empty and [cell.strip() for cell in cells] == names:
+            raise DataError(f"{path.name}: its first line has the names of the columns. Leave out --columns.")
         empty = False
         if isinstance(cells, str):
             yield line, cells
-        elif len(cells) != len(names):
-            yield line, f"{len(cells)} cells instead of {len(names)}"
-        else:
-            record = dict(zip(names, cells, strict=True))
-            yield line, record | {name: Tokens(record[name]) for name in tokens} if tokens else record
+            continue
+        if len(cells) > count and not any(cell.strip() for cell in cells[count:]):
+            cells = cells[:count]  # a delimiter after the last cell
+        if len(cells) != count:
+            yield line, f"{len(cells)} cells instead of {count}"
+            continue
+        record = dict(zip(names, cells, strict=True))
+        yield line, record | {name: Tokens(record[name]) for name in tokens} if tokens else record
     if empty:
         raise DataError(f"{path.name}: no rows{'' if given else ' below the line of column names'}.")
 
