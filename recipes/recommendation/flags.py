@@ -103,7 +103,36 @@ def check(flags: Train) -> None:
         raise UsageError("--task rating: set the column of the ratings with --label-column, or choose another --task.")
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
+    if flags.adapt is None and flags.rank != Train().rank:
+        raise UsageError("--rank: give --adapt too.")
+    if not unknown:
+        _check_effects(flags)
     splits.check(flags.data)
+
+
+def _check_effects(flags: Train) -> None:
+    """Checks that each flag that is not at its default does something.
+
+    Raises:
+        UsageError: one has no effect with the task, the model or the split.
+    """
+    choose, data, plain = flags.choose, flags.data, Train()
+    kind, rating = choose.kind, choose.task == "rating"
+    looks_back = kind == "sasrec" or (choose.task == "retrieval" and kind == "two-tower")
+    no_layers = kind == "mf" or (kind == "two-tower" and not choose.hidden)
+    split = data.split or splits.default_split(rating)
+    effects = (
+        ("hidden", choose.hidden, plain.choose.hidden, kind not in ("mf", "sasrec"), f"--model {kind}"),
+        ("dropout", choose.dropout, plain.choose.dropout, not no_layers, f"--model {kind}"),
+        ("l2", choose.l2, plain.choose.l2, rating, f"--task {choose.task}"),
+        ("history", choose.history, plain.choose.history, looks_back, f"--model {kind} for {choose.task}"),
+        ("top-k", flags.top_k, plain.top_k, not rating, f"--task {choose.task}"),
+        ("implicit-threshold", data.implicit_threshold, None, not rating, f"--task {choose.task}"),
+        ("test-share", data.test_share, plain.data.test_share, split != "leave-one-out", f"--split {split}"),
+    )
+    for name, value, default, works, where in effects:
+        if value != default and not works:
+            raise UsageError(f"--{name} has no effect with {where}. Leave it out.")
 
 
 def take_model_flags(flags: Train, before: Train) -> Train:

@@ -126,6 +126,11 @@ def _check_time_format(pattern: str) -> None:
         raise UsageError(f"--time-format {pattern}: has no year. Give one such as %d/%m/%Y.")
 
 
+def default_split(rated: bool) -> Split:
+    """Returns how interactions are split if the flags do not say it."""
+    return "random" if rated else "leave-one-out"
+
+
 def choose(flags: DataFlags) -> DataFlags:
     """Returns the flags with the data that `auto` stands for, so that a run finds the same ones again."""
     if flags.interactions is not None or flags.data != "auto":
@@ -166,7 +171,7 @@ def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = No
     if not rated and flags.implicit_threshold is not None and whole.label is not None:
         whole = whole.take(whole.label >= flags.implicit_threshold)
     whole = keep_frequent(whole, flags.min_interactions)
-    test = test_mask(whole, flags.split or ("random" if rated else "leave-one-out"), flags.test_share, seed)
+    test = test_mask(whole, flags.split or default_split(rated), flags.test_share, seed)
     if not test.any() or test.all():
         raise DataError(
             f"{whole.source}: {len(whole)} interactions are left, of which {int(test.sum())} for the test. "

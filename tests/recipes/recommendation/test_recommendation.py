@@ -65,7 +65,8 @@ def train(call, files):
         data += [
             "--items-file",
             str(files / "items.csv"),
-            *([] if plain else ["--embedding-dim", "4", "--hidden", "8"]),
+            *([] if plain else ["--embedding-dim", "4"]),
+            *(["--hidden", "8"] if not plain and {"two-tower", "dcn", "dlrm"} & set(flags) else []),
         ]
         code, out, err = call(*data, "--epochs", "2", "--batch-size", "32", "--run-name", name, *flags)
         assert code == 0, err
@@ -88,7 +89,8 @@ OTHERS = [("rating", "two-tower"), ("rating", "dlrm"), ("retrieval", "mf")]
     ("task", "model"), [RUNS[0], *(pytest.param(*run, marks=pytest.mark.slow) for run in [*RUNS[1:], *OTHERS])]
 )
 def test_train_evaluate_predict(train, call, task, model):
-    out = train("run", "--task", task, "--model", model, "--top-k", "5", "--top-k", "3")
+    ranked = [] if task == "rating" else ["--top-k", "5", "--top-k", "3"]
+    out = train("run", "--task", task, "--model", model, *ranked)
     metrics = json.loads((folder("run") / "metrics.json").read_text())
     names = ("rmse", "mae") if task == "rating" else ("recall_at_5", "ndcg_at_5", "recall_at_3", "mrr", "coverage")
     for name in names:
@@ -131,15 +133,16 @@ def test_an_unknown_user_gets_the_popular_items(train, call):
     _, saved = restore(folder("run"))
     best = np.argsort(-saved.popularity, kind="stable")[:3]
     assert [line[2] for line in lines[:3]] == [saved.items.keys[i - 1] for i in best]
-    for name, content in (
-        ("vocabulary.json", b"{"),
-        ("vocabulary.json", b'{"users": []}'),
-        ("interactions.npz", b"PK"),
+    for name, content, says in (
+        ("vocabulary.json", b"{", "not valid JSON"),
+        ("vocabulary.json", b'{"users": []}', "does not hold users, items and titles"),
+        ("vocabulary.json", b"[" * 100_000, "not valid JSON"),
+        ("interactions.npz", b"PK", "not a readable .npz"),
     ):
         whole = (folder("run") / name).read_bytes()
         (folder("run") / name).write_bytes(content)
         code, out, err = call("predict", "--model", str(folder("run")), "--user", "u1")
-        assert (code, out) == (3, "") and "vocabulary.json or interactions.npz cannot be read" in err
+        assert (code, out) == (3, "") and name in err and says in err
         (folder("run") / name).write_bytes(whole)
 
 
@@ -204,6 +207,27 @@ def test_hashed_ids_share_rows():
         (["--top-k", "0"], "--top-k 0: expected at least 1"),
         (["--l2", "-1"], "--l2 -1.0: expected at least 0"),
         (["--embedding-learning-rate", "1"], "give --embedding-optimizer too"),
+        (["--rank", "2"], "--rank: give --adapt too"),
+        (["--hidden", "8"], "--hidden has no effect with --model mf"),
+        (
+            ["--model", "two-tower", "--hidden", "0", "--dropout", "0.1"],
+            "--dropout has no effect with --model two-tower",
+        ),
+        (["--task", "retrieval", "--l2", "0.1"], "--l2 has no effect with --task retrieval"),
+        (["--model", "two-tower", "--history", "9"], "--history has no effect with --model two-tower for rating"),
+        (["--top-k", "5"], "--top-k has no effect with --task rating"),
+        (["--implicit-threshold", "3"], "--implicit-threshold has no effect with --task rating"),
+        (["--task", "sequential", "--test-share", "0.2"], "--test-share has no effect with --split leave-one-out"),
+        (["--time-format", "%Y"], "--time-format: give --interactions too"),
+        (["--interactions", "a.csv", "--label-column", "r", "--time-format", "%Y"], "give --time-column too"),
+        (["--interactions", "a.csv", "--label-column", "r", "--time-column", "t", "--time-format", "%Q"], "%Q"),
+        (
+            ["--interactions", "a.csv", "--label-column", "r", "--time-column", "t", "--time-format", "%d.%m."],
+            "no year",
+        ),
+        (["--interactions", "a.csv", "--label-column", "r", "--title-column", "t"], "give --items-file too"),
+        (["--interactions", "a.parquet", "--label-column", "r", "--encoding", "cp1252"], "has no effect on a.parquet"),
+        (["--interactions", "a.csv", "--label-column", "r", "--data", "synthetic"], "leave it out, or --interactions"),
         (["--interactions", "x.csv", "--task", "retrieval", "--implicit-threshold", "3"], "give --label-column too"),
     ],
 )
