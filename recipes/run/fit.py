@@ -273,6 +273,11 @@ class Run:
         self.outcome = Outcome(report.history, report.seconds, signals.received(), best, chosen_on, stats)
         self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
 
+    def _check_signals(self) -> None:
+        """Interrupts where a library has swallowed what a signal raised."""
+        if self.outcome.interrupted is None:
+            signals.check()
+
     @contextlib.contextmanager
     def _diverging(self, checkpoint: Any) -> Iterator[None]:
         """Adds to the error what can be done."""
@@ -293,6 +298,7 @@ class Run:
         Args:
             model: to save; `None` if its trained weights are saved otherwise.
         """
+        self._check_signals()
         (self.folder / "metrics.json").unlink(missing_ok=True)  # of a run that went on: what it says is no longer so
         if model is not None:
             save_model(self.folder, model)
@@ -350,6 +356,7 @@ class Run:
             summary: the results in one line.
         """
         self.draw_curves()
+        self._check_signals()
         numbers = {k.replace("_", "/", 1): v for k, v in metrics.items() if k.startswith("test_")}
         names = ("optimizer", "learning_rate", "model", "seed", "batch_size")
         self.outcome.stats.finish(

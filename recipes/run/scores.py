@@ -59,5 +59,6 @@ def predict_probabilities(model: Any, x: Any, classes: int, batch_size: int = 50
     n = len(x) if whole else len(logits)
     if logits.shape != (n, classes):
         raise ValueError(f"outputs of shape {logits.shape}, expected ({n}, {classes})")
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of a run that ignores what is not finite
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)

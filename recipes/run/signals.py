@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -44,9 +45,11 @@ def caught() -> Iterator[None]:
         for number in CAUGHT:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, _handle)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda found: _send_again(found, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -83,6 +86,16 @@ def check() -> None:
 def exit_code(number: int) -> int:
     """Returns the exit code by which shells know that a signal ended a program."""
     return 128 + number
+
+
+def _send_again(found: Any, otherwise: Any) -> None:
+    """Sends a signal once more whose exception Python ignores, as in callbacks of weak references."""
+    if isinstance(found.exc_value, Interrupted):
+        again = threading.Timer(0.01, os.kill, (os.getpid(), found.exc_value.number))
+        again.daemon = True
+        again.start()
+    else:
+        otherwise(found)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,7 @@ import tyro
 
 import recipes
 from recipes import mnist, recommendation, text_classification
-from recipes.run.command_line import parse, program
+from recipes.run.command_line import _exit_code, parse, program
 from recipes.run.errors import UsageError
 from recipes.run.flags import Count, CountOrZero, Fraction, NonNegative, OpenFraction, OptionalPositive, Range
 
@@ -102,3 +105,19 @@ def test_help_names_the_command_in_a_wheel(tmp_path):
     shutil.copytree(Path(recipes.__file__).parent, tmp_path / "kopt" / "recipes")
     for name in NAMES:
         assert f"usage: kopt {name.replace('_', '-')} " in run_help(f"kopt.recipes.{name}", tmp_path)
+
+
+def test_a_signal_that_is_swallowed_comes_again(capfd):
+    class Thing:
+        pass
+
+    def run():
+        thing = Thing()
+        watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        del thing  # an exception in this callback is ignored
+        assert watched() is None
+        time.sleep(20)
+        return 0
+
+    assert _exit_code(run) == 143
+    assert capfd.readouterr().err == "interrupted: nothing was saved.\n"
