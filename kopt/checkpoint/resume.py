@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +97,7 @@ class Checkpoint(Configurable, KerasCallback):
         self._pending: Snapshot | None = None
         self._looked = self._cut = False
         self._epoch = self._batch = self._steps = 0
+        self._seconds = 0.0
         self._step: Callable[..., Any] | None = None
         self._drawn: Any = None
         self._logs: Mapping[str, Any] = {}
@@ -138,11 +140,19 @@ class Checkpoint(Configurable, KerasCallback):
         Raises:
             OSError: it cannot be written, as on a full disk. Those that are there stay.
         """
-        return snapshot_files.write(
+        began = time.perf_counter()
+        path = snapshot_files.write(
             self.folder,
             take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn, self._ended()),
             keep=self.keep,
         )
+        self._seconds += time.perf_counter() - began
+        return path
+
+    @property
+    def seconds(self) -> float:
+        """Returns the time that writing has taken so far, in this process."""
+        return self._seconds
 
     def _ended(self) -> bool:
         """Whether a callback ends the training after the epoch that is done."""

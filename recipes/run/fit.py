@@ -265,6 +265,7 @@ class Run:
                 )
         finally:
             report.close()
+        self._writing = checkpoint.seconds
         if self.flags.optim.on_nonfinite == "skip":
             optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # within Keras' loss scaling
             self._skipped = int(keras.ops.convert_to_numpy(optimizer.nonfinite_steps))
@@ -336,6 +337,7 @@ class Run:
             "epochs": len(outcome.history),
             **results,
             "train_seconds": round(outcome.seconds, 2),
+            "checkpoint_seconds": round(self._writing, 2),
             **data,
             "seed": self.flags.run.seed,
             "best_epoch": outcome.best_epoch,
