@@ -79,6 +79,7 @@ from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
+from kopt.optimizers.full_batch import LevenbergMarquardt as LevenbergMarquardt
 from kopt.optimizers.full_batch import Result as Result
 from kopt.optimizers.full_batch import minimize as minimize
 from kopt.optimizers.layerwise_decay import layerwise_decay as layerwise_decay
@@ -137,6 +138,7 @@ __all__ = [
     "Grams",
     "LDoG",
     "LazyAdam",
+    "LevenbergMarquardt",
     "Lion",
     "LookSAM",
     "Lookahead",

@@ -1,6 +1,5 @@
 """Minimizing a function, or the loss of a model on all its data, to a tolerance."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,26 +11,10 @@ from keras import ops
 from kopt.declare import Count, NonNegative, checked
 from kopt.declare.registry import get
 from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.full_batch.levenberg_marquardt import LevenbergMarquardt
+from kopt.optimizers.full_batch.residuals import Residuals, residuals_of
+from kopt.optimizers.full_batch.result import Result
 from kopt.optimizers.optimizer import Optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What `minimize` reached; the variables hold the point.
-
-    Attributes:
-        converged: whether the gradient is within the tolerance.
-        reason: why the run ended, in words.
-        evaluations: number of evaluations of function and gradient.
-        loss: value of the function.
-        gradient_norm: largest absolute element of the gradient.
-    """
-
-    converged: bool
-    reason: str
-    evaluations: int
-    loss: float
-    gradient_norm: float
 
 
 @checked
@@ -53,13 +36,15 @@ def minimize(
     """Minimizes a function of variables, or the loss of a model on all of its data.
 
     Args:
-        target: a Keras model, or a function of no argument that returns a scalar and reads `variables`.
+        target: a Keras model, or a function of no argument that reads `variables` and returns a scalar; with
+            `LevenbergMarquardt`, residuals of any shape, whose squares are summed.
         x: inputs of the model: an array, or a list or dictionary of arrays.
         y: targets of the model.
         variables: what the function depends on: Keras variables, which are changed in place. Of a model its trainable
             weights.
-        loss: loss of the model, as in `compile`; None for what it was compiled with.
-        optimizer: a kopt optimizer that has made no step yet, or its name.
+        loss: loss of the model, as in `compile`; None for what it was compiled with. `LevenbergMarquardt` takes
+            "mse".
+        optimizer: a kopt optimizer that has made no step yet, or its name; or a `LevenbergMarquardt`.
         tolerance: ≥ 0; the run ends when no element of the gradient is larger.
         max_evaluations: ≥ 1; the run ends after so many evaluations.
         batch_size: ≥ 1; examples to evaluate at a time, where all do not fit. Loss and gradient are those of all.
@@ -72,22 +57,15 @@ def minimize(
         ValueError: arguments are missing, contradict each other or are out of range; the value is no scalar, or does
             not depend on a variable.
     """
-    if isinstance(optimizer, str):
-        optimizer = get(optimizer)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"minimize needs a kopt optimizer or the name of one. Received: optimizer={optimizer!r}")
-    if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
-        raise ValueError("minimize needs an optimizer that has made no step yet. Create a new one.")
-    if (optimizer.gradient_accumulation_steps or 1) > 1:
-        raise ValueError(
-            "minimize evaluates all examples at each step, so gradient_accumulation_steps has no use. "
-            "To evaluate them in parts, pass batch_size to minimize."
-        )
+    optimizer = get(optimizer) if isinstance(optimizer, str) else optimizer
+    squares = isinstance(optimizer, LevenbergMarquardt)
+    if not squares:
+        _check_optimizer(optimizer)
     if isinstance(target, keras.Model):
         if variables is not None:
             raise ValueError("The variables of a model are its trainable weights: set `trainable` of its layers.")
         batches = _batches(x, y, sample_weight, batch_size)
-        function = _loss_of(target, loss, training, batches[0][1])
+        function = (residuals_of if squares else _loss_of)(target, loss, training, batches[0][1])
         variables = target.trainable_weights
         if not variables:
             raise ValueError(f"The model {target.name!r} has no trainable weights.")
@@ -101,8 +79,11 @@ def minimize(
         function, batches = target, [(1.0, ())]
     else:
         raise TypeError(f"minimize needs a Keras model or a function. Received: {target!r}")
-    optimizer.build(list(variables))
     state = target.non_trainable_variables if isinstance(target, keras.Model) else []
+    if squares:
+        products = backend.products(function, list(variables), state, compiled)
+        return optimizer.minimize(Residuals(products, list(variables), batches), tolerance, max_evaluations)
+    optimizer.build(list(variables))
     differentiate = backend.differentiated(function, list(variables), state, compiled)
 
     def evaluate() -> tuple[Any, list[Any]]:
@@ -114,6 +95,18 @@ def minimize(
         return loss, gradients
 
     return _run(optimizer, list(variables), evaluate, tolerance, max_evaluations)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"minimize needs a kopt optimizer or the name of one. Received: optimizer={optimizer!r}")
+    if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
+        raise ValueError("minimize needs an optimizer that has made no step yet. Create a new one.")
+    if (optimizer.gradient_accumulation_steps or 1) > 1:
+        raise ValueError(
+            "minimize evaluates all examples at each step, so gradient_accumulation_steps has no use. "
+            "To evaluate them in parts, pass batch_size to minimize."
+        )
 
 
 def _run(

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import keras
 
-from kopt.optimizers.engine.backends.records import Gradient, Write
+from kopt.optimizers.engine.backends.records import Gradient, Products, Write
 from kopt.optimizers.engine.tensor_math import Tensor
 
 Place = Literal["open", "compiled", "replica"]
@@ -74,6 +74,11 @@ class Backend(Protocol):
             state: other variables that it may change.
             compiled: whether to compile it, where the backend can.
         """
+
+    def products(
+        self, function: Callable[..., Any], variables: Sequence[Any], state: Sequence[Any], compiled: bool
+    ) -> Products:
+        """Returns products with the derivatives of a function that returns numbers; arguments as above."""
 
     # ---------------------------------------------------------------------------------------------- variables
 

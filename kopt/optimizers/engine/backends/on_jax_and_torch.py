@@ -19,6 +19,7 @@ if keras.backend.backend() == "jax":
     from kopt.optimizers.engine.backends.on_jax import holds as holds
     from kopt.optimizers.engine.backends.on_jax import is_traced as is_traced
     from kopt.optimizers.engine.backends.on_jax import noted as noted
+    from kopt.optimizers.engine.backends.on_jax import products as products
     from kopt.optimizers.engine.backends.on_jax import raise_on as raise_on
     from kopt.optimizers.engine.backends.on_jax import stop_unless as stop_unless
     from kopt.optimizers.engine.backends.on_jax import unconverted as unconverted
@@ -29,6 +30,7 @@ else:
     from kopt.optimizers.engine.backends.on_torch import holds as holds
     from kopt.optimizers.engine.backends.on_torch import is_traced as is_traced
     from kopt.optimizers.engine.backends.on_torch import noted as noted
+    from kopt.optimizers.engine.backends.on_torch import products as products
     from kopt.optimizers.engine.backends.on_torch import raise_on as raise_on
     from kopt.optimizers.engine.backends.on_torch import stop_unless as stop_unless
     from kopt.optimizers.engine.backends.on_torch import unconverted as unconverted

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_sort
 
-from kopt.optimizers.engine.backends.records import NOT_FINITE, Gradient, Write, not_finite
+from kopt.optimizers.engine.backends.records import NOT_FINITE, Gradient, Products, Write, check_depends, not_finite
 from kopt.optimizers.engine.tensor_math import beside
 
 has_rows = True
@@ -132,12 +132,35 @@ def differentiated(
         if value.shape.rank != 0:
             raise ValueError(f"The function must return a scalar. Received: shape {tuple(value.shape)}")
         gradients = tape.gradient(value, sources)
-        for v, g in zip(variables, gradients, strict=True):
-            if g is None:
-                raise ValueError(f"The function does not depend on {getattr(v, 'path', v.name)!r}.")
+        check_depends(variables, gradients)
         return value, [tf.convert_to_tensor(g) for g in gradients]
 
     return tf.function(differentiate, autograph=False, reduce_retracing=True) if compiled else differentiate
+
+
+def products(function: Callable[..., Any], variables: Sequence[Any], state: Sequence[Any], compiled: bool) -> Products:
+    """By a tape and a forward accumulator, in graphs if `compiled`."""
+    sources = [_native(v) for v in variables]
+
+    def value(*args: Any) -> tf.Tensor:
+        return tf.reshape(tf.convert_to_tensor(function(*args)), [-1])
+
+    def forward(tangents: list[tf.Tensor], *args: Any) -> tf.Tensor:
+        with tf.autodiff.ForwardAccumulator(sources, tangents) as accumulator:
+            result = value(*args)
+        return accumulator.jvp(result, tf.UnconnectedGradients.ZERO)
+
+    def backward(cotangent: tf.Tensor, *args: Any) -> list[tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            result = value(*args)
+        gradients = tape.gradient(result, sources, cotangent)
+        check_depends(variables, gradients)
+        return [tf.convert_to_tensor(g) for g in gradients]
+
+    made = (value, forward, backward)
+    graphs = (tf.function(f, autograph=False, reduce_retracing=True) for f in made)
+    return Products(*(graphs if compiled else made))
 
 
 # --------------------------------------------------------------------------------------------------------- variables

@@ -3,13 +3,14 @@
 See `Backend` for what the functions do; `on_jax_and_torch` has the others.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from keras import ops
 
-from kopt.optimizers.engine.backends.records import Write, not_finite
+from kopt.optimizers.engine.backends.records import Products, Write, check_depends, not_finite
 from kopt.optimizers.engine.tensor_math import Tensor
 
 
@@ -52,26 +53,59 @@ def differentiated(
     """By autograd, operation by operation."""
 
     def differentiate(*args: Any) -> tuple[Tensor, list[Tensor]]:
-        sources = [v.value for v in variables]
-        frozen = [x for x in sources if not x.requires_grad]
-        try:
-            for x in frozen:
-                x.requires_grad_(True)
-            with torch.enable_grad():
-                result = ops.convert_to_tensor(function(*args))
+        with _followed(variables) as sources:
+            result = ops.convert_to_tensor(function(*args))
             if result.ndim:
                 raise ValueError(f"The function must return a scalar. Received: shape {tuple(result.shape)}")
-            known = result.requires_grad
-            gradients = torch.autograd.grad(result, sources, allow_unused=True) if known else [None] * len(sources)
-        finally:
-            for x in frozen:
-                x.requires_grad_(False)
-        for v, g in zip(variables, gradients, strict=True):
-            if g is None:
-                raise ValueError(f"The function does not depend on {v.path!r}.")
-        return result.detach(), list(gradients)
+            gradients = _gradients(result, sources, None)
+        check_depends(variables, gradients)
+        return result.detach(), gradients
 
     return differentiate
+
+
+def products(function: Callable[..., Any], variables: Sequence[Any], state: Sequence[Any], compiled: bool) -> Products:
+    """By autograd; forward, as the derivative of what goes backward by what it is multiplied with."""
+
+    def value(*args: Any) -> Tensor:
+        return ops.reshape(function(*args), [-1])
+
+    def forward(tangents: list[Tensor], *args: Any) -> Tensor:
+        with _followed(variables) as sources:
+            result = value(*args)
+            cotangent = torch.zeros_like(result, requires_grad=True)
+            known = torch.autograd.grad(result, sources, cotangent, create_graph=True, allow_unused=True)
+            pairs = [(g, v) for g, v in zip(known, tangents, strict=True) if g is not None]
+            return torch.autograd.grad([g for g, _ in pairs], cotangent, [v for _, v in pairs])[0]
+
+    def backward(cotangent: Tensor, *args: Any) -> list[Tensor]:
+        with _followed(variables) as sources:
+            gradients = _gradients(value(*args), sources, cotangent)
+        check_depends(variables, gradients)
+        return gradients
+
+    return Products(lambda *args: value(*args).detach(), forward, backward)
+
+
+@contextlib.contextmanager
+def _followed(variables: Sequence[Any]) -> Iterator[list[Tensor]]:
+    """Records what is computed from the values of variables, which the block gets."""
+    sources = [v.value for v in variables]
+    frozen = [x for x in sources if not x.requires_grad]
+    try:
+        for x in frozen:
+            x.requires_grad_(True)
+        with torch.enable_grad():
+            yield sources
+    finally:
+        for x in frozen:
+            x.requires_grad_(False)
+
+
+def _gradients(result: Tensor, sources: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    if not result.requires_grad:
+        return [None] * len(sources)
+    return list(torch.autograd.grad(result, sources, cotangent, allow_unused=True))
 
 
 def holds(variable: Any) -> bool:

@@ -1,8 +1,8 @@
 """What passes between a step and the backend that carries it out."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from kopt.optimizers.engine.tensor_math import Tensor
 
@@ -34,6 +34,27 @@ class Write:
     variable: Any
     value: Tensor
     rows: Tensor = None
+
+
+class Products(NamedTuple):
+    """A vector-valued function of variables, r, and products with the matrix J of its derivatives.
+
+    Attributes:
+        value: returns r, of one axis; takes the arguments of the function.
+        forward: returns J v; takes v, a tensor for each variable, before them.
+        backward: returns Jᵀ u, a tensor for each variable; takes u, like r, before them.
+    """
+
+    value: Callable[..., Tensor]
+    forward: Callable[..., Tensor]
+    backward: Callable[..., list[Tensor]]
+
+
+def check_depends(variables: Sequence[Any], gradients: Sequence[Any]) -> None:
+    """Raises `ValueError` for a variable without a gradient."""
+    for v, g in zip(variables, gradients, strict=True):
+        if g is None:
+            raise ValueError(f"The function does not depend on {getattr(v, 'path', v.name)!r}.")
 
 
 def not_finite(owner: str, flags: Any, labels: Sequence[str]) -> str:
