@@ -19,6 +19,7 @@ READ_AGAIN = 2**26
 SAMPLE = 20
 """Rows that show what is between cells."""
 MOST_COLUMNS = 10_000
+FIRST = "The first line must have the names of the columns; else give them with --columns."
 DELIMITERS = (",", ";", "\t", "|", "::")
 USUAL = {".csv": ",", ".dat": "::"}
 """What is between the cells of files that end so; of others a tab."""
@@ -185,6 +186,10 @@ def _name_cells(
     for line, cells in rows:
         if given and empty and [cell.strip() for cell in cells] == names:
             raise DataError(f"{path.name}: its first line has the names of the columns. Leave out --columns.")
+        if empty and not given and count == 1 and len(cells) > 1 and not isinstance(cells, str):
+            raise DataError(
+                f"{path.name}: one cell in its first line, {names[0]!r}, and {len(cells)} in the next. {FIRST}"
+            )
         empty = False
         if isinstance(cells, str):
             yield line, cells

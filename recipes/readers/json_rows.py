@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..run.errors import DataError
 from .files import LONGEST_LINE, read_lines
+from .formats import plain_suffix
 from .records import Record
 
 PART = 2**16
@@ -27,7 +29,6 @@ def read_json_rows(path: Path, encoding: str | None) -> Iterator[tuple[int, Reco
         if text[0] == "[" and _is_array(text):
             yield from _read_array(path, text, lines)
             return
-        yield number, _read_object(text)
         yield from _read_object_lines(path, text, number, lines)
         return
 
@@ -38,12 +39,23 @@ def _is_array(text: str) -> bool:
 
 
 def _read_object_lines(path: Path, first: str, number: int, lines: Iterator[str]) -> Iterator[tuple[int, Record]]:
-    if first == "{" or (first[0] == "{" and not first.endswith("}") and path.suffixes[:1] == [".json"]):
-        raise DataError(f"{path.name}: one object over several lines, not rows. Give an array of objects, or JSONL.")
+    record, advice = _read_object(first), "Give an array of objects, or JSONL; pandas writes it with orient='records'."
+    if first == "{" or (isinstance(record, str) and first[0] == "{" and plain_suffix(path) == ".json"):
+        raise DataError(f"{path.name}: one object over several lines, not rows. {advice}")
+    waiting = [(number, record)]  # until it is known whether there is another one
     for line in lines:
         number += 1
         if text := line.strip():
+            yield from waiting
+            waiting = []
             yield number, _read_object(text)
+    if waiting and isinstance(record, dict) and any(_holds_objects(value) for value in record.values()):
+        raise DataError(f"{path.name}: one object that holds others, not rows. {advice}")
+    yield from waiting
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value))
 
 
 def _read_object(text: str) -> Record:

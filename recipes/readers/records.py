@@ -15,6 +15,9 @@ NAMES_SHOWN = 20
 LONGEST_NAME = 60
 """A name of a column with more characters looks like a text."""
 
+MOST_WORDS = 4
+"""A name with more words does, too."""
+
 Record = Mapping[str, Any] | str
 """The cells of a row by column, or a text that says what is wrong with the row."""
 OnBadRow = Literal["error", "skip"]
@@ -106,7 +109,7 @@ def missing_column(source: str, name: str, names: Iterable[str], advice: str) ->
     near = [other for other in found if other.lower().rstrip("s") == name.lower()] or [
         lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=1)
     ]
-    if any(len(other) > LONGEST_NAME or _is_number(other) for other in found):
+    if any(len(other) > LONGEST_NAME or len(other.split()) > MOST_WORDS or _is_number(other) for other in found):
         advice = "Its first line seems to hold cells, not names: give the names as --columns FIRST,SECOND,..."
     elif len(found) == 1 and not source.endswith((".parquet", ".json", ".jsonl", ".ndjson")):
         advice = "If that is more than one name, say what is between them, with --delimiter."

@@ -130,6 +130,15 @@ SAID = [  # name, content, flags, what is said
     ("a.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:1", {}, "Run git lfs pull"),
     ("a.xlsx", b"PK\x03\x04 and so on", {}, r"expected a file that ends in \.csv"),
     ("a.json", json.dumps({"text": "good", "label": 1}, indent=2), {}, "one object over several lines, not rows"),
+    ("a.json", json.dumps({"data": ROWS}), {}, "one object that holds others, not rows"),
+    ("a.json", '{"text": {"0": "good"}, "label": {"0": 1}}', {}, "pandas writes it with orient='records'"),
+    (
+        "a.csv",
+        "# made in 2026\ntext,label\ngood,1\n",
+        {},
+        "one cell in its first line, '# made in 2026', and 2 in the next",
+    ),
+    ("SMSSpam.txt", "ham\tOk lar... Joking with you only\n" * 9, {}, "Its first line seems to hold cells"),
     ("a.json", ARRAY[:-9], {}, "row 2: .*Repair the file"),
     ("a.csv.gz", gzip.compress(PLAIN.encode())[:-9], {}, "cut short or damaged"),
 ]
