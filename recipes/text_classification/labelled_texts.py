@@ -15,6 +15,8 @@ from ..readers.records import FlawError, OnBadRow, Record, check_text
 from ..readers.rows import good_rows, sort_out
 from ..run.errors import DataError, UsageError
 
+LARGEST = 2**30
+"""Characters of all texts, which are held in memory."""
 LONGEST_LABEL = 1000
 """Characters."""
 HUB = "https://huggingface.co"
@@ -92,7 +94,11 @@ def _advice(columns: Columns) -> dict[str, str]:
 
 def _collect(rows: Iterable[tuple[int, Example]], columns: Columns, source: str, unit: str) -> Texts:
     places, texts, pairs, labels = list[int](), list[str](), list[str](), list[str]()
+    size = 0
     for place, (text, pair, label) in rows:
+        size += len(text) + len(pair or "")
+        if size > LARGEST:
+            raise DataError(f"{source}: more than {LARGEST:,} characters of text. Give fewer rows.")
         places.append(place)
         texts.append(text)
         pairs.append(pair or "")

@@ -20,6 +20,7 @@ from recipes.readers import delimited, files
 from recipes.readers.arrays import read_idx, read_image, read_npy, read_npz
 from recipes.readers.files import read_json
 from recipes.readers.formats import Format
+from recipes.readers.rows import read_rows
 from recipes.recommendation.interactions import Columns, read_interactions
 from recipes.run import config_file
 from recipes.run.errors import RecipeError
@@ -100,6 +101,15 @@ def parquet(change=None):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [1, 2]}), file)
     whole = bytearray(file.getvalue())
     return change(whole) if change else bytes(whole)
+
+
+def repeating(text, count=2_000):
+    """One long text in many rows, in about a kilobyte."""
+    file = io.BytesIO()
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+    table = pyarrow.table({"text": column, "label": pyarrow.array([1] * count)})
+    pyarrow.parquet.write_table(table, file, compression="zstd", store_schema=False)
+    return file.getvalue()
 
 
 def flipped(whole):
@@ -208,6 +218,7 @@ CASES = [  # reader, name, content, what is said
     ("text", "a.json", f'[{{"text": "a", "label": {DIGITS}}}]', "a number too long"),
     ("text", "a.json", '[\n{"text": "' + "abc\\n" * 10**6, "cut short|not valid JSON"),
     ("text", "a.json", "[\n" + "1\n" * 10**6, "not valid JSON"),
+    ("text", "a.parquet", repeating("x" * 2**25), "a text of more than 16,777,216 characters"),
     ("text", "a.parquet", parquet(flipped), "not a readable Parquet file"),
     ("text", "a.parquet", parquet(lambda whole: bytes(whole[:-8]) + b"\xff\xff\xff\x7fPAR1"), "not a readable Parquet"),
     ("text", "a.parquet", parquet(lambda whole: bytes(whole[: len(whole) // 2])), "not a readable Parquet file"),
@@ -254,6 +265,21 @@ def test_broken_quotes_do_not_cost_the_square_of_their_number(policy, monkeypatc
     with pytest.raises(RecipeError, match="too many rows with broken quotes"):
         read_texts("a.csv", policy)
     assert time.monotonic() - began < 4 * SECONDS
+
+
+@pytest.mark.slow
+def test_long_texts_that_a_file_repeats_are_read_in_small_batches(bounded):
+    Path("a.parquet").write_bytes(repeating("x" * 2**22, 140))  # 560 MB at once
+    assert sum(len(record["text"]) for _, record in read_rows(Path("a.parquet"))) == 140 * 2**22
+
+
+def test_texts_that_do_not_fit_in_memory(monkeypatch):
+    Path("a.parquet").write_bytes(repeating("x" * 1000, 10))
+    monkeypatch.setattr(labelled_texts, "LARGEST", 10_000)
+    assert len(read_texts("a.parquet")) == 10
+    monkeypatch.setattr(labelled_texts, "LARGEST", 9_999)
+    with pytest.raises(RecipeError, match="more than 9,999 characters of text. Give fewer rows"):
+        read_texts("a.parquet")
 
 
 def test_arrays_that_are_right_are_read(tmp_path):
