@@ -370,5 +370,6 @@ class Run:
         self._place.write_flags()
         save_results(self.folder, metrics, self.outcome.history, card)
         self._place.publish()
-        self.print(f"{summary}; saved in {self._place.path}")
-        return 0 if self.outcome.interrupted is None else signals.exit_code(self.outcome.interrupted)
+        ended = self.outcome.interrupted
+        self.print(f"{summary}; saved in {self._place.path}{'' if ended is None else ', from where --resume goes on'}")
+        return 0 if ended is None else signals.exit_code(ended)

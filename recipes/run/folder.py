@@ -228,7 +228,8 @@ class Folder:
         if self.path != self.home:
             with signals.held(""):
                 _end_replacement(self.home)
-            self.path = self.home
+            if not self.path.exists():  # one that a signal has ended waits there, and the one before stays
+                self.path = self.home
 
 
 def _checkpoints(folder: Path) -> bool:

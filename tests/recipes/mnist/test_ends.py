@@ -139,7 +139,11 @@ def test_a_replacement_is_ended_from_wherever_it_was(tmp_path, monkeypatch):
     assert count > 8  # moves
     put_run(tmp_path / "x" / ".new", "half", complete=False)
     put_run(tmp_path / "x", "old")
-    folders._end_replacement(tmp_path / "x")
+    flags = mnist.Train(run=RunFlags(output_dir=tmp_path / "x", overwrite=True))
+    place = folders.Folder(flags, "mnist", "adam")
+    place.publish()
+    place.close()
+    assert place.path == tmp_path / "x" / ".new"
     assert (tmp_path / "x" / "model.keras").read_text() == "old" and (tmp_path / "x" / ".new").is_dir()
 
 
