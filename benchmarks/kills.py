@@ -36,7 +36,7 @@ COMMON = f"--save-every {INTERVAL}s --run-name run --resume auto --progress none
 RECIPES = {
     "mnist": "--data digits --model mlp --epochs 6 --batch-size 256 --ema 0.9 --early-stopping 5 --augment",
     "text_classification": "--epochs 3 --batch-size 8 --max-train-examples 96 --max-eval-examples 32 --max-length 16",
-    "recommendation": "--data synthetic --epochs 3 --batch-size 4096 --dropout 0.1",
+    "recommendation": "--data synthetic --model two-tower --epochs 3 --batch-size 4096 --dropout 0.1",
 }
 AT_MOST = 5
 """Kills of one run, before it may come to its end."""
