@@ -130,13 +130,14 @@ def check_encoding(name: str | None) -> None:
             raise UsageError(f"--encoding {name}: not an encoding. Give utf-8, cp1252, utf-16, ...") from error
 
 
-def read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+def read_lines(path: Path, encoding: str | None = None, cut: bool = False) -> Iterator[str]:
     """Yields the lines of a text file, with what ends them.
 
     Args:
         path: of the file, which may be packed.
         encoding: `None` takes UTF-8, or what a byte order mark at the start says; bytes that are no UTF-8 come through
             as surrogates, so that one of them costs a row, not the file.
+        cut: whether a line that is too long comes in parts of LONGEST_LINE + 1 characters, and is no error.
 
     Raises:
         DataError: the file cannot be read, or is no text.
@@ -155,7 +156,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
                 number += 1
                 if number == 1 and "\0" in line:
                     raise DataError(f"{path}: is no text, or in UTF-16. For that pass --encoding utf-16-le.")
-                if len(line) > LONGEST_LINE:
+                if len(line) > LONGEST_LINE and not cut:
                     raise DataError(f"{path}: line {number} has more than {LONGEST_LINE:,} characters.")
                 yield line
         except UnicodeError as error:

@@ -21,15 +21,14 @@ def read_json_rows(path: Path, encoding: str | None) -> Iterator[tuple[int, Reco
     Raises:
         DataError: the file cannot be read, or is neither.
     """
-    lines = read_lines(path, encoding)
+    lines = read_lines(path, encoding, cut=True)  # an array is often one long line
     for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text:
+        if not line.strip():
             continue
-        if text[0] == "[" and _is_array(text):
-            yield from _read_array(path, text, lines)
-            return
-        yield from _read_object_lines(path, text, number, lines)
+        if line.lstrip()[0] == "[" and _is_array(line.strip()):
+            yield from _read_array(path, line.lstrip(), lines)
+        else:
+            yield from _read_object_lines(path, line, number, lines)
         return
 
 
@@ -39,16 +38,20 @@ def _is_array(text: str) -> bool:
 
 
 def _read_object_lines(path: Path, first: str, number: int, lines: Iterator[str]) -> Iterator[tuple[int, Record]]:
-    record, advice = _read_object(first), "Give an array of objects, or JSONL; pandas writes it with orient='records'."
-    if first == "{" or (isinstance(record, str) and first[0] == "{" and plain_suffix(path) == ".json"):
+    record, advice = (
+        _read_object(path, number, first),
+        "Give an array of objects, or JSONL; pandas writes it with orient='records'.",
+    )
+    start = first.strip()
+    if start == "{" or (isinstance(record, str) and start[0] == "{" and plain_suffix(path) == ".json"):
         raise DataError(f"{path.name}: one object over several lines, not rows. {advice}")
     waiting = [(number, record)]  # until it is known whether there is another one
     for line in lines:
         number += 1
-        if text := line.strip():
+        if line.strip():
             yield from waiting
             waiting = []
-            yield number, _read_object(text)
+            yield number, _read_object(path, number, line)
     if waiting and isinstance(record, dict) and any(_holds_objects(value) for value in record.values()):
         raise DataError(f"{path.name}: one object that holds others, not rows. {advice}")
     yield from waiting
@@ -58,9 +61,11 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value))
 
 
-def _read_object(text: str) -> Record:
+def _read_object(path: Path, number: int, line: str) -> Record:
+    if len(line) > LONGEST_LINE:
+        raise DataError(f"{path.name}: line {number} has more than {LONGEST_LINE:,} characters.")
     try:
-        record = json.loads(text)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return "not valid JSON"
     return record if isinstance(record, dict) else "no JSON object"

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from recipes.readers import formats
+from recipes.readers import files, formats
 from recipes.readers.formats import Format
 from recipes.recommendation.interactions import Columns, Vocabulary, read_interactions, read_table
 from recipes.run.errors import DataError, UsageError
@@ -234,7 +234,9 @@ def test_flags_without_a_meaning(flags, names, says):
         formats.check(Format(**flags), map(Path, names))
 
 
-def test_an_array_larger_than_its_parts_is_read_row_by_row():
+@pytest.mark.parametrize("longest", [2**24, 1_000, 7])
+def test_an_array_in_one_long_line_is_read_row_by_row(longest, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", longest)
     path = write("a.json", json.dumps([{"text": f"text {i}", "label": i % 2} for i in range(20_000)]))
     found = labelled_texts.read_table(path, TEXT, "error")
     assert len(found) == 20_000 and found.texts[-1] == "text 19999" and found.places[-1] == 20_000
