@@ -78,9 +78,11 @@ class EventFile:
         self._open: _Open | None = None
         if log_dir is not None:
             check_tensorboard("EventFile")
-            folder = os.path.abspath(log_dir)
-            self._open = _OPEN.get(folder)
-            if self._open is None:
+            folder = os.fspath(log_dir)
+            remote = "://" in folder  # as gs://
+            folder = folder if remote else os.path.abspath(folder)
+            self._open = _OPEN.get(folder) if remote or os.path.isdir(folder) else None
+            if self._open is None:  # or somebody has removed the folder
                 self._open = _OPEN[folder] = _Open(folder)
 
     def __enter__(self) -> Self:

@@ -94,9 +94,18 @@ class OptimizerStats(Configurable, KerasCallback):
 
     def add(self, values: Mapping[str, float]) -> None:
         """Writes scalars of your own, by name, at the update where training stands: in a callback, or after `fit`."""
-        self._step = max(self._step, self._batches() // self._stride)
         with EventFile(self.log_dir) as file:
-            self._write(file, values)
+            self._write(file, values, self._batches() // self._stride)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what `kopt.checkpoint.Checkpoint(callbacks=[...])` keeps: the losses that no point shows yet."""
+        if self._armed:  # a point that is due is written now
+            self._aim(self._settle())
+        return {"loss": self._loss, "read": self._read_so_far}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self._loss, self._read_so_far = np.array(state["loss"]), np.array(state["read"])
 
     def finish(
         self, metrics: Mapping[str, float], hparams: Mapping[str, Any] | None = None, others: Iterable[str] = ()
@@ -112,7 +121,7 @@ class OptimizerStats(Configurable, KerasCallback):
         """
         chosen = {**(self.hparams or {}), **_flags(hparams or {})}
         with EventFile(self.log_dir) as file:
-            self._write(file, {name: float(value) for name, value in metrics.items()})
+            self._write(file, {name: float(value) for name, value in metrics.items()}, self._step)
             if chosen and self.log_dir is not None:
                 name = self.run_name or str(self.log_dir)
                 write_hparams(file, name, chosen, [*dict.fromkeys([*metrics, *others])], self._began, self._step)
@@ -251,12 +260,12 @@ class OptimizerStats(Configurable, KerasCallback):
                 values["optimizer/nonfinite_steps"] = _number(optimizer.nonfinite_steps)
             values |= self._statistics()
         self._step = step
-        self._write(self._file, values)
+        self._write(self._file, values, step)
 
-    def _write(self, file: EventFile, values: Mapping[str, float]) -> None:
-        file.scalars(values, self._step)
+    def _write(self, file: EventFile, values: Mapping[str, float], step: int) -> None:
+        file.scalars(values, step)
         if self.log is not None:
-            self.log(dict(values), self._step)
+            self.log(dict(values), step)
 
     def _throughput(self, count: int) -> dict[str, float]:
         """Measures how fast the batches since the clock was set were trained, and sets it anew."""

@@ -151,8 +151,8 @@ class Run:
         return False
 
     def _start_tracking(self) -> None:
-        place = self._place.home.parts
-        name = "/".join(place[-2:] if place[-3:-1] == ("saved_models", self.recipe) else place)
+        home = self._place.home
+        name = "/".join(home.parts[-2:]) if home.parts[:-1] == ("saved_models", self.recipe) else home.as_posix()
         chosen = settings(self.flags) | {"learning_rate": self.learning_rate}
         self.tracking = Tracking(self._trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
 
@@ -248,7 +248,7 @@ class Run:
             self.folder / CHECKPOINTS,
             every=cadence(run.save_every),
             keep=run.keep,
-            callbacks=remembering,
+            callbacks=[stats, *remembering],
             data=training,
         )
         epoch = self._restore(checkpoint, model)

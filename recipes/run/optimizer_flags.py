@@ -177,12 +177,13 @@ def peak_learning_rate(flags: OptimizerFlags) -> float:
     Raises:
         UsageError: a name, option or value is wrong.
     """
-    given = (
-        flags.learning_rate
-        if flags.learning_rate is not None
-        else parse_options("--opt", flags.opt).get("learning_rate")
-    )
-    return default_learning_rate(flags.optimizer) if given is None else float(given)
+    given = flags.learning_rate
+    if given is None:
+        given = parse_options("--opt", flags.opt).get("learning_rate")
+    try:
+        return default_learning_rate(flags.optimizer) if given is None else float(given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--opt learning_rate={given}: expected a number.") from error
 
 
 def parse_options(flag: str, pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _start_wandb(project: str, run_name: str, settings: Mapping[str, Any]) -> An
     import wandb
 
     try:
-        return wandb.init(project=project, name=run_name, config=dict(settings), reinit="finish_previous")
+        return wandb.init(project=project, name=run_name, config=dict(settings), reinit="create_new")
     except (wandb.errors.Error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--track wandb: {reason} Call `wandb login`, or set WANDB_MODE=offline.") from error

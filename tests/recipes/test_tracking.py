@@ -49,6 +49,12 @@ def test_the_learning_rate_is_resolved():
     assert peak_learning_rate(OptimizerFlags("adam", opt=("learning_rate=0.02",), learning_rate=0.5)) == 0.5
 
 
+@pytest.mark.parametrize("given", ["fast", "[1]"])
+def test_a_learning_rate_that_is_no_number(given):
+    with pytest.raises(UsageError, match=r"--opt learning_rate=.*: expected a number"):
+        peak_learning_rate(OptimizerFlags("adam", opt=(f"learning_rate={given}",)))
+
+
 def test_the_command_of_flags_made_in_python():
     run = RunFlags(output_dir=Path("my runs"), deterministic=True)
     optim = OptimizerFlags("adam", opt=("beta_1=0.8", "amsgrad=true"), lr_schedule="cosine")

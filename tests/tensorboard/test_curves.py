@@ -1,5 +1,7 @@
 """What a curve shows: the loss by step, as many points as are needed, no rates of what was never read; one run."""
 
+import contextlib
+import shutil
 import struct
 import zlib
 
@@ -10,8 +12,43 @@ from events import X, Y, fit, read, regression, run
 
 import kopt
 from kopt import peft
+from kopt.checkpoint import Checkpoint, ShuffledBatches
 from kopt.tensorboard import AdapterStats, EventFile, OptimizerStats
 from kopt.tensorboard.points import period
+
+
+class StopError(Exception):
+    """Ends a training where a process could be killed."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [(0, 4), (1, 1), (1, 2)])
+def test_a_training_that_goes_on_writes_the_same_losses(tmp_path, place):
+    batches = ShuffledBatches(X, Y, batch_size=4, seed=0)
+
+    def train(folder, stop=None):
+        class Ends(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epoch = epoch
+
+            def on_train_batch_end(self, batch, logs=None):
+                if (self.epoch, batch) == stop:
+                    raise StopError
+
+        model, stats = regression(kopt.SGD(0.05, global_clipnorm=1.0)), OptimizerStats(folder / "logs", 4)
+        model.build((None, 3))
+        checkpoint = Checkpoint(folder / "checkpoints", every="2s", callbacks=[stats], data=batches)
+        begin = checkpoint.restore(model)
+        model.fit(batches, epochs=2, initial_epoch=begin, verbose=0, callbacks=[stats, checkpoint, Ends()])
+
+    keras.utils.set_random_seed(0)
+    train(tmp_path / "whole")
+    for stop in (place, None):
+        keras.utils.set_random_seed(0)
+        with contextlib.suppress(StopError):
+            train(tmp_path / "parts", stop)
+    whole, parts = (read(tmp_path / name / "logs")[0]["Loss/train"] for name in ("whole", "parts"))
+    assert list(whole) == [4, 8, 12] and parts == whole
 
 
 class Losses(keras.callbacks.Callback):
@@ -121,6 +158,16 @@ def test_all_that_write_to_a_folder_are_one_run(tmp_path):
     assert list(scalars["adapter/default/norm"]) == [0, 3, 6, 9, 12]
     assert [step for step, _ in calls] == [3, 6, 6, 9, 12, 12]
     assert calls[1][1]["Loss/train"] == pytest.approx(scalars["Loss/train"][6])
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path):
+    left_open = EventFile(tmp_path / "logs")
+    left_open.scalars({"a": 1.0}, 1)
+    shutil.rmtree(tmp_path / "logs")
+    with EventFile(tmp_path / "logs") as file:
+        file.scalars({"b": 2.0}, 2)
+    left_open.close()
+    assert read(tmp_path / "logs")[0] == {"b": {2: 2.0}}
 
 
 def test_without_a_folder_the_function_alone_is_called(tmp_path, monkeypatch):
