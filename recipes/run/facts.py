@@ -64,12 +64,14 @@ def command(recipe: str, flags: Any, arguments: Sequence[str] | None) -> str:
         flags: dataclass of its flags.
         arguments: those that were given on the command line; `None` takes the flags that are not their defaults.
     """
-    return f"{program(recipe)} {shlex.join(_changed(flags) if arguments is None else arguments)}".rstrip()
+    words = arguments_of(flatten(flags), flatten(type(flags)())) if arguments is None else arguments
+    return f"{program(recipe)} {shlex.join(words)}".rstrip()
 
 
-def _changed(flags: Any) -> list[str]:
-    words, defaults = [], flatten(type(flags)())
-    for key, value in flatten(flags).items():
+def arguments_of(flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments for those flags, by name, that are not their defaults."""
+    words: list[str] = []
+    for key, value in flags.items():
         if value == defaults[key]:
             continue
         flag = "--" + key.replace("_", "-")

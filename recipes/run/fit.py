@@ -152,7 +152,8 @@ class Run:
 
     def _start_tracking(self) -> None:
         home = self._place.home
-        name = "/".join(home.parts[-2:]) if home.parts[:-1] == ("saved_models", self.recipe) else home.as_posix()
+        in_place = home.parts[:-1] == ("saved_models", self.recipe)
+        name = f"{home.name} ({self.recipe})" if in_place else home.as_posix()
         chosen = settings(self.flags) | {"learning_rate": self.learning_rate}
         self.tracking = Tracking(self._trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
 
