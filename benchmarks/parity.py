@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -119,11 +120,26 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         options = {"update_scale": "match_rms", "foreach": False}
         return po.NorMuon([{"params": ps, "use_muon": True}], RATE, weight_decay=d, **options)
 
+    def soap(ps: Any, d: float) -> Any:
+        soap = importlib.import_module("pytorch_optimizer.optimizer.soap")
+        soap.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+
+        class Begun(po.SOAP):
+            def update_pre_conditioner(self, grad: Any, state: Any, **rest: Any) -> None:
+                first = state["Q"] is None
+                super().update_pre_conditioner(grad, state, **rest)
+                if first:
+                    pairs = zip(state["Q"], (grad, grad.T), strict=True)
+                    state["Q"] = [torch.linalg.qr(g, mode="complete")[0] if len(q) else q for q, g in pairs]
+
+        return Begun(ps, RATE, betas=(0.95, 0.95), weight_decay=d, max_precondition_dim=4, precondition_frequency=3)
+
     torch.Tensor.bfloat16 = lambda x: x  # type: ignore[method-assign]  # what both matrix rules round to
     matrix = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
     matrix.zero_power_via_newton_schulz_5 = functools.partial(
         matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
     )
+    exact = "begun with the same bases, without its rounding to float32; the peer does not decay at the first step"
     as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
 
     in_gradient = "decay is part of the gradient in both"
@@ -333,6 +349,7 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         ),
         "Muon": (k("Muon"), "torch Muon", on_matrices(muon), as_matrices),
         "NorMuon": (k("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
+        "SOAP": (k("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
         "AdaptiveClip": (
             wrapped(kopt.AdaptiveClip),
             "optax adaptive_grad_clip",

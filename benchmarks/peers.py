@@ -42,7 +42,7 @@ def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoup
     return run
 
 
-def on_matrices(make: Callable[[Any, float], Any]) -> Run:
+def on_matrices(make: Callable[[Any, float], Any], beta_1: float = 0.9) -> Run:
     """Returns a run of a torch optimizer on kernels as matrices [outputs, inputs], and of torch's AdamW on vectors."""
     import torch
 
@@ -53,7 +53,7 @@ def on_matrices(make: Callable[[Any, float], Any]) -> Run:
             return x.reshape(-1, x.shape[-1]).T.copy() if x.ndim > 1 else x.copy()
 
         parameters = [torch.nn.Parameter(torch.tensor(there(w))) for w in weights]
-        adam = {"betas": (0.9, 0.95), "weight_decay": decay}
+        adam = {"betas": (beta_1, 0.95), "weight_decay": decay}
         both = (
             make([p for p in parameters if p.ndim > 1], decay),
             torch.optim.AdamW([p for p in parameters if p.ndim < 2], RATE, **adam),

@@ -59,6 +59,8 @@ PEERS = json.loads((ROOT / "tests" / "project" / "parity.json").read_text(encodi
 WITHOUT_PEER = {
     "AdaBoundW": "its peer is that of AdaBound, without the decoupled decay",
     "BGD": "fixed steps are torch's SGD; the line searches are checked against the reference alone",
+    "Shampoo": "its peers damp by an absolute number, which changes the roots where little is known",
+    "RowwiseAdaGrad": "its peers are kernels for tables on GPUs",
     "LBFGS": "against SciPy, by evaluations, in tests/optimizers/test_fullbatch.py",
     "LazyAdam": "the rule is Adam's; lazy rows are checked against the rule on those rows",
     "ConditionalGradient": "that of TensorFlow Addons does not run with Keras 3",

@@ -26,6 +26,7 @@ from kopt.optimizers import MARS as MARS
 from kopt.optimizers import NAG as NAG
 from kopt.optimizers import SGD as SGD
 from kopt.optimizers import SGDW as SGDW
+from kopt.optimizers import SOAP as SOAP
 from kopt.optimizers import AdaBelief as AdaBelief
 from kopt.optimizers import AdaBound as AdaBound
 from kopt.optimizers import AdaBoundW as AdaBoundW
@@ -69,16 +70,19 @@ from kopt.optimizers import QHAdam as QHAdam
 from kopt.optimizers import RAdam as RAdam
 from kopt.optimizers import RMSprop as RMSprop
 from kopt.optimizers import Route as Route
+from kopt.optimizers import RowwiseAdaGrad as RowwiseAdaGrad
 from kopt.optimizers import ScheduleFree as ScheduleFree
 from kopt.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers import ScheduleFreeRAdam as ScheduleFreeRAdam
 from kopt.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
+from kopt.optimizers import Shampoo as Shampoo
 from kopt.optimizers import SignSGD as SignSGD
 from kopt.optimizers import Slot as Slot
 from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import Yogi as Yogi
+from kopt.optimizers import state_bytes as state_bytes
 from kopt.optimizers.full_batch import LevenbergMarquardt as LevenbergMarquardt
 from kopt.optimizers.full_batch import Result as Result
 from kopt.optimizers.full_batch import minimize as minimize
@@ -108,6 +112,7 @@ __all__ = [
     "SAM",
     "SGD",
     "SGDW",
+    "SOAP",
     "SWA",
     "AdEMAMix",
     "AdaBelief",
@@ -162,10 +167,12 @@ __all__ = [
     "Range",
     "Result",
     "Route",
+    "RowwiseAdaGrad",
     "ScheduleFree",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Shampoo",
     "Share",
     "SignSGD",
     "Slot",
@@ -181,5 +188,6 @@ __all__ = [
     "peft",
     "registry",
     "schedules",
+    "state_bytes",
     "tensorboard",
 ]

@@ -8,15 +8,12 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
-import numpy as np
-
 from kopt.declare import Field
 from kopt.declare.described import SECTION, own_arguments
 from kopt.declare.fields import REQUIRED, as_code
 from kopt.declare.kinds import Range, members
 from kopt.declare.registry import ADAPTERS, OPTIMIZERS, SCHEDULES, Registry
-from kopt.optimizers import Optimizer, Slot
-from kopt.optimizers.engine.state.codecs import codec
+from kopt.optimizers import Optimizer, Slot, memory
 from kopt.peft import Adapter
 from kopt.schedules.schedule import Schedule
 
@@ -55,12 +52,7 @@ def slots_of(optimizer: Any) -> Mapping[str, Slot]:
 
 def state_bytes(optimizer: Any, shape: tuple[int, ...] = (1024, 1024)) -> float:
     """Returns the bytes of the slots for each element of a float32 weight of that shape."""
-    parts = [
-        part
-        for slot in slots_of(optimizer).values()
-        for part in codec(slot, optimizer.state_dtype, shape).parts(slot.shape_for(shape), "float32").values()
-    ]
-    return sum(math.prod(stored) * np.dtype(dtype).itemsize for stored, dtype in parts) / math.prod(shape)
+    return memory.state_bytes(optimizer, [shape]) / math.prod(shape)
 
 
 # ------------------------------------------------------------------------------------------------- tables

@@ -37,8 +37,11 @@ from kopt.optimizers.lars import LARS as LARS
 from kopt.optimizers.lion import Lion as Lion
 from kopt.optimizers.madgrad import MADGRAD as MADGRAD
 from kopt.optimizers.mars import MARS as MARS
+from kopt.optimizers.matrix import SOAP as SOAP
 from kopt.optimizers.matrix import Muon as Muon
 from kopt.optimizers.matrix import NorMuon as NorMuon
+from kopt.optimizers.matrix import Shampoo as Shampoo
+from kopt.optimizers.memory import state_bytes as state_bytes
 from kopt.optimizers.novograd import NovoGrad as NovoGrad
 from kopt.optimizers.optimizer import LearningRate as LearningRate
 from kopt.optimizers.optimizer import Optimizer as Optimizer
@@ -47,6 +50,7 @@ from kopt.optimizers.proximal_adagrad import ProximalAdaGrad as ProximalAdaGrad
 from kopt.optimizers.qhadam import QHAdam as QHAdam
 from kopt.optimizers.radam import RAdam as RAdam
 from kopt.optimizers.rmsprop import RMSprop as RMSprop
+from kopt.optimizers.rowwise_adagrad import RowwiseAdaGrad as RowwiseAdaGrad
 from kopt.optimizers.sgd import NAG as NAG
 from kopt.optimizers.sgd import SGD as SGD
 from kopt.optimizers.sgd import SGDW as SGDW

@@ -43,9 +43,9 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
     r"|matrix\.by_matrix)",  # bases of rules
     r"kopt\.optimizers(\.composites|\.full_batch|\.matrix|\.wrappers)?"  # rules
-    r"\.(?!engine|layerwise_decay|minimize|(composites|full_batch|matrix|wrappers)$)[a-z]\w*",
+    r"\.(?!engine|layerwise_decay|memory|minimize|(composites|full_batch|matrix|wrappers)$)[a-z]\w*",
     r"kopt\.optimizers\.engine(\.\w+)?",
-    r"kopt\.optimizers\.full_batch\.minimize",
+    r"kopt\.optimizers\.(full_batch\.minimize|memory)",
     r"kopt\.optimizers\.(composites|full_batch|matrix|wrappers)",
     r"kopt\.optimizers",
     r"kopt\.optimizers\.layerwise_decay",

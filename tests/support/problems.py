@@ -31,6 +31,10 @@ def other_value(field):
         return [["", "momentum"]]
     if field.name == "others":
         return ["kernel"]
+    if field.name == "damping":
+        return 0.1
+    if field.name == "ratio":
+        return 1.0  # the kernels here are nearly square
     if field.converted:
         return "momentum"
     if field.choices:

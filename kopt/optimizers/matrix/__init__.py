@@ -2,3 +2,5 @@
 
 from kopt.optimizers.matrix.muon import Muon as Muon
 from kopt.optimizers.matrix.muon import NorMuon as NorMuon
+from kopt.optimizers.matrix.shampoo import SOAP as SOAP
+from kopt.optimizers.matrix.shampoo import Shampoo as Shampoo

@@ -46,6 +46,18 @@ def adagrad(w, *, learning_rate, initial_accumulator_value, epsilon, weight_deca
     return descent(w, learning_rate, weight_decay, direction)
 
 
+def rowwise_adagrad(w, *, learning_rate, epsilon, weight_decay=0.0) -> Step:
+    """AdaGrad with one number a row; arXiv:2104.05158, section 4.1.4."""
+    n = 0.0
+
+    def direction(g, t):
+        nonlocal n
+        n = n + (g**2).reshape(len(g), -1).mean(1)
+        return g / (np.sqrt(n) + epsilon).reshape(-1, *[1] * (g.ndim - 1))
+
+    return descent(w, learning_rate, weight_decay, direction)
+
+
 def rmsprop(w, *, learning_rate, rho, momentum, epsilon, centered, weight_decay=0.0) -> Step:
     """Tieleman & Hinton 2012, lecture 6e; centered and with momentum: arXiv:1308.0850, eq. 38 to 41.
 
@@ -180,6 +192,7 @@ RULES = {
     "Momentum": momentum,
     "NAG": nag,
     "AdaGrad": adagrad,
+    "RowwiseAdaGrad": rowwise_adagrad,
     "RMSprop": rmsprop,
     "Adam": adam,
     "AdamW": adam,

@@ -95,6 +95,93 @@ def normuon(w, *, momentum, nesterov, ns_steps, coefficients, beta, root_epsilon
     return by_matrix(w, direction, **rest)
 
 
-RULES = {"Muon": muon, "NorMuon": normuon}
+def cut(x, block):
+    """Yields the places of the blocks of a matrix: each side in equal parts, as few as there may be."""
+    sides = [-(-n // -(-n // block)) for n in x.shape]
+    for i in range(0, x.shape[0], sides[0]):
+        for j in range(0, x.shape[1], sides[1]):
+            yield slice(i, i + sides[0]), slice(j, j + sides[1])
+
+
+def in_blocks(make, block):
+    """Returns a direction whose blocks each have a direction of their own."""
+    steps = {}
+
+    def direction(g, t):
+        u = np.zeros_like(g)
+        for place in cut(g, block):
+            key = str(place)
+            steps[key] = steps.get(key) or make()
+            u[place] = steps[key](g[place], t)
+        return u
+
+    return direction
+
+
+def root(x, damping):
+    """Returns (x + δ ‖x‖)^-¼."""
+    values, vectors = np.linalg.eigh(x)
+    return vectors @ np.diag((np.maximum(values, 0) + damping * np.linalg.norm(x)) ** -0.25) @ vectors.T
+
+
+def shampoo(w, *, beta, momentum, damping, every, block, **rest) -> Step:
+    """arXiv:1802.09568, Algorithm 1, with averages, momentum, and roots that are renewed now and then."""
+
+    def make():
+        left = right = m = a = b = 0.0
+
+        def direction(g, t):
+            nonlocal left, right, m, a, b
+            left, right = beta * left + g @ g.T, beta * right + g.T @ g
+            if (t - 1) % every == 0:
+                a, b = root(left, damping), root(right, damping)
+            m = momentum * m + (1 - momentum) * a @ g @ b
+            return m / (1 - momentum**t)
+
+        return direction
+
+    return by_matrix(w, in_blocks(make, block), **rest)
+
+
+def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, **rest) -> Step:
+    """arXiv:2409.11321, Algorithm 3, with the bases of the first gradient, renewed as in the authors' code."""
+
+    def make():
+        products, bases, m, v = {}, {}, 0.0, 0.0
+
+        def turned(x, back=False):
+            for side, q in bases.items():
+                q = q.T if back else q
+                x = q.T @ x if side == 0 else x @ q
+            return x
+
+        def direction(g, t):
+            nonlocal m, v
+            u = np.zeros_like(g)
+            if t > 1:
+                m = beta_1 * m + (1 - beta_1) * g
+                v = beta_2 * v + (1 - beta_2) * turned(g) ** 2
+                length = np.sqrt(1 - beta_2 ** (t - 1)) / (1 - beta_1 ** (t - 1))
+                u = length * turned(turned(m) / (np.sqrt(v) + epsilon), back=True)
+            for side in (0, 1):
+                if g.shape[side] <= ratio * g.shape[1 - side]:
+                    new = g @ g.T if side == 0 else g.T @ g
+                    products[side] = beta_3 * products.get(side, 0) + (1 - beta_3) * new
+            for side, product in products.items():
+                if t == 1:
+                    bases[side] = np.linalg.qr(g if side == 0 else g.T, mode="complete")[0]
+                elif (t - 1) % every == 0:
+                    order = np.argsort(-np.diag(bases[side].T @ product @ bases[side]), kind="stable")
+                    v = v[order] if side == 0 else v[:, order]
+                    bases[side] = np.linalg.qr((product @ bases[side])[:, order])[0]
+            return u
+
+        return direction
+
+    moments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+    return by_matrix(w, in_blocks(make, block), **moments, **rest)
+
+
+RULES = {"Muon": muon, "NorMuon": normuon, "Shampoo": shampoo, "SOAP": soap}
 MATRIX = tuple(RULES)
 """Rules whose products make rounding errors grow: to 1e-4 in float32 and 1e-6 in float64."""

@@ -1,0 +1,54 @@
+"""What `kopt.state_bytes` says is what an optimizer keeps."""
+
+import keras
+import numpy as np
+import pytest
+
+import kopt
+
+KERNEL = (1024, 4096)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shape", "most"),
+    [
+        (kopt.Adam(), KERNEL, 8),
+        (kopt.Adam(state_dtype="bfloat16"), KERNEL, 4),
+        (kopt.Adam(state_dtype="int8"), KERNEL, 2.05),
+        (kopt.Muon(), KERNEL, 4 + 1e-6),
+        (kopt.Muon(state_dtype="int8"), KERNEL, 1.05),
+        (kopt.NorMuon(), KERNEL, 4.01),
+        (kopt.RowwiseAdaGrad(), (10_000, 64), 4 / 64),
+    ],
+    ids=str,
+)
+def test_bytes_a_parameter(optimizer, shape, most):
+    assert 0.95 * most < kopt.state_bytes(optimizer, [shape]) / np.prod(shape) <= most
+
+
+def test_as_much_as_there_is():
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(32), keras.layers.Dense(3)])
+    for optimizer in (kopt.Adam(use_ema=True, gradient_accumulation_steps=2), kopt.Muon(state_dtype="int8")):
+        planned = kopt.state_bytes(optimizer, model)
+        optimizer.build(model.trainable_variables)
+        kept = [
+            v
+            for p in optimizer.setup.parameters
+            for v in (
+                p.average,
+                p.averaged_at,
+                p.accumulator,
+                p.read,
+                *(v for x in p.slots.values() for v in x.values()),
+            )
+            if v is not None
+        ]
+        there = sum(int(np.prod(v.shape)) * np.dtype(keras.backend.standardize_dtype(v.dtype)).itemsize for v in kept)
+        assert planned == kopt.state_bytes(optimizer) == there
+
+
+def test_what_it_takes():
+    with pytest.raises(ValueError, match="optimizer of kopt"):
+        kopt.state_bytes(keras.optimizers.Adam(), [KERNEL])
+    with pytest.raises(ValueError, match="not built"):
+        kopt.state_bytes(kopt.Adam())
