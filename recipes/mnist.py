@@ -17,9 +17,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from .readers import leakage
+from .readers.arrays import Labelled
 from .readers.digits import CLASSES, SIDE, load, read_digits
 from .run import plots
-from .run.batches import batches, hold_out, one_hot, shift_and_rotate
+from .run.batches import Array, batches, hold_out, one_hot, shift_and_rotate
 from .run.command_line import run_command
 from .run.errors import DataError, UsageError
 from .run.facts import rows_of_card, table
@@ -46,8 +48,10 @@ class Train:
     """Passes over the training set."""
     batch_size: Count = 128
     """Images per step."""
-    validation_split: Fraction = 0.0
-    """Share of the training set that is held out for early stopping; with 0, early stopping watches the test set."""
+    validation_split: Fraction = 0.1
+    """Share of the training set that is held out to validate on, for early stopping too; with 0 there is none."""
+    deduplicate: bool = False
+    """Leave images out of the training set that are also in the validation or test set."""
     augment: bool = False
     """Shift (by up to 2 pixels) and rotate (by up to 10 degrees) the training images at random."""
     dropout: Fraction = 0.25
@@ -109,6 +113,8 @@ def build(name: str, dropout: float) -> Any:
 
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
+    if flags.run.early_stopping is not None and not flags.validation_split:
+        raise UsageError("--early-stopping: needs a --validation-split of more than 0 to watch.")
     with Run("mnist", flags, arguments) as run:
         return train_in(run, flags)
 
@@ -118,17 +124,14 @@ def train_in(run: Run, flags: Train) -> int:
     import keras
 
     data = load(flags.data)
-    x, y, validation = data.x_train, data.y_train, None
-    if flags.validation_split:
-        x, y, *held_out = hold_out(x, y, flags.validation_split, flags.run.seed)
-        validation = batches(held_out[0], one_hot(held_out[1], CLASSES), 500)
-    # Smoothing the targets instead of the loss leaves the test loss comparable between runs.
+    x, y, x_held, y_held, learnt = split(flags, data)
+    validation = batches(x_held, one_hot(y_held, CLASSES), 500) if len(x_held) else None
+    # Smoothing the targets instead of the loss leaves the validation loss comparable between runs.
     targets = one_hot(y, CLASSES, flags.label_smoothing)
     augment = shift_and_rotate if flags.augment else None
     training = batches(x, targets, flags.batch_size, shuffle_seed=flags.run.seed, augment=augment)
-    test = batches(data.x_test, one_hot(data.y_test, CLASSES), 500)
 
-    optimizer = make_optimizer(flags.optim, run.count_steps(training))
+    optimizer = make_optimizer(flags.optim, run.count_steps(training), examples=len(x), batch_size=flags.batch_size)
     model = build(flags.model, flags.dropout)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=run.jit)
@@ -137,17 +140,36 @@ def train_in(run: Run, flags: Train) -> int:
     if not run.begin(model, training, about):
         return 0
 
-    run.fit(model, training, test, validation=validation)
+    run.fit(model, training, validation)
     run.save_model(model)
     scores = score(model, data.x_test, data.y_test, CLASSES)
     metrics = run.facts(
         {"model": flags.model, "parameters": model.count_params()},
         measure(scores),
-        {"data": data.source, "train_examples": len(x), "test_examples": len(data.x_test)},
+        {
+            "data": data.source,
+            "train_examples": len(x),
+            "validation_examples": len(x_held),
+            "test_examples": len(data.x_test),
+        },
     )
+    leakage.write_rows(run.folder, learnt)
     draw(run, data.x_test, data.y_test, scores)
     summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}"
     return run.finish(metrics, card(run, metrics), summary)
+
+
+def split(flags: Train, data: Labelled) -> tuple[Array, Array, Array, Array, Array]:
+    """Returns images and labels for training, those for validation, and the fingerprints of the images for training."""
+    x, y, x_held, y_held = data.x_train, data.y_train, data.x_train[:0], data.y_train[:0]
+    if flags.validation_split:
+        x, y, x_held, y_held = hold_out(x, y, flags.validation_split, flags.run.seed)
+    images = {"training": x, "validation": x_held, "test": data.x_test}
+    prints = {name: leakage.fingerprints(image.tobytes() for image in part) for name, part in images.items()}
+    kept = leakage.keep_apart(prints, lambda part, row: f"image {row}", "images", flags.deduplicate)
+    x, y, learnt = (part[kept["training"]] for part in (x, y, prints["training"]))
+    x_held, y_held = (part[kept["validation"]] for part in (x_held, y_held))
+    return x, y, x_held, y_held, learnt
 
 
 def measure(scores: Scores) -> dict[str, Any]:
@@ -167,11 +189,17 @@ def draw(run: Run, x: Any, y: Any, scores: Scores) -> None:
 
 def card(run: Run, metrics: dict[str, Any]) -> str:
     """Returns the model card of a run."""
+    held = {
+        "Accuracy on the validation set": f"{metrics.get('validation_accuracy', 0):.4f}",
+        "Loss on the validation set": f"{metrics.get('validation_loss', 0):.4f}",
+    }
     result = {
-        "Test accuracy": f"{metrics['test_accuracy']:.4f}",
-        "Test loss": f"{metrics['test_loss']:.4f}",
+        "Accuracy on the test set": f"{metrics['test_accuracy']:.4f}",
+        "Loss on the test set": f"{metrics['test_loss']:.4f}",
+        **(held if "validation_loss" in metrics else {}),
         "Parameters": f"{metrics['parameters']:,}",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} images",
+        "Validation data": f"{metrics['validation_examples']:,} images held out of the training set",
         "Test data": f"{metrics['data']}, {metrics['test_examples']:,} images",
         **rows_of_card(metrics),
     }
@@ -193,7 +221,7 @@ model = keras.models.load_model("model.keras")
 probabilities = keras.ops.softmax(model(images))
 ```
 
-Recall by class: {", ".join(f"{name} {share:.1%}" for name, share in metrics["test_recall"].items())}.
+Recall on the test set: {", ".join(f"{name} {share:.1%}" for name, share in metrics["test_recall"].items())}.
 The worst errors are in `errors.png`, all by class in `confusion.png`, the settings in `config.yaml`.
 """
 
@@ -204,7 +232,9 @@ def evaluate(flags: Evaluate) -> int:
     data = load(flags.data)
     with _refuse_other_models(flags.model):
         scores = score(model, data.x_test, data.y_test, CLASSES)
-    print(json.dumps(measure(scores) | {"data": data.source, "test_examples": len(data.x_test)}, indent=2))
+    learnt = leakage.count_learnt(flags.model, leakage.fingerprints(image.tobytes() for image in data.x_test))
+    facts = {"data": data.source, "test_examples": len(data.x_test), "examples_learnt_from": learnt}
+    print(json.dumps(measure(scores) | facts, indent=2))
     return 0
 
 

@@ -14,6 +14,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
         baseline = metrics.get(f"baseline_{name}")
         beside = "" if baseline is None else f" (baseline {baseline:.4f})"
         parts.append(f"test {name.replace('_', ' ')} {metrics[f'test_{name}']:.4f}{beside}")
+    for name in ("rmse", "mae"):
+        if f"folds_test_{name}_mean" in metrics:
+            mean, deviation = metrics[f"folds_test_{name}_mean"], metrics[f"folds_test_{name}_deviation"]
+            parts.append(f"{len(metrics['folds'][f'test_{name}'])} folds {name} {mean:.4f} ± {deviation:.4f}")
     if "floor_rmse" in metrics:
         parts.append(f"best reachable rmse {metrics['floor_rmse']:.4f}")
     return ", ".join(parts)
@@ -29,10 +33,14 @@ def card(command: str, metrics: Mapping[str, Any]) -> str:
     baseline = "the biases alone" if metrics["task"] == "rating" else "the most popular items"
     rows = {
         **{
-            part.rpartition(" ")[0]: part.rpartition(" ")[2] for part in summary(metrics).split(", ") if "(" not in part
+            f"{name.removeprefix(f'{part}_')} on the {part} set": f"{value:.4f}"
+            for part in ("test", "validation")
+            for name, value in metrics.items()
+            if name.startswith(f"{part}_") and isinstance(value, float)
         },
         "Trainable parameters": f"{metrics['trained_parameters']:,}",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} interactions",
+        "Validation data": f"{metrics['validation_examples']:,} interactions",
         "Test data": f"{metrics['test_examples']:,} interactions",
         **rows_of_card(metrics),
     }
@@ -40,8 +48,7 @@ def card(command: str, metrics: Mapping[str, Any]) -> str:
 
     {command}
 
-{summary(metrics)}. The baseline is {baseline}, on the same split. All measures of
-quality are of the test set.
+{summary(metrics)}. The baseline is {baseline}, on the same split.{_describe_choice(metrics)}
 
 {table(rows)}
 
@@ -50,3 +57,15 @@ quality are of the test set.
 `vocabulary.json` holds the ids of the numbers in `model.keras`, `interactions.npz` the interactions of the
 training, `config.yaml` the settings. `import {PACKAGE}.recommendation.models` before loading the model with Keras.
 """
+
+
+def _describe_choice(metrics: Mapping[str, Any]) -> str:
+    """Returns which model each figure is of."""
+    epochs, held = metrics["refit_epochs"], metrics["validation_examples"]
+    if epochs is None:
+        return "" if held else " There was no validation set."
+    return (
+        " The figures of the validation set are those of a model trained without it; "
+        f"after {epochs} epochs it was best there. The model that is "
+        "saved, and measured on the test set, was trained for as many epochs on both."
+    )

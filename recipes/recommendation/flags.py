@@ -70,6 +70,9 @@ class Train:
     """Optimizer of kopt for the embedding tables. Default: --optimizer."""
     embedding_learning_rate: OptionalNumber = None
     """Learning rate of --embedding-optimizer. Default: that optimizer's own."""
+    refit: bool = True
+    """After the best epoch is known, train again from the start on the training and the validation set, and save that
+    model; --no-refit saves the model that was measured on the validation set."""
     adapt: OptionalPath = None
     """Run to continue from: its model is frozen, and only low-rank adapters on its embedding tables are trained."""
     rank: Count = 4
@@ -101,6 +104,8 @@ def check(flags: Train) -> None:
     unknown = flags.adapt is not None and flags.choose == ModelFlags()  # until the run is read
     if task == "rating" and not unknown and flags.data.interactions is not None and flags.data.label_column is None:
         raise UsageError("--task rating: set the column of the ratings with --label-column, or choose another --task.")
+    if flags.run.early_stopping is not None and not flags.data.validation_share:
+        raise UsageError("--early-stopping: needs a --validation-share of more than 0 to watch.")
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
     if flags.adapt is None and flags.rank != Train().rank:
@@ -119,15 +124,15 @@ def _check_effects(flags: Train) -> None:
     choose, data, plain = flags.choose, flags.data, Train()
     kind, rating = choose.kind, choose.task == "rating"
     looks_back = kind == "sasrec" or (choose.task == "retrieval" and kind == "two-tower")
-    no_layers = kind == "mf" or (kind == "two-tower" and not choose.hidden)
     split = data.split or splits.default_split(rating)
     effects = (
         ("hidden", choose.hidden, plain.choose.hidden, kind not in ("mf", "sasrec"), f"--model {kind}"),
-        ("dropout", choose.dropout, plain.choose.dropout, not no_layers, f"--model {kind}"),
         ("l2", choose.l2, plain.choose.l2, rating, f"--task {choose.task}"),
         ("history", choose.history, plain.choose.history, looks_back, f"--model {kind} for {choose.task}"),
         ("top-k", flags.top_k, plain.top_k, not rating, f"--task {choose.task}"),
         ("implicit-threshold", data.implicit_threshold, None, not rating, f"--task {choose.task}"),
+        ("folds", data.folds, 0, rating, f"--task {choose.task}"),
+        ("users-file", data.users_file, None, kind not in ("mf", "sasrec"), f"--model {kind}"),
         ("test-share", data.test_share, plain.data.test_share, split != "leave-one-out", f"--split {split}"),
     )
     for name, value, default, works, where in effects:

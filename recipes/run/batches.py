@@ -56,8 +56,17 @@ def told_by(order: EpochOrder, dataset: Any) -> Any:
     return dataset
 
 
-def hold_out(x: Array, y: Array, fraction: float, seed: int) -> tuple[Array, Array, Array, Array]:
+def hold_out(
+    x: Array, y: Array, fraction: float, seed: int, flag: str = "--validation-split"
+) -> tuple[Array, Array, Array, Array]:
     """Returns x and y without a random `fraction` of each class, then x and y of this fraction.
+
+    Args:
+        x: examples.
+        y: their classes.
+        fraction: in (0, 1).
+        seed: of the choice.
+        flag: which set the fraction.
 
     Raises:
         UsageError: `fraction` leaves one side without some class.
@@ -67,7 +76,7 @@ def hold_out(x: Array, y: Array, fraction: float, seed: int) -> tuple[Array, Arr
     try:
         x_kept, x_held, y_kept, y_held = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
     except ValueError as error:
-        raise UsageError(f"--validation-split {fraction}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{flag} {fraction}: {' '.join(str(error).split())}") from error
     return x_kept, y_kept, x_held, y_held
 
 

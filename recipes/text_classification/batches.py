@@ -49,7 +49,9 @@ def plan(lengths: Array, batch_size: int, rng: np.random.Generator | None) -> li
         pool = order[i : i + chunk]
         pool = pool[np.argsort(lengths[pool] // STEP, kind="stable")]
         found += [pool[j : j + batch_size] for j in range(0, len(pool), batch_size)]
-    return [found[i] for i in rng.permutation(len(found))]
+    found = [found[i] for i in rng.permutation(len(found))]
+    # The smaller batch is the last one, as optimizers that accumulate all examples expect.
+    return sorted(found, key=len, reverse=True)
 
 
 def pad(encoded: Encoded, rows: Array) -> dict[str, Array]:

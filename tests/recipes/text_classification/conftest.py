@@ -15,10 +15,11 @@ from recipes.text_classification import main, recipe
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A folder with train.csv, test.csv and a model, bert."""
+    """A folder with train.csv, valid.csv, test.csv and a model, bert."""
     folder = tmp_path_factory.mktemp("made")
     write_csv(folder / "train.csv", sentences(96, 0))
     write_csv(folder / "test.csv", sentences(32, 1))
+    write_csv(folder / "valid.csv", sentences(32, 5))
     write_bert(folder / "bert")
     return folder
 
@@ -35,13 +36,14 @@ def quick(monkeypatch):
         monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)
     monkeypatch.setattr(Tracking, "images", lambda self, pictures: None)
     adam = keras.optimizers.Adam
-    monkeypatch.setattr(recipe, "make_optimizer", lambda flags, *_: adam(flags.learning_rate))
+    monkeypatch.setattr(recipe, "make_optimizer", lambda flags, *_, **__: adam(flags.learning_rate))
     monkeypatch.setattr(keras.Model, "run_eagerly", property(lambda self: True, lambda self, value: None))
 
 
 @pytest.fixture(scope="session")
 def defaults(made):
-    return f"--train-file {made}/train.csv --validation-file {made}/test.csv --model {made}/bert".split()
+    files = f"--train-file {made}/train.csv --validation-file {made}/valid.csv --test-file {made}/test.csv"
+    return f"{files} --model {made}/bert".split()
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ from recipes.text_classification import recipe
         ("--max-length 99", "at most 40 tokens"),
         ("--method prompt --max-length 32", "at most 40 tokens"),
         ("--dropout 1", "less than 1"),
-        ("--validation-split 0", "more than 0"),
+        ("--validation-split 1", "less than 1"),
+        ("--validation-split 0.2", "--validation-split has no effect with --validation-file"),
+        ("--test-split 0.2", "--test-split has no effect with --test-file"),
+        ("--test-split 0", "more than 0"),
         ("--max-train-examples 0", "at least 1"),
         ("--max-eval-examples 0", "at least 1"),
         ("--rank 0", "at least 1"),
@@ -84,7 +87,12 @@ def test_data_errors(name, content, says, made, capsys):
 
 def test_too_few_texts_to_hold_out(made, capsys):
     Path("a.csv").write_text("text,label\nx,1\ny,2\nz,2\n")
-    assert "--validation-split" in fails(capsys, 2, "--train-file", "a.csv", "--model", made / "bert")
+    assert "--test-split 0.1" in fails(capsys, 2, "--train-file", "a.csv", "--model", made / "bert")
+    flags = ["--train-file", "a.csv", "--test-file", "a.csv", "--model", made / "bert"]
+    assert "--validation-split 0.1" in fails(capsys, 2, *flags)
+    flags = ["--train-file", made / "train.csv", "--validation-split", "0", "--early-stopping", "2"]
+    assert "--early-stopping: needs a --validation-split" in fails(capsys, 2, *flags)
+    assert "--on-bad-row: has no effect without --train-file" in fails(capsys, 2, "--on-bad-row", "skip")
 
 
 def test_model_errors(made, monkeypatch, capsys):

@@ -89,11 +89,11 @@ def test_the_head_has_a_rate_of_its_own_with_adamw_alone():
 
 @pytest.mark.slow
 def test_validation_beside_a_test(train, made, quick):
-    flags = ["--test-file", str(made / "test.csv"), "--early-stopping", "1", "--progress", "none"]
+    flags = ["--early-stopping", "1", "--progress", "none"]
     metrics, folder = train(*flags, "--max-train-examples", "16")
     assert metrics["best_epoch"] == 1 and metrics["train_examples"] == 16
     header = (folder / "history.csv").read_text().splitlines()[0]
-    assert "val_loss" in header and "test_loss" in header
+    assert "val_loss" in header and "test" not in header
 
 
 @pytest.mark.slow
@@ -155,4 +155,4 @@ def test_default_learning_data(monkeypatch, made, capsys, quick):
     out = command(capsys, *argv, "--output-dir", "run")
     lines = out.splitlines()
     assert lines[0] == "data: no --train-file; docstrings of bad, good, which are the labels."
-    assert lines[1] == "data: no test set; the 6 texts for validation are the test."
+    assert lines[1] == "data: no test set; 6 texts are held out of the training set for it."

@@ -20,12 +20,14 @@ from recipes.text_classification.card import tabulate_samples
 from recipes.text_classification.corpus import Split
 from recipes.text_classification.labelled_texts import Texts
 
-LINE = re.compile(r"Epoch: \d{3} \| train loss: \d+\.\d{4} \| test loss: \d+\.\d{4} \| test accuracy: [01]\.\d{4}")
+LINE = re.compile(
+    r"Epoch: \d{3} \| train loss: \d+\.\d{4} \| validation loss: \d+\.\d{4} \| validation accuracy: [01]\.\d{4}"
+)
 
 
 def test_the_folder(baseline, made):
     names = {"model.keras", "config.yaml", "labels.json", "metrics.json", "history.csv", "README.md", "curves.png"}
-    names |= {"confusion.png", "logs", "adapter", "checkpoints"}
+    names |= {"confusion.png", "logs", "adapter", "checkpoints", "training_rows.npy"}
     assert {path.name for path in baseline.iterdir()} == names
     assert {p.name for p in (baseline / "adapter").iterdir()} == {
         "adapter_config.json",
@@ -41,10 +43,14 @@ def test_the_folder(baseline, made):
     assert json.loads((baseline / "labels.json").read_text()) == ["bad", "good"]
     with (baseline / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 and {"train_loss", "test_loss", "test_accuracy", "test_macro_f1"} <= set(rows[0])
-    assert float(rows[-1]["test_loss"]) == pytest.approx(metrics["test_loss"], rel=1e-3)
+    assert len(rows) == 8 and {"train_loss", "val_loss", "val_accuracy", "val_macro_f1"} <= set(rows[0])
+    assert float(rows[-1]["val_loss"]) == pytest.approx(metrics["validation_loss"], rel=1e-3)
+    assert not any("test" in name for name in rows[0])
     card = (baseline / "README.md").read_text()
-    assert f"{metrics['test_accuracy']:.4f}" in card and "python -m recipes.text_classification predict" in card
+    assert f"| Accuracy on the test set | {metrics['test_accuracy']:.4f} |" in card
+    assert f"| Loss on the validation set | {metrics['validation_loss']:.4f} |" in card
+    assert "| Validation data | valid.csv, 32 texts |" in card and "| Test data | test.csv, 32 texts |" in card
+    assert "python -m recipes.text_classification predict" in card
     assert "PeftModel" in card and "model.keras" in card and str(made / "bert") in card
     assert np.asarray(Image.open(baseline / "confusion.png").convert("L")).std() > 10
     config = json.loads((baseline / "adapter" / "adapter_config.json").read_text())
@@ -56,7 +62,7 @@ def test_tensorboard(baseline):
     assert len([*(baseline / "logs").iterdir()]) == 1  # one run, one file
     events = EventAccumulator(str(baseline / "logs")).Reload()
     tags = {tag for kind in events.Tags().values() if isinstance(kind, list) for tag in kind}
-    assert {"Loss/train", "Loss/test", "Metrics/test_accuracy", "Metrics/test_macro_f1"} <= tags
+    assert {"Loss/train", "Loss/validation", "Metrics/validation_accuracy", "Metrics/validation_macro_f1"} <= tags
     assert {"confusion", "curves", "samples", "pr_curve/good/pr_curves"} <= tags
     assert {"parameters", "settings", "optimizer/learning_rate"} <= tags
     assert {"adapter/default/norm", "adapter/default/delta_to_base"} <= tags
@@ -188,8 +194,8 @@ def test_config_round_trip(train, quick):
 
 
 def test_lines_and_default_folder(defaults, made, capsys, quick):
-    flags = ["--epochs", "1", "--max-steps", "2", "--test-file"]
-    out = command(capsys, *defaults, *flags, made / "test.csv", "--run-name", "mine", "--max-length", "32")
+    flags = ["--epochs", "1", "--max-steps", "2"]
+    out = command(capsys, *defaults, *flags, "--run-name", "mine", "--max-length", "32")
     lines = out.splitlines()
     assert lines[0].startswith(f"{made}/bert, lora: 1,058 of ") and LINE.fullmatch(lines[1]), out
     assert lines[2].startswith("test loss") and Path("saved_models/text_classification/mine/metrics.json").exists()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from text_data import VOCABULARY, write_csv
+from text_data import VOCABULARY, sentences, write_csv
 
 from recipes.readers import network
 from recipes.run.errors import DataError, UsageError
@@ -236,42 +236,63 @@ def test_prose():
 def load(**flags):
     flags = corpus.TextFlags(**{key: Path(v) if key.endswith("_file") else v for key, v in flags.items()})
     corpus.check(flags)
-    return corpus.load(flags, seed=0)
+    return corpus.load(flags)
 
 
 def test_splits(made):
     corpus = load(train_file=made / "train.csv")
-    assert corpus.test is corpus.validation and corpus.names == ["bad", "good"]
-    assert len(corpus.train) == 86 and np.bincount(corpus.test.y).tolist() == [5, 5]
-    assert not set(corpus.train.texts.texts) & set(corpus.test.texts.texts)
-    assert load(train_file=made / "train.csv").test.texts.texts == corpus.test.texts.texts
-    corpus = load(train_file=made / "train.csv", validation_file=made / "test.csv")
-    assert len(corpus.train) == 96 and len(corpus.test) == 32 and corpus.test is corpus.validation
+    parts = corpus.train, corpus.validation, corpus.test
+    assert [len(part) for part in parts] == [77, 9, 10] and corpus.names == ["bad", "good"]
+    assert np.bincount(corpus.test.y).tolist() == [5, 5]
+    texts = [set(part.texts.texts) for part in parts]
+    assert not texts[0] & texts[1] and not (texts[0] | texts[1]) & texts[2]
+    assert corpus.origins == {"train": "train.csv", **dict.fromkeys(("validation", "test"), "held out of train.csv")}
+    again = load(train_file=made / "train.csv")
+    assert again.test.texts.texts == corpus.test.texts.texts
+    assert again.validation.texts.texts == corpus.validation.texts.texts
+    corpus = load(train_file=made / "train.csv", validation_file=made / "valid.csv", test_split=0.25)
+    assert (len(corpus.train), len(corpus.validation), len(corpus.test)) == (72, 32, 24)
+    assert corpus.origins["validation"] == "valid.csv"
     corpus = load(train_file=made / "train.csv", test_file=made / "test.csv", validation_split=0.25)
-    assert len(corpus.train) == 72 and len(corpus.validation) == 24 and len(corpus.test) == 32
+    assert (len(corpus.train), len(corpus.validation), len(corpus.test)) == (72, 24, 32)
+    corpus = load(train_file=made / "train.csv", test_file=made / "test.csv", validation_split=0.0)
+    assert len(corpus.train) == 96 and corpus.validation is None
 
 
-def test_limits_take_the_same_texts_whatever_the_seed(made):
-    flags = corpus.TextFlags(
-        train_file=made / "train.csv", test_file=made / "test.csv", max_train_examples=40, max_eval_examples=3
-    )
-    one, two = (corpus.load(flags, seed) for seed in (0, 1))
-    assert len(one.train) == 36 and len(one.validation) == len(one.test) == 3
-    assert one.test.texts.texts == two.test.texts.texts
-    seen = [{*c.train.texts.texts, *c.validation.texts.texts} for c in (one, two)]
-    assert len(seen[0] & seen[1]) > 36
+def test_limits_count_what_is_trained_on(made):
+    files = {"train_file": made / "train.csv", "test_file": made / "test.csv"}
+    found = load(**files, max_train_examples=40, max_eval_examples=3)
+    assert (len(found.train), len(found.validation), len(found.test)) == (40, 3, 3)
+    again = load(**files, max_train_examples=40, max_eval_examples=3)
+    assert found.train.texts.texts == again.train.texts.texts
+
+
+def test_texts_on_both_sides_are_counted_and_left_out(made, capsys):
+    rows = sentences(40, 0)
+    write_csv(Path("t.csv"), [*rows, ("a text that only the training has", "bad")])
+    write_csv(Path("v.csv"), rows[:3])
+    write_csv(Path("x.csv"), rows[2:7])
+    files = {"train_file": "t.csv", "validation_file": "v.csv", "test_file": "x.csv"}
+    found = load(**files)
+    err = capsys.readouterr().err
+    assert f"data: 5 texts of the training set are also in the test set ({rows[2][0][:40]!r}, " in err
+    assert "data: 1 texts of the validation set are also in the test set" in err and len(found.train) == 41
+    found = load(**files, deduplicate=True)
+    kept = {text for text, _ in rows} - {text for text, _ in rows[:7]} | {"a text that only the training has"}
+    assert set(found.train.texts.texts) == kept and set(found.validation.texts.texts) == {t for t, _ in rows[:2]}
+    assert len(found.test) == 5
 
 
 def test_numbers_are_sorted_as_numbers():
-    write_csv(Path("a.csv"), [(f"text {i}", str(i % 12)) for i in range(48)])
-    assert load(train_file="a.csv", validation_split=0.5).names == [str(i) for i in range(12)]
+    write_csv(Path("a.csv"), [(f"text {i}", str(i % 12)) for i in range(96)])
+    assert load(train_file="a.csv", test_split=0.25, validation_split=0.5).names == [str(i) for i in range(12)]
 
 
 def test_unseen_labels(made, capsys):
     write_csv(Path("v.csv"), [("good", "good"), ("so so", "middling")])
     with pytest.raises(DataError, match=r"v\.csv, line 3: the label 'middling' is not in the training set"):
         load(train_file=made / "train.csv", validation_file="v.csv")
-    assert len(load(train_file=made / "train.csv", validation_file="v.csv", on_bad_row="skip").test) == 1
+    assert len(load(train_file=made / "train.csv", validation_file="v.csv", on_bad_row="skip").validation) == 1
     assert "skipped 1 of 2 rows" in capsys.readouterr().err
     write_csv(Path("v.csv"), [("so so", "middling")])
     with pytest.raises(DataError, match="no label is one of bad, good"):
