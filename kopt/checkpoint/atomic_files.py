@@ -72,6 +72,18 @@ def write_files(directory: Path, files: dict[str, bytes]) -> None:
             part.unlink(missing_ok=True)
 
 
+def check_writable(directory: Path) -> None:
+    """Makes a folder if there is none.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    part = _part_of(directory / "try")
+    part.mkdir()
+    part.rmdir()
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder that nobody may see half removed."""
     part = _part_of(path)

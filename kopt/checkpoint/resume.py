@@ -3,16 +3,18 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from kopt.checkpoint import snapshot_files
-from kopt.checkpoint.atomic_files import remove_leftovers
+from kopt.checkpoint.atomic_files import check_writable, remove_leftovers
 from kopt.checkpoint.snapshot import (
     Kept,
     Snapshot,
     generators,
+    last_logs,
+    optimizers,
     put_back,
     put_back_generators,
     put_back_others,
@@ -20,7 +22,7 @@ from kopt.checkpoint.snapshot import (
 )
 from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
-from kopt.training.keras_internals import build_metrics, read_only, sync_variables, train_step
+from kopt.training.keras_internals import build_metrics, flatten_layers, read_only, sync_variables
 
 ENDED = 2**31 - 1
 """The epoch with which a training goes on that a callback has ended: above any number of epochs."""
@@ -65,11 +67,18 @@ class Checkpoint(Configurable, KerasCallback):
 
     The data are not in it. Their order must follow from the number of the epoch: always the same, or shuffled by
     `data`, which is told the epoch (`ShuffledBatches`); of arrays, `fit(x, y, shuffle=True)` draws it from a generator
-    that no file can hold. Where an epoch goes on in its middle, its batches so far are read and not trained on.
+    that no file can hold. What does not begin anew with each epoch, such as `dataset.repeat()` with `steps_per_epoch`,
+    begins anew where training goes on. Where an epoch goes on in its middle, its batches so far are read and not
+    trained on.
+
+    A model that holds more than one optimizer must have them built before `restore`, which builds the one of `compile`.
 
     What ends a training early is kept, too. If a callback ends it in the middle of an epoch, as `TerminateOnNaN` and
     limits of time do, a checkpoint of that batch is written, and a new `fit` goes on there. If one ends it after an
     epoch, as `EarlyStopping` does, a new `fit` trains no more.
+
+    Where `fit` begins, the folder must have no checkpoints that `restore` was not asked about, and nobody else may
+    write there meanwhile: both are errors. Folders in it that are no checkpoints are left alone.
 
     Of a callback with `get_state` and `set_state` their result is kept, of others the attributes that are numbers,
     texts, arrays or collections of these and have changed since this object was made: all that `EarlyStopping`,
@@ -98,7 +107,7 @@ class Checkpoint(Configurable, KerasCallback):
         self._looked = self._cut = False
         self._epoch = self._batch = self._steps = 0
         self._seconds = 0.0
-        self._step: Callable[..., Any] | None = None
+        self._number = 0  # of the last checkpoint that was there or is ours
         self._drawn: Any = None
         self._logs: Mapping[str, Any] = {}
 
@@ -117,17 +126,21 @@ class Checkpoint(Configurable, KerasCallback):
         Raises:
             ValueError: model or optimizer are others than those of the checkpoint, or every checkpoint is damaged.
         """
-        self._looked = True
-        self._pending = snapshot_files.newest(self.folder)
-        if self._pending is None:
+        self._looked, self._pending, self._number = False, None, self._last()
+        if (found := snapshot_files.newest(self.folder)) is None:
+            self._looked = True
             return 0
-        if not model.built:
+        # A model whose train step calls its parts, and that has no call of its own, is never built itself.
+        if not model.built and not (model.variables and all(x.built for x in flatten_layers(model) if x is not model)):
             raise ValueError(f"{self._name} cannot restore {model.name}: it is not built. Call it on a batch.")
-        if model.optimizer is not None and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        put_back(self._pending, model, self._name)
-        self._logs = dict(self._pending.others["logs"])
-        return ENDED if self._pending.others.get("ended") else self._pending.epoch
+        for name, optimizer in optimizers(model).items():
+            if not optimizer.built and len(found.paths.get(name, ())) > len(optimizer.variables):
+                if optimizer is not model.optimizer:
+                    raise ValueError(f"{self._name}: {name} is not built. Call its build(variables) before.")
+                optimizer.build(model.trainable_variables)
+        put_back(found, model, self._name)
+        self._looked, self._pending, self._logs = True, found, last_logs(found)
+        return ENDED if found.others.get("ended") else found.epoch
 
     @property
     def place(self) -> tuple[int, int]:
@@ -139,7 +152,10 @@ class Checkpoint(Configurable, KerasCallback):
 
         Raises:
             OSError: it cannot be written, as on a full disk. Those that are there stay.
+            ValueError: another training has written to the folder meanwhile.
         """
+        if self._last() > self._number:
+            raise ValueError(f"{self._name}: another training writes there. Choose another folder for one of them.")
         began = time.perf_counter()
         path = snapshot_files.write(
             self.folder,
@@ -147,12 +163,17 @@ class Checkpoint(Configurable, KerasCallback):
             keep=self.keep,
         )
         self._seconds += time.perf_counter() - began
+        self._number = snapshot_files.number_of(path)
         return path
 
     @property
     def seconds(self) -> float:
         """Returns the time that writing has taken so far, in this process."""
         return self._seconds
+
+    def _last(self) -> int:
+        """Returns the number of the newest checkpoint there; 0 where there is none."""
+        return max(map(snapshot_files.number_of, snapshot_files.numbered(self.folder)), default=0)
 
     def _ended(self) -> bool:
         """Whether a callback ends the training after the epoch that is done."""
@@ -163,15 +184,20 @@ class Checkpoint(Configurable, KerasCallback):
         return f"{type(self).__name__}({str(self.folder)!r})"
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Gives the callbacks their states."""
-        if not self._looked and snapshot_files.numbered(self.folder):
+        """Gives the callbacks their states.
+
+        Raises:
+            OSError: the folder cannot be written to.
+            ValueError: it has checkpoints of which nobody has asked.
+        """
+        if not self._looked and self._last():
             raise ValueError(
                 f"{self._name}: there are checkpoints already. Call restore(model) to go on from the last, or "
                 "choose another folder."
             )
         self._looked = True
-        if self.folder.is_dir():
-            remove_leftovers(self.folder)
+        check_writable(self.folder)
+        remove_leftovers(self.folder)
         self._steps = 0
         if self._pending is not None and not self._pending.batch:
             put_back_others(self._pending, self._kept, self._name)
@@ -191,10 +217,13 @@ class Checkpoint(Configurable, KerasCallback):
         if pending.batch:
             put_back_generators(pending, "random_before")  # the order of the batches may be drawn now
             self._drawn = generators()
-            self._step = train_step(self.model)
-            self.model.train_function = read_only(self.model, self._skip)
         else:
             self._pending = None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Has a batch that is done read only."""
+        if self._pending is not None:
+            self.model.train_function = read_only(self.model, self._skip)
 
     def _skip(self, batch: Any) -> Any:
         """Returns the logs of a batch that is done."""
@@ -218,9 +247,8 @@ class Checkpoint(Configurable, KerasCallback):
 
     def _go_on(self, snapshot: Snapshot) -> None:
         """Trains again, from where the snapshot is."""
-        self.model.train_function, self._step = self._step, None
         sync_variables(self.model)
-        put_back(snapshot, self.model, self._name, ("model", "step", "optimizer", "metrics"))
+        put_back(snapshot, self.model, self._name, metrics=True)
         put_back_others(snapshot, self._kept, self._name)
         self._batch, self._pending = snapshot.batch, None
 

@@ -11,15 +11,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt.checkpoint.plain_values import Array, NotPlainError, decoded, encoded
+from kopt.checkpoint.plain_values import Array, NotPlainError, decoded, encoded, like
 from kopt.training.keras_internals import (
+    begin_global_seed,
     get_backend_generators,
     global_seed,
-    innermost,
     set_backend_generators,
     sync_variables,
+    unwrapped,
 )
 
+METRICS = "metrics"
+"""The group of variables that every epoch begins anew."""
 PASSING = ("_model", "params", "validation_data")
 """Attributes of a callback that `fit` sets."""
 
@@ -44,16 +47,24 @@ class Snapshot:
 
 
 def groups(model: Any) -> dict[str, list[Any]]:
-    """Returns the variables of a model, of its train step, its optimizer, and of the metrics of `compile`."""
+    """Returns the variables of a model, of its train step, its optimizers, and of the metrics of `compile`."""
     metrics = list(model.metrics_variables)
     passing = {id(v) for v in metrics}
     seed = global_seed()
     return {
-        "model": [v for v in model.variables if id(v) not in passing] + ([] if seed is None else [seed]),
+        "model": [v for v in model.variables if id(v) not in passing],
+        "seed": [] if seed is None else [seed],
         "step": model.step_variables() if hasattr(model, "step_variables") else [],
-        "optimizer": [] if model.optimizer is None else list(model.optimizer.variables),
-        "metrics": metrics,
+        **{name: list(optimizer.variables) for name, optimizer in optimizers(model).items()},
+        METRICS: metrics,
     }
+
+
+def optimizers(model: Any) -> dict[str, Any]:
+    """Returns the optimizer that `compile` was given, and those that a model of one's own holds beside it."""
+    held = {name: x for name, x in vars(model).items() if isinstance(x, keras.optimizers.Optimizer)}
+    others = {f"optimizer {name!r}": x for name, x in held.items() if x is not model.optimizer}
+    return ({} if model.optimizer is None else {"optimizer": model.optimizer}) | others
 
 
 def take(
@@ -82,8 +93,8 @@ def take(
         paths[group] = [v.path for v in variables]
         arrays |= {f"{group}.{i}": np.asarray(ops.convert_to_numpy(v)) for i, v in enumerate(variables)}
     others = {
-        "logs": {name: float(value) for name, value in logs.items()},
-        "callbacks": [[kept.name, encoded(kept.state(), arrays, f"callback.{i}")] for i, kept in enumerate(callbacks)],
+        "logs": {name: encoded(_log(value), arrays, "logs") for name, value in logs.items()},
+        "callbacks": [[kept.name, kept.encoded(arrays, f"callback.{i}")] for i, kept in enumerate(callbacks)],
         "random": encoded(generators(), arrays, "random"),
         "random_before": encoded(drawn, arrays, "random"),
         "ended": ended,
@@ -91,21 +102,30 @@ def take(
     return Snapshot(epoch, batch, paths, arrays, others)
 
 
-def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = ("model", "step", "optimizer")) -> None:
+def last_logs(snapshot: Snapshot) -> dict[str, Any]:
+    """Returns what the last batch gave."""
+    return {name: decoded(value, snapshot.arrays) for name, value in snapshot.others["logs"].items()}
+
+
+def put_back(snapshot: Snapshot, model: Any, owner: str, metrics: bool = False) -> None:
     """Gives variables the values that they had.
 
     Args:
         snapshot: what to put back.
         model: built, and compiled with a built optimizer.
         owner: who asks, for the message.
-        kinds: which groups.
+        metrics: whether those of `compile` go on, too: in the middle of an epoch.
 
     Raises:
         ValueError: the model or its optimizer has other variables than the one that the snapshot is of.
     """
+    if snapshot.paths["seed"]:
+        begin_global_seed()
     present = groups(model)
+    left_out = {METRICS} if not metrics else set[str]()
+    kinds = [g for g in {**present, **snapshot.paths} if g not in left_out and (g != "seed" or snapshot.paths[g])]
     for group in kinds:
-        saved, variables = snapshot.paths[group], present[group]
+        saved, variables = snapshot.paths.get(group, []), present.get(group, [])
         for i in range(max(len(saved), len(variables))):
             old = None if i >= len(saved) else snapshot.arrays[f"{group}.{i}"]
             new = None if i >= len(variables) else variables[i]
@@ -118,8 +138,9 @@ def put_back(snapshot: Snapshot, model: Any, owner: str, kinds: Sequence[str] = 
     for group in kinds:
         for i, variable in enumerate(present[group]):
             variable.assign(snapshot.arrays[f"{group}.{i}"])
-    if hasattr(optimizer := innermost(model), "setup"):
-        optimizer.setup.note_debts()
+    for optimizer in map(unwrapped, optimizers(model).values()):
+        if hasattr(optimizer, "setup") and optimizer.built:
+            optimizer.setup.note_debts()
 
 
 def put_back_others(snapshot: Snapshot, callbacks: Sequence["Kept"], owner: str) -> None:
@@ -194,7 +215,20 @@ class Kept:
             self.callback.set_state(state)
         else:
             for name, value in state.items():
-                setattr(self.callback, name, value)
+                setattr(self.callback, name, like(getattr(self.callback, name, None), value))
+
+    def encoded(self, arrays: dict[str, Array], name: str) -> Any:
+        """Returns it as JSON; its arrays are added to `arrays`.
+
+        Raises:
+            TypeError: what `get_state` returns has something of another kind.
+        """
+        try:
+            return encoded(self.state(), arrays, name)
+        except NotPlainError as error:
+            raise NotPlainError(
+                f"{self.name}.get_state: expected numbers, texts, arrays and collections of these. Received: {error}"
+            ) from error
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -204,6 +238,12 @@ def _same(a: Any, b: Any) -> bool:
         x.dtype == y.dtype and x.tobytes() == y.tobytes() and x.shape == y.shape
         for x, y in zip(ours.values(), theirs.values(), strict=True)
     )
+
+
+def _log(value: Any) -> Any:
+    """Returns a number, or an array where a metric has several."""
+    array = np.asarray(ops.convert_to_numpy(value))
+    return array if array.ndim else float(array)
 
 
 def _form(x: Any) -> tuple[str, tuple[int, ...]]:

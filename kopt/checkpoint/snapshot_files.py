@@ -8,6 +8,7 @@ The hash protects against damage, not against forgery. Nothing in these files is
 
 import dataclasses
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def write(folder: Path, snapshot: Snapshot, keep: int) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     old = numbered(folder)
-    target = folder / f"{int(old[-1].name) + 1 if old else 1:06d}"
+    target = folder / f"{number_of(old[-1]) + 1 if old else 1:06d}"
     fields = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(snapshot) if f.name != "arrays"}
     stored = {name: _storable(array) for name, array in snapshot.arrays.items()}
-    state = {"format": FORMAT, **fields, "types": {name: str(x.dtype) for name, x in snapshot.arrays.items()}}
+    state = {"format": FORMAT, **fields, "types": {name: _name_of(x.dtype) for name, x in snapshot.arrays.items()}}
     text = json.dumps(state)
     with atomic_folder(target) as part:
         save_file(stored, part / ARRAYS)
@@ -105,15 +106,41 @@ def newest(folder: Path) -> Snapshot | None:
 
 def numbered(folder: Path) -> list[Path]:
     """Returns the folders of snapshots, the oldest first."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in found if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    found = [path for path in folder.iterdir() if _is_snapshot(path)] if folder.is_dir() else []
+    return sorted(found, key=number_of)
+
+
+def number_of(path: Path) -> int:
+    """Returns the number of a snapshot."""
+    return int(path.name)
+
+
+def _is_snapshot(path: Path) -> bool:
+    """Whether a folder is one, whole or damaged; folders of others are neither read nor removed."""
+    if not re.fullmatch("[0-9]{6,}", path.name) or not path.is_dir():
+        return False
+    return {each.name for each in path.iterdir()} <= {STATE, ARRAYS}
 
 
 def _storable(array: Array) -> Array:
     array = np.ascontiguousarray(array).reshape(array.shape)
-    return array if array.dtype.isbuiltin == 1 else array.view(SHORT[array.dtype.itemsize])
+    if _is_odd(array.dtype):
+        return array[..., None].view(np.uint8)
+    return array.view(SHORT[array.dtype.itemsize]) if array.dtype.isbuiltin == 2 else array
 
 
 def _restored(array: Array, dtype: str) -> Array:
-    kind: Any = getattr(ml_dtypes, dtype, None)
-    return array if str(array.dtype) == dtype else array.view(np.dtype(kind or dtype))
+    if str(array.dtype) == dtype:
+        return array
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    return array.view(kind)[..., 0] if _is_odd(kind) else array.view(kind)
+
+
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.str if _is_odd(dtype) else str(dtype)
+
+
+def _is_odd(dtype: np.dtype[Any]) -> bool:
+    """Whether only the bytes of numbers can be stored: texts, times, complex, long and turned ones."""
+    own = dtype.isbuiltin != 2  # of NumPy, not of ml_dtypes
+    return own and (dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative)

@@ -33,7 +33,11 @@ def innermost(model: Any) -> Any:
     A callback asks for it by `innermost(self.model)` each time: on JAX `fit` keeps the variables of model and optimizer
     elsewhere, and it is the attribute `model` of a callback that brings them up to date.
     """
-    optimizer: Any = getattr(model, "optimizer", None)
+    return unwrapped(getattr(model, "optimizer", None))
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Returns an optimizer without Keras' loss scaling around it."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     return optimizer
@@ -63,6 +67,11 @@ def global_seed() -> Any:
     """Returns the state of the generator that draws where no seed is given; None if none ever has."""
     generator = keras.src.backend.common.global_state.get_global_attribute("global_seed_generator")
     return None if generator is None else generator.state
+
+
+def begin_global_seed() -> None:
+    """Makes that generator if there is none."""
+    keras.src.random.seed_generator.global_seed_generator()
 
 
 def get_backend_generators() -> list[Any]:
@@ -103,14 +112,16 @@ def train_step(model: Any) -> Callable[..., Any]:
 
 
 def read_only(model: Any, seen: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Returns a function for the same place that reads the next batches and does not train on them.
+    """Returns a function for the same place that reads the next batches, does not train on them, and gives way again.
 
     Args:
         model: in `fit`.
         seen: function of the first of these batches that returns the logs.
     """
+    trained = train_step(model)
 
     def step(*arguments: Any) -> Any:
+        model.train_function = trained  # first: what ends here must not leave a model that learns nothing
         batches = arguments[-1]  # an iterator, on torch a list of what was read
         if not isinstance(batches, list):
             batches = [next(batches) for _ in range(model.steps_per_execution)]

@@ -1,5 +1,6 @@
 """Checkpoints as files: whole or not there, the newest whole one counts, and what does not fit is an error."""
 
+import collections
 import errno
 import os
 import pathlib
@@ -239,6 +240,96 @@ def test_values_keep_their_kinds(tmp_path):
     np.testing.assert_array_equal(odd.value["b"], np.arange(3))
     assert odd.value["b"].dtype == "int16"
     assert not hasattr(odd, "file")
+
+
+Pair = collections.namedtuple("Pair", "a b")
+
+
+class Collector(keras.callbacks.Callback):
+    """Has attributes of many classes, all of which change."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.last, self.rows = set(), collections.deque(maxlen=2), collections.defaultdict(list)
+        self.count, self.pair, self.names = collections.Counter(), Pair(0, 0), np.array(["a"])
+        self.wave, self.when, self.turned = np.zeros(1, complex), np.zeros(1, "M8[s]"), np.zeros(1, ">f8")
+        self.total = keras.Variable(0.0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.add(epoch)
+        self.last.append(epoch)
+        self.rows[f"epoch {epoch}"].append(epoch)
+        self.count.update([epoch])
+        self.pair = Pair(self.pair.a + 1, epoch)
+        self.names = np.append(self.names, f"b{epoch}")
+        self.wave, self.when, self.turned = self.wave + 1j, self.when + np.timedelta64(1, "s"), self.turned + epoch
+        self.turned = self.turned.astype(">f8")
+        self.total.assign_add(1.0)
+
+
+def test_values_keep_their_classes(tmp_path):
+    trained(tmp_path, callbacks=[Collector()])
+    model, collector = make(), Collector()
+    checkpoint = Checkpoint(tmp_path, callbacks=[collector])
+    begin = checkpoint.restore(model)
+    model.fit(X, Y, initial_epoch=begin, epochs=begin + 1, verbose=0, callbacks=[collector, checkpoint])
+    assert (collector.seen, collector.last) == ({0, 1, 2, 3}, collections.deque([2, 3], 2))
+    assert collector.last.maxlen == 2
+    assert collector.rows == {f"epoch {i}": [i] for i in range(4)}
+    assert collector.count == collections.Counter(range(4))
+    assert collector.pair == Pair(4, 3)
+    assert list(collector.names) == ["a", "b0", "b1", "b2", "b3"]
+    assert (collector.wave[0], collector.turned[0], float(collector.total)) == (4j, 6, 4)
+    assert collector.when[0] == np.datetime64(4, "s")
+
+
+def test_what_get_state_may_not_return(tmp_path):
+    class Own(keras.callbacks.Callback):
+        def get_state(self):
+            return {"path": pathlib.Path("x")}
+
+        def set_state(self, state):
+            pass
+
+    with pytest.raises(TypeError, match=r"Own\.get_state: expected numbers.*Received: .*Path"):
+        trained(tmp_path, callbacks=[Own()])
+
+
+def test_folders_of_others_stay(tmp_path):
+    for name in ("0", "1", "²", "202401"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.png").write_bytes(b"mine")
+    trained(tmp_path, keep=1)
+    assert names(tmp_path) == ["0", "000003", "1", "202401", "²"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    counter = Stop(None)
+    with pytest.raises(OSError, match="file"):
+        make().fit(X, Y, verbose=0, callbacks=[counter, Checkpoint(tmp_path / "file")])
+    assert counter.batches == 0
+
+
+def test_a_failed_restore_leaves_the_checkpoints(tmp_path):
+    trained(tmp_path)
+    model, checkpoint = make(units=4), Checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="another one"):
+        checkpoint.restore(model)
+    with pytest.raises(ValueError, match="there are checkpoints already"):
+        model.fit(X, Y, verbose=0, callbacks=[checkpoint])
+    assert names(tmp_path) == ["000002", "000003"]
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path):
+    class Other(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                shutil.copytree(tmp_path / "000001", tmp_path / "000002")
+
+    with pytest.raises(ValueError, match="another training writes there"):
+        make().fit(X, Y, epochs=3, verbose=0, shuffle=False, callbacks=[Other(), Checkpoint(tmp_path)])
+    assert names(tmp_path) == ["000001", "000002"]
 
 
 def test_types_that_numpy_lacks(tmp_path):
