@@ -124,6 +124,8 @@ def train_in(run: Run, flags: Train) -> int:
     import keras
 
     data = load(flags.data)
+    # A run that goes on finds the same images again.
+    run.flags = flags = dataclasses.replace(flags, data=data.name or flags.data)
     x, y, x_held, y_held, learnt = split(flags, data)
     validation = batches(x_held, one_hot(y_held, CLASSES), 500) if len(x_held) else None
     # Smoothing the targets instead of the loss leaves the validation loss comparable between runs.

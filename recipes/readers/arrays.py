@@ -39,6 +39,8 @@ class Labelled(NamedTuple):
     x_test: Array
     y_test: Array
     source: str
+    name: str = ""
+    """What `--data` calls them, if they have a name."""
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> list[Array]:

