@@ -24,9 +24,9 @@ def svd(data, seed):
     def rows(part):
         return list(zip(part.user.tolist(), part.item.tolist(), part.label.astype(float).tolist(), strict=True))
 
-    low, high = float(data.train.label.min()), float(data.train.label.max())
+    low, high = float(data.known.label.min()), float(data.known.label.max())
     frame = surprise.Dataset(surprise.Reader(rating_scale=(low, high)))
-    train = frame.construct_trainset([(*row, None) for row in rows(data.train)])
+    train = frame.construct_trainset([(*row, None) for row in rows(data.known)])
     model = surprise.SVD(random_state=seed)
     model.fit(train)
     found = np.array([p.est for p in model.test(rows(data.test))])
@@ -38,7 +38,7 @@ def als(data, ks, seed, **options):
     import implicit
     import scipy.sparse
 
-    train = data.train
+    train = data.known
     shape = len(train.users), len(train.items)
     matrix = scipy.sparse.csr_matrix((np.ones(len(train), np.float32), (train.user, train.item)), shape)
     model = implicit.als.AlternatingLeastSquares(random_state=seed, num_threads=1, **options)
@@ -58,13 +58,13 @@ def main():
     found = []
     for seed in flags.seeds:
         data = splits.load(pairs, True, seed)
-        mean, user, item = ranking.fit_biases(data.train)
+        mean, user, item = ranking.fit_biases(data.known)
         plain = ranking.rating_errors(mean + user[data.test.user] + item[data.test.item], data.test.label)["rmse"]
         found.append(svd(data, seed))
         print(f"seed {seed}: SVD rmse {found[-1]:.4f}, biases {plain:.4f}", flush=True)
     print(f"SVD rmse, mean of {len(found)}: {statistics.mean(found):.4f}")
     data = splits.load(pairs, False, 0)
-    print("popularity", ranking.rank(ranking.score_by_popularity(data.train), data.test, data.train, (10,)))
+    print("popularity", ranking.rank(ranking.score_by_popularity(data.known), data.test, data.known, (10,)))
     for factors in (32, 64, 100):
         for regularization in (0.01, 0.1):
             options = {"factors": factors, "regularization": regularization}

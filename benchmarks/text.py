@@ -66,7 +66,7 @@ def train(run, seed):
     flags, metrics = flags_of(run), json.loads((run / "metrics.json").read_text())
     torch.manual_seed(seed)
     pretrained = language_model.find_model(flags.model)
-    data = corpus.load(flags.data, seed)
+    data = corpus.load(flags.data)
     encode, classes = language_model.Tokenizer(pretrained), len(data.names)
     encoded = [encode(p.texts.texts, p.texts.pairs, flags.max_length) for p in (data.train, data.test)]
     targets = one_hot(data.train.y, classes)

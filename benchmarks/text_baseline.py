@@ -18,7 +18,7 @@ from recipes.text_classification import Train, corpus
 def main(argv):
     flags = parse(argv, {"train": Train}, "python -m benchmarks.text_baseline")
     corpus.check(flags.data)
-    data = corpus.load(flags.data, flags.run.seed)
+    data = corpus.load(flags.data)
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
