@@ -86,10 +86,8 @@ class OptimizerStats(Configurable, KerasCallback):
         self._described = self._laid_out = self._armed = self._watched = self._tracked = False
         self._before: list[Tensor] | None = None
         self._clock: tuple[float, float, int] | None = None
-        self._loss, self._read_so_far = (
-            np.zeros(2),
-            np.zeros(2),
-        )  # sums of losses and of weights: since the last point, read
+        # Sums of losses and of their weights: those for the next point, and what is read of Keras' metric.
+        self._loss, self._read_so_far = np.zeros(2), np.zeros(2)
         self._step, self._began = 0, time.time()
 
     def add(self, values: Mapping[str, float]) -> None:
