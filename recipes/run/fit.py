@@ -7,13 +7,12 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from . import facts, plots, signals
 from .errors import DataError, DiskError, DivergedError, UsageError
 from .flags import RunFlags, cadence, settings
-from .folder import CHECKPOINTS, Folder, save_model, save_results
+from .folder import CHECKPOINTS, Folder, checkpoints, save_model, save_results
 from .optimizer_flags import make_optimizer, peak_learning_rate
 from .tracking import COLUMNS, Tracking, read_names
 
@@ -104,7 +103,7 @@ class Run:
 
     def _left(self) -> str:
         """Returns what stands on the disk when a signal ends the run."""
-        if not self._checkpoints():
+        if not checkpoints(self.folder):
             return "nothing was saved."
         model = "the model is saved; " if self._saved else ""
         return f"{model}{self.folder} has the last checkpoint, from which --resume goes on."
@@ -291,13 +290,9 @@ class Run:
         try:
             yield
         except DivergedError as error:
-            last = f"{checkpoint.folder} has the last checkpoint from before." if any(self._checkpoints()) else ""
+            last = f"{checkpoint.folder} has the last checkpoint from before." if checkpoints(self.folder) else ""
             advice = "Try a smaller --learning-rate, --clip-norm 1 or --on-nonfinite skip."
             raise DivergedError(f"{error} {last} {advice}".replace("  ", " ")) from error
-
-    def _checkpoints(self) -> list[Path]:
-        folder = self.folder / CHECKPOINTS
-        return [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
     def _measure(self, model: Any, validation: Any, measure: Callable[[], Mapping[str, float]] | None) -> Any:
         """Returns what the model has on the validation set."""

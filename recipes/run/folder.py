@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -169,13 +170,13 @@ class Folder:
             return home, False
         is_run = (home / "config.yaml").is_file()
         if run.resume == "never" and not run.overwrite:
-            hint = "--overwrite, or --resume auto to go on" if _checkpoints(home) else "--overwrite"
+            hint = "--overwrite, or --resume auto to go on" if checkpoints(home) else "--overwrite"
             raise UsageError(f"{home} is not empty. Choose another --run-name or --output-dir, or add {hint}.")
         if not is_run:
             what = "--resume" if run.resume != "never" else "--overwrite"
             raise UsageError(f"{home} is not a run (it has no config.yaml), so {what} leaves it alone.")
         path = home / NEW if run.overwrite else home
-        if run.resume == "never" or not _checkpoints(path):
+        if run.resume == "never" or not checkpoints(path):
             if run.resume not in ("never", "auto"):
                 raise UsageError(f"--resume {home}: there is no checkpoint.")
             if not run.overwrite and _is_complete(home):
@@ -233,9 +234,10 @@ class Folder:
                 self.path = self.home
 
 
-def _checkpoints(folder: Path) -> bool:
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a run, by their names alone: whether they are whole is seen when one is read."""
     found = folder / CHECKPOINTS
-    return found.is_dir() and any(path.name.isdigit() for path in found.iterdir())
+    return [path for path in found.iterdir() if re.fullmatch("[0-9]{6,}", path.name)] if found.is_dir() else []
 
 
 def _is_complete(folder: Path) -> bool:

@@ -195,6 +195,13 @@ def minimized_function():
     return numbers([x])
 
 
+def fitted_squares():
+    model = network(None)
+    squares = kopt.LevenbergMarquardt(products=8)
+    result = kopt.minimize(model, X, Y, loss="mse", optimizer=squares, max_evaluations=6, batch_size=16)
+    return [np.array(result.loss)]
+
+
 def sharpened():
     model = kopt.SAM.of(network(None))
     model.compile(ADAMW(), "mse")
@@ -238,5 +245,6 @@ USES = {
     "a loop of one's own, kopt.LossScaleOptimizer": Case(lambda: looped(OPTIONS["kopt.LossScaleOptimizer"])),
     "minimize, a model": Case(minimized_model, bound=1e-5, remark="line searches make small differences grow"),
     "minimize, a function": Case(minimized_function, bound=1e-4, remark="each within the tolerance, 1e-3"),
+    "minimize, least squares": Case(fitted_squares, bound=1e-5, remark="the loss after five steps"),
     "SAM": Case(sharpened, refused=("jax", "torch")),
 }
