@@ -69,7 +69,7 @@ def like(old: Any, value: Any) -> Any:
     if type(old) is type(value) and not isinstance(old, deque):  # which has a length, too
         return value
     if isinstance(old, tuple) and isinstance(value, tuple) and hasattr(old, "_make"):
-        return old._make(value)
+        return type(old)(*value)
     for kind, fill in ((dict, "update"), (set, "update"), (list, "extend"), (deque, "extend")):
         if isinstance(old, kind) and isinstance(value, kind):
             old.clear()

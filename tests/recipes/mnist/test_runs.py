@@ -135,6 +135,7 @@ def test_evaluate(baseline, npz, capsys):
         assert printed["examples_learnt_from"] == (0 if model == baseline else None)
 
 
+@pytest.mark.slow
 def test_images_on_both_sides_are_counted_and_left_out(arrays, train, capsys, undrawn):
     x, y, x_test, y_test = arrays
     for name, images in (("twice", [x_test[:4], x_test[:4], x_test]), ("once", [x_test])):
