@@ -18,7 +18,12 @@ def checkpoint(model):
 
 
 @pytest.mark.parametrize(
-    ("options", "built"), [({}, False), ({"gradient_accumulation_steps": 3, "state_dtype": "int8"}, True)], ids=str
+    ("options", "built"),
+    [
+        pytest.param({}, False, marks=pytest.mark.slow),
+        ({"gradient_accumulation_steps": 3, "state_dtype": "int8"}, True),
+    ],
+    ids=str,
 )
 def test_five_epochs_checkpoint_five_equal_ten(options, built, tmp_path):
     straight = train(network(kopt.AdaBound(**options)), 10)

@@ -17,6 +17,7 @@ CASES = {
     "overwritten": (kopt.SGD, {"use_ema": True, "ema_overwrite_frequency": 2, "loss_scale_factor": 8.0}),
     "settled": (kopt.Prodigy, {"global_clipnorm": 0.5, "sparse": "exact"}),
 }
+QUICK = ("clip, average", "settled")
 
 
 def trained(optimizer, steps=3):
@@ -36,7 +37,10 @@ def trained(optimizer, steps=3):
     return [np.asarray(v.numpy()) for v in [*weights, *averages, *counters]]
 
 
-@pytest.mark.parametrize(("rule", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in CASES.items()],
+)
 def test_parts_of_a_step_are_the_step(rule, options, monkeypatch):
     whole = trained(rule(**options))
     monkeypatch.setattr(setup, "PART", 300)

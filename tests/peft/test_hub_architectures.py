@@ -29,6 +29,7 @@ def test_the_prefix_below_a_head():
     assert find_prefix("unheard_of", bare, [], {}) is None
 
 
+@pytest.mark.slow
 def test_an_unknown_prefix_is_refused(monkeypatch, tmp_path):
     hub = pytest.importorskip("keras_hub")
     monkeypatch.setattr(task_names, "PREFIXES", {})
