@@ -101,8 +101,10 @@ def sync_variables(model: Any) -> None:
 
 
 def build_metrics(model: Any, batch: Any) -> None:
-    """Creates the variables of the metrics that `compile` was given, as the first step would."""
-    model._symbolic_build(data_batch=batch)
+    """Creates the variables of loss and metrics that `compile` was given, as the first step would."""
+    given = (model._compile_loss, model._compile_metrics)
+    if not all(part is None or part.built for part in given):
+        model._symbolic_build(data_batch=batch)
 
 
 def train_step(model: Any) -> Callable[..., Any]:

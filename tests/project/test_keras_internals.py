@@ -94,6 +94,8 @@ def objects():
 OWNERS = {  # where kopt looks for a private name
     "_call_has_training_arg": ["model"],
     "_compile_config": ["model"],
+    "_compile_loss": ["model"],
+    "_compile_metrics": ["model"],
     "_compute_causal_padding": ["convolution"],
     "_embeddings": ["embedding"],
     "_flatten_layers": ["model", "layer"],
