@@ -1,5 +1,7 @@
 """Row-wise AdaGrad."""
 
+import math
+
 from keras import ops
 
 from kopt.optimizers.engine.tensor_math import beside
@@ -28,7 +30,8 @@ class RowwiseAdaGrad(Optimizer):
     @override
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         square, rest = ops.square(g), tuple(range(1, len(g.shape)))
-        new = Slots(n=s.n + (ops.mean(square, axis=rest) if rest else square))
+        width = max(math.prod(g.shape[1:]), 1)  # a row without elements has a mean of zero
+        new = Slots(n=s.n + (ops.sum(square, axis=rest) / width if rest else square))
         return beside(self.rate(new, t), g) * g, vars(new)
 
     @override

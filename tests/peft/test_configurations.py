@@ -176,7 +176,6 @@ def test_every_field_of_peft(name, tmp_path):
             "layer_replication",
             "lora_bias",
             "monteclora_config",
-            "target_parameters",
             "trainable_token_indices",
             "use_bdlora",
             "use_qalora",

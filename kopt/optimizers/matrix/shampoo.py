@@ -167,8 +167,10 @@ class SOAP(TwoSided):
     @override
     def slots(self) -> dict[str, Slot]:
         def like_blocks(layout: Layout) -> tuple[int, ...]:
+            if not self.takes(layout):
+                return tuple(layout)
             blocks = Blocks.of(layout, self.block)
-            return (blocks.count, *blocks.sides) if self.takes(layout) else tuple(layout)
+            return (blocks.count, *blocks.sides)
 
         squares = {name: self.square(side) for side, names in enumerate(("LA", "RB")) for name in names}
         return super().slots | {"v": Slot(shape=like_blocks)} | squares
@@ -208,17 +210,28 @@ class SOAP(TwoSided):
 
     def _begun(self, x: Tensor, s: dict[str, Tensor], names: list[str]) -> list[Tensor]:
         sides = {"A": x, "B": transposed(x)}
-        return [s["v"], *(ops.linalg.qr(sides[name], mode="complete")[0] for name in names)]
+        return [s["v"], *(_orthonormal(sides[name]) for name in names)]
 
     def _refreshed(self, s: dict[str, Tensor], names: list[str]) -> list[Tensor]:
         v, bases = s["v"], []
         for name in names:
-            product = ops.matmul(s[_product(name)], s[name])
+            product = _scaled(ops.matmul(s[_product(name)], s[name]))
             order = ops.argsort(-ops.sum(s[name] * product, axis=-2), axis=-1)
             axis, places = (1, order[:, :, None]) if name == "A" else (2, order[:, None, :])
             v = ops.take_along_axis(v, places, axis=axis)
-            bases.append(ops.linalg.qr(ops.take_along_axis(product, order[:, None, :], axis=2))[0])
+            bases.append(_orthonormal(ops.take_along_axis(product, order[:, None, :], axis=2)))
         return [v, *bases]
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """Returns Q of x = Q U, all of its columns."""
+    return ops.linalg.qr(_scaled(x), mode="complete")[0]
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Returns matrices whose largest elements are 1, so that their squares can be summed."""
+    largest = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
+    return x / ops.where(largest > 0, largest, 1.0)
 
 
 def _product(name: str) -> str:

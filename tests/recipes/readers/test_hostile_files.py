@@ -300,7 +300,7 @@ def test_through_the_command():
             (
                 "recommendation --label-column label --user-column text --item-column label --interactions",
                 "a.csv.gz",
-                BOMB,
+                packed(b"text,item,label\n", b"x" * 100_000 + b",1,1\n", 700),  # more than `UNPACKED`
             ),
             ("text_classification --train-file", "a.json", f"[{DEEP}".encode()),
         ]
