@@ -94,8 +94,9 @@ SIGNS = ("Lion", "SignSGD", "Tiger", "Grams", "Cautious", "AdamP")
 """Rules that ask for the sign of something, which the last bit of a gradient may turn."""
 EXACT = {"sparse": "exact"}
 """Lazy rows are TensorFlow's."""
-STEADY = {"ScheduleFreeSGD": {"learning_rate": 0.1}}
-"""Where the default rate is so large that the model makes differences grow."""
+STEADY = {"ScheduleFreeSGD": {"learning_rate": 0.1}, "Shampoo": {"damping": 1e-2}}
+"""Where the model makes differences grow with the defaults: a large rate, or long steps where gradients are small."""
+BASES = "its bases turn with the rounding of a gradient of few directions: first weights 1e-7 apart come to 2e-2"
 SEARCH = "differences of gradients make small ones grow"
 MOMENTUM = {"learning_rate": 0.02, "momentum": 0.9}
 
@@ -200,6 +201,7 @@ def _in_fit() -> dict[str, Case]:
     """Returns the cases in `fit`."""
     cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in {**MAKERS, **WRAPPED}.items()}
     cases |= {name: Case(lambda make=make: fitted(make)) for name, make in OPTIONS.items()}
+    cases["SOAP"] = Case(lambda: fitted(MAKERS["SOAP"]), bound=0.05, remark=BASES)
     whole = {"batch_size": 40, "epochs": 20}
     for name in ("BGD", "LBFGS", *(n for n in WRAPPED if n.startswith(("BGD", "LBFGS")))):
         make = {**MAKERS, **WRAPPED}[name]
