@@ -20,7 +20,7 @@ from problems import rules
 
 import kopt
 
-SAMPLE = 36
+SAMPLE = 18
 other_backends = pytest.mark.parametrize(
     "backend",
     [
