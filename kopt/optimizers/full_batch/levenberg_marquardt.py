@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kopt.declare import Count, Positive, checked
-from kopt.optimizers.full_batch.bidiagonal import Vector, bidiagonal
+from kopt.optimizers.full_batch.bidiagonal import Bidiagonal, Vector, bidiagonal
 from kopt.optimizers.full_batch.residuals import Residuals
 from kopt.optimizers.full_batch.result import Result
 
@@ -75,14 +75,10 @@ class LevenbergMarquardt:
             if count >= most:
                 return Result(False, f"{count} evaluations were made", count, value, norm)
             if not radius:
-                scale = _lengths(residuals, r, np.ones_like(w), self.products)
+                lengths = _scaled_space(residuals, np.ones_like(w), r, self.products).column_norms()
+                scale = np.where(lengths > 0, lengths, 1.0)
                 radius = self.radius * (float(np.linalg.norm(scale * w)) or 1.0)
-            space = bidiagonal(
-                lambda z: residuals.forward(z / scale),  # noqa: B023
-                lambda u: residuals.backward(u) / scale,  # noqa: B023
-                r,
-                self.products,
-            )
+            space = _scaled_space(residuals, scale, r, self.products)
             model = _Model.of(space.small, space.length)
             accepted = False
             while not (accepted or stalled or count >= most):
@@ -174,8 +170,6 @@ def _shortened(value: float, new: float, slope: float) -> float:
     return float(np.clip(-slope / (2 * max(new - value - slope, np.finfo("float64").tiny)), 0.1, 0.5))
 
 
-def _lengths(residuals: Residuals, r: Vector, scale: Vector, products: int) -> Vector:
-    """Returns the lengths of the columns of J as far as products tell; 1 for a column of zeros."""
-    space = bidiagonal(lambda z: residuals.forward(z / scale), lambda u: residuals.backward(u) / scale, r, products)
-    lengths = space.column_norms()
-    return np.where(lengths > 0, lengths, 1.0)
+def _scaled_space(residuals: Residuals, scale: Vector, r: Vector, products: int) -> Bidiagonal:
+    """Returns J D⁻¹ in the space that r and its products span, D the matrix of `scale`."""
+    return bidiagonal(lambda z: residuals.forward(z / scale), lambda u: residuals.backward(u) / scale, r, products)

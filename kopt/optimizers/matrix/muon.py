@@ -107,9 +107,7 @@ class NorMuon(MuonLike):
     @property
     @override
     def slots(self) -> dict[str, Slot]:
-        rest = super().slots
-
-        return rest | {"v": Slot(shape=self._shape)}
+        return super().slots | {"v": Slot(shape=self._shape)}
 
     def _shape(self, layout: Layout) -> tuple[int, ...]:
         return (*layout.matrices[:-2], 1, layout.fan_out) if self.takes(layout) else tuple(layout)
