@@ -97,7 +97,7 @@ class ByMatrix(Optimizer, abstract=True):
 
     def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
         """Returns the direction and the slots, as `rule` does, of [fan_in, fan_out] or a stack of such."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define matrix_rule(self, g, s, t).")
 
     @override
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
