@@ -120,6 +120,9 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         options = {"update_scale": "match_rms", "foreach": False}
         return po.NorMuon([{"params": ps, "use_muon": True}], RATE, weight_decay=d, **options)
 
+    def adafactor(ps: Any, d: float) -> Any:
+        return torch.optim.Adafactor(ps, RATE, weight_decay=d)
+
     def soap(ps: Any, d: float) -> Any:
         soap = importlib.import_module("pytorch_optimizer.optimizer.soap")
         soap.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
@@ -350,6 +353,7 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         "Muon": (k("Muon"), "torch Muon", on_matrices(muon), as_matrices),
         "NorMuon": (k("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
         "SOAP": (k("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
+        "Adafactor": (k("Adafactor"), "torch Adafactor", on_matrices(adafactor, vectors=adafactor), ""),
         "AdaptiveClip": (
             wrapped(kopt.AdaptiveClip),
             "optax adaptive_grad_clip",

@@ -42,8 +42,14 @@ def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoup
     return run
 
 
-def on_matrices(make: Callable[[Any, float], Any], beta_1: float = 0.9) -> Run:
-    """Returns a run of a torch optimizer on kernels as matrices [outputs, inputs], and of torch's AdamW on vectors."""
+def on_matrices(make: Callable[[Any, float], Any], beta_1: float = 0.9, vectors: Any = None) -> Run:
+    """Returns a run of a torch optimizer on kernels as matrices [outputs, inputs].
+
+    Args:
+        make: makes it from parameters and decay.
+        beta_1: of the AdamW that moves vectors.
+        vectors: makes what moves them instead.
+    """
     import torch
 
     torch.set_default_dtype(torch.float64)
@@ -53,10 +59,13 @@ def on_matrices(make: Callable[[Any, float], Any], beta_1: float = 0.9) -> Run:
             return x.reshape(-1, x.shape[-1]).T.copy() if x.ndim > 1 else x.copy()
 
         parameters = [torch.nn.Parameter(torch.tensor(there(w))) for w in weights]
-        adam = {"betas": (beta_1, 0.95), "weight_decay": decay}
+
+        def adamw(ps: Any, decay: float) -> Any:
+            return torch.optim.AdamW(ps, RATE, betas=(beta_1, 0.95), weight_decay=decay)
+
         both = (
             make([p for p in parameters if p.ndim > 1], decay),
-            torch.optim.AdamW([p for p in parameters if p.ndim < 2], RATE, **adam),
+            (vectors or adamw)([p for p in parameters if p.ndim < 2], decay),
         )
         points = []
         for gs in steps:

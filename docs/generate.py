@@ -49,6 +49,7 @@ MEASURED = ("parity", "architectures", *SECTIONS)
 
 ROOMS = {
     "matrix": "Rules for matrices",
+    "factored": "Rules that save memory",
     "wrappers": "Wrappers",
     "composites": "Several rules in one",
     "full_batch": "Full batch",

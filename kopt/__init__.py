@@ -31,6 +31,7 @@ from kopt.optimizers import AdaBelief as AdaBelief
 from kopt.optimizers import AdaBound as AdaBound
 from kopt.optimizers import AdaBoundW as AdaBoundW
 from kopt.optimizers import AdaDelta as AdaDelta
+from kopt.optimizers import Adafactor as Adafactor
 from kopt.optimizers import AdaGrad as AdaGrad
 from kopt.optimizers import Adam as Adam
 from kopt.optimizers import AdamAtan2 as AdamAtan2
@@ -121,6 +122,7 @@ __all__ = [
     "AdaDelta",
     "AdaGrad",
     "AdaMax",
+    "Adafactor",
     "Adam",
     "AdamAtan2",
     "AdamP",

@@ -10,10 +10,9 @@ from registry import RULES
 
 import kopt
 from kopt.optimizers.engine.state.layout import Layout
-from kopt.optimizers.matrix.by_matrix import ByMatrix
 from kopt.optimizers.matrix.newton_schulz import orthogonalized
 
-BY_MATRIX = [name for name, cls in RULES.items() if issubclass(cls, ByMatrix)]
+BY_LAYER = [name for name, cls in RULES.items() if cls.by_layer is True]
 INPUTS = {"query": 1, "key": 1, "value": 1, "attention_output": 2}
 
 
@@ -76,7 +75,7 @@ def test_experts_are_stacked_matrices():
 
 
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-@pytest.mark.parametrize("name", BY_MATRIX)
+@pytest.mark.parametrize("name", BY_LAYER)
 def test_attention_equals_the_reference(name, decay):
     keras.config.set_floatx("float64")
     attention = keras.layers.MultiHeadAttention(2, 3)

@@ -18,6 +18,8 @@ KERNEL = (1024, 4096)
         (kopt.Muon(), KERNEL, 4 + 1e-6),
         (kopt.Muon(state_dtype="int8"), KERNEL, 1.05),
         (kopt.NorMuon(), KERNEL, 4.01),
+        (kopt.Adafactor(), KERNEL, 0.00489),
+        (kopt.Adafactor(beta_1=0.9, state_dtype="int8"), KERNEL, 1.05),
         (kopt.RowwiseAdaGrad(), (10_000, 64), 4 / 64),
     ],
     ids=str,

@@ -41,12 +41,12 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.optimizer",
     r"kopt\.optimizers\.inner",
     r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
-    r"|matrix\.by_matrix)",  # bases of rules
-    r"kopt\.optimizers(\.composites|\.full_batch|\.matrix|\.wrappers)?"  # rules
-    r"\.(?!engine|layerwise_decay|memory|minimize|(composites|full_batch|matrix|wrappers)$)[a-z]\w*",
+    r"|factored\.by_sides|matrix\.by_matrix)",  # bases of rules
+    r"kopt\.optimizers(\.composites|\.factored|\.full_batch|\.matrix|\.wrappers)?"  # rules
+    r"\.(?!engine|layerwise_decay|memory|minimize|(composites|factored|full_batch|matrix|wrappers)$)[a-z]\w*",
     r"kopt\.optimizers\.engine(\.\w+)?",
     r"kopt\.optimizers\.(full_batch\.minimize|memory)",
-    r"kopt\.optimizers\.(composites|full_batch|matrix|wrappers)",
+    r"kopt\.optimizers\.(composites|factored|full_batch|matrix|wrappers)",
     r"kopt\.optimizers",
     r"kopt\.optimizers\.layerwise_decay",
     r"kopt\.schedules\.schedule",
@@ -213,7 +213,7 @@ def test_tensorflow_stands_in_one_file():
 
 
 def test_facades_only_import():
-    rooms = ("composites", "full_batch", "matrix", "wrappers")
+    rooms = ("composites", "factored", "full_batch", "matrix", "wrappers")
     wings = [f"kopt.optimizers.{room}" for room in rooms]
     facades = [
         name for name in SOURCES if name.startswith(("kopt.peft", "recipes")) and SOURCES[name].stem == "__init__"
