@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.recommendation import ranking, splits
+from recipes.recommendation import ranking
+from recipes.recommendation.data import splits
 
 
 def svd(data, seed):

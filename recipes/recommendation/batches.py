@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..run.batches import Array, EpochOrder, in_epochs, told_by
-from .interactions import Interactions
-
-
-def in_order(whole: Interactions) -> Array:
-    """Returns the rows from the first to the last."""
-    return np.arange(len(whole)) if whole.time is None else np.argsort(whole.time, kind="stable")
+from .data.interactions import Interactions, in_order
 
 
 def by_user(chosen: Interactions) -> tuple[Array, Array]:

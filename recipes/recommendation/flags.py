@@ -18,8 +18,8 @@ from ..run.flags import (
     optional,
 )
 from ..run.optimizer_flags import OptimizerFlags
-from . import splits
-from .splits import DataFlags
+from .data import splits
+from .data.splits import DataFlags
 
 Task = Literal["rating", "retrieval", "sequential"]
 MODELS: dict[Task, tuple[str, ...]] = {

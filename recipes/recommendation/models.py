@@ -8,7 +8,7 @@ import keras_rs
 from keras import layers, ops
 
 from ..run.batches import Array
-from .interactions import Feature
+from .data.features import Feature
 
 Kind = Literal["mf", "two-tower", "dcn", "dlrm", "sasrec"]
 PACKAGE = "kopt.recipes"

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..run.batches import Array
 from .batches import by_user
-from .interactions import Interactions
+from .data.interactions import Interactions
 
 Scores = Callable[[Array], Array]
 """Function of numbers of users [n] that gives the scores [n, items] of all items."""

@@ -21,8 +21,8 @@ from ..run.facts import peak_memory
 from ..run.fit import Run
 from ..run.flags import Count, OptionalPath, RunPath
 from ..run.folder import read_flags
-from . import splits
 from .card import card, summary
+from .data import splits
 from .flags import Train, check, take_model_flags
 
 

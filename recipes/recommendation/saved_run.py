@@ -15,9 +15,9 @@ from ..run.batches import Array
 from ..run.errors import DataError
 from ..run.folder import atomic, load_model, read_flags
 from . import ranking
-from .batches import by_user, in_order, latest
+from .batches import by_user, latest
+from .data.interactions import Interactions, Vocabulary, in_order
 from .flags import Train
-from .interactions import Interactions, Vocabulary
 from .models import Recommender
 
 

@@ -14,12 +14,12 @@ from ..run.batches import Array
 from ..run.errors import DataError, UsageError
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from . import ranking
-from .batches import batches, in_order, windows
+from .batches import batches, windows
+from .data.interactions import Interactions, Vocabulary, in_order
+from .data.splits import Data
 from .flags import Train
-from .interactions import Interactions, Vocabulary
 from .models import Rater, Recommender, Retriever
 from .saved_run import Saved
-from .splits import Data
 
 TABLES = r"(^|/)(table|user_bias|item_bias)/"
 ENCODERS = r"(^|.*\.)(users|items)\.table"

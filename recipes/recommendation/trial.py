@@ -8,9 +8,10 @@ import numpy as np
 
 from ..run import signals
 from ..run.progress import ProgressKind, Report
-from . import splits, training
+from . import training
+from .data import splits
+from .data.splits import Data
 from .flags import Train
-from .splits import Data
 from .training import Trial
 
 ENDING = "interrupted: testing the model that was saved before; a second signal quits at once."

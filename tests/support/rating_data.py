@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.recommendation.interactions import Interactions, Vocabulary
+from recipes.recommendation.data.interactions import Interactions, Vocabulary
 
 USERS, ITEMS = 30, 20
 

@@ -25,11 +25,6 @@ def npz(arrays, tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves the pictures out, which take most of the time of a small run."""

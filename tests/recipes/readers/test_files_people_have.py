@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
+from row_files import write
 
 from recipes.readers import files, formats
 from recipes.readers.formats import Format
-from recipes.recommendation.interactions import Columns, Vocabulary, read_interactions, read_table
+from recipes.recommendation.data.features import read_table
+from recipes.recommendation.data.interactions import Columns, Vocabulary, read_interactions
 from recipes.run.errors import DataError, UsageError
 from recipes.text_classification import labelled_texts
 
@@ -24,11 +24,6 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 ARRAY = json.dumps(ROWS)
 CAFE = "text,label\ncafé,1\nnaïve,0\n"
 ACCENTS = [("café", "1"), ("naïve", "0")]
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 READ = [  # name, content, flags, texts and labels
@@ -92,15 +87,6 @@ READ = [  # name, content, flags, texts and labels
     ("a.json", json.dumps([*ROWS, {"text": "x" * 300_000, "label": "é"}]), {}, [*TWO, ("x" * 300_000, "é")]),
     ("a.parquet", ROWS, {}, TWO),
 ]
-
-
-def write(name, content):
-    path = Path(name)
-    if name.endswith(".parquet") and isinstance(content, list):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), path)
-    else:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 @pytest.mark.parametrize("name, content, flags, expected", READ, ids=range(len(READ)))

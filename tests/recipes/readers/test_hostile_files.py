@@ -21,7 +21,7 @@ from recipes.readers.arrays import read_idx, read_image, read_npy, read_npz
 from recipes.readers.files import read_json
 from recipes.readers.formats import Format
 from recipes.readers.rows import read_rows
-from recipes.recommendation.interactions import Columns, read_interactions
+from recipes.recommendation.data.interactions import Columns, read_interactions
 from recipes.run import config_file
 from recipes.run.errors import RecipeError
 from recipes.text_classification import corpus, labelled_texts
@@ -29,11 +29,6 @@ from recipes.text_classification import corpus, labelled_texts
 MEMORY = 512 * 2**20
 """Bytes that a case may take beside what the process has."""
 SECONDS = 5
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -9,25 +9,11 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from row_files import write
 
 from recipes.readers import delimited, parquet
 from recipes.readers import rows as reader
 from recipes.run.errors import DataError
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(name, content):
-    path = Path(name)
-    if isinstance(content, dict):
-        pyarrow.parquet.write_table(pyarrow.table(content), path)
-    else:
-        path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-    return path
-
 
 NEVER, LONG = "a quote that is never closed", "a row of more than 131,072 characters, or a quote that is never closed"
 

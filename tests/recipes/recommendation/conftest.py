@@ -30,9 +30,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def call(files, tmp_path, monkeypatch, capsys):
-    """Runs the recipe in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
+def call(files, capsys):
+    """Runs the recipe; returns exit code, output and errors."""
 
     def run(*arguments):
         code = main(list(arguments))

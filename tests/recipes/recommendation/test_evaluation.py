@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rating_data import ITEMS, USERS, folder, interactions, read_metrics
 
-from recipes.recommendation import splits
+from recipes.recommendation.data import splits
 from recipes.recommendation.saved_run import restore
 
 

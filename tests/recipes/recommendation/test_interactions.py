@@ -7,30 +7,16 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
+from row_files import write
 
-from recipes.recommendation.interactions import Columns, Vocabulary, read_interactions, read_table
+from recipes.recommendation.data.features import read_table
+from recipes.recommendation.data.interactions import Columns, Vocabulary, read_interactions
 from recipes.run.errors import DataError
 
 PLAIN = Columns("user", "item", None, None)
 COLUMNS = Columns("user", "item", "rating", "time")
 HEAD = "user,item,rating,time\n"
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def write(name, content):
-    path = Path(name)
-    if isinstance(content, dict):
-        pyarrow.parquet.write_table(pyarrow.table(content), path)
-    else:
-        path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-    return path
 
 
 def read(name, content, columns=COLUMNS, policy="error", **known):

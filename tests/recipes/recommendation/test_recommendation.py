@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import kopt
 from kopt import peft
 from recipes.recommendation import batches, models, ranking, training
+from recipes.recommendation.data.interactions import Vocabulary
 from recipes.recommendation.flags import Train
-from recipes.recommendation.interactions import Vocabulary
 from recipes.recommendation.saved_run import restore
 
 # ------------------------------------------------------------------------------------------------------------- runs

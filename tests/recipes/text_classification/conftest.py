@@ -24,11 +24,6 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Leaves out pictures, tracing and compilation, which take most of the time of a small run."""

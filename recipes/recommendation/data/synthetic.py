@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .interactions import Feature, Interactions, Table, Vocabulary
+from .features import Feature, Table
+from .interactions import Interactions, Vocabulary
 
 NOISE = 0.5
 """Standard deviation of the noise in a synthetic rating, which is the RMSE of the best model."""

@@ -1,7 +1,8 @@
 """MovieLens 100K, which the package recbole carries."""
 
-from ..readers import packaged
-from .interactions import Columns, Interactions, Table, Vocabulary, read_interactions, read_table
+from ...readers import packaged
+from .features import Table, read_table
+from .interactions import Columns, Interactions, Vocabulary, read_interactions
 
 PACKAGE = "recbole"
 FOLDER = "recbole/dataset_example/ml-100k"

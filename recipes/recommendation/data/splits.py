@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..readers import formats, leakage
-from ..readers.formats import Format
-from ..readers.records import OnBadRow
-from ..run.batches import Array
-from ..run.errors import DataError, UsageError
-from ..run.flags import (
+from ...readers import formats, leakage
+from ...readers.formats import Format
+from ...readers.records import OnBadRow
+from ...run.batches import Array
+from ...run.errors import DataError, UsageError
+from ...run.flags import (
     Count,
     CountOrZero,
     Fraction,
@@ -25,8 +25,8 @@ from ..run.flags import (
     refuse,
 )
 from . import movielens
-from .batches import in_order
-from .interactions import Columns, Interactions, Table, Vocabulary, read_interactions, read_table
+from .features import Table, read_table
+from .interactions import Columns, Interactions, Vocabulary, in_order, read_interactions
 from .synthetic import NOISE, synthetic_ratings
 
 Split = Literal["random", "temporal", "leave-one-out"]
