@@ -10,7 +10,6 @@ rates are powers of two, which float32 holds exactly; another one, such as 0.01,
 The difference is the largest one over all steps and elements, divided by the largest weight.
 """
 
-import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -18,7 +17,6 @@ import json
 import os
 import pathlib
 import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +27,9 @@ import numpy as np
 import tensorflow as tf
 
 import kopt
-from benchmarks.peers import RATE, Arrays, Run, on_kernels, on_matrices, on_optax, on_torch
+from benchmarks import matrix_peers
+from benchmarks.peers import RATE, Arrays, Case, Run, on_kernels, on_optax, on_torch
+from benchmarks.peers import made as k
 
 HERE = pathlib.Path(__file__).parents[1]
 DECAY, STEPS = 0.1, 20
@@ -56,7 +56,7 @@ def ours(make: Callable[[float], Any], weights: Arrays, steps: list[Arrays], dec
     return points
 
 
-def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
+def cases() -> dict[str, Case]:
     """Returns for each rule: kopt's, the peer, its run, and why they differ where they do."""
     import adam_atan2_pytorch
     import dadaptation
@@ -67,9 +67,6 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
     import pytorch_optimizer as po
     import schedulefree
     import torch
-
-    def k(name: str, rate: float = RATE, **options: Any) -> Callable[[float], Any]:
-        return lambda d: getattr(kopt, name)(learning_rate=rate, weight_decay=d, **options)
 
     def t(cls: Any, rate: float = RATE, last_first: bool = False, decoupled: bool = False, **options: Any) -> Run:
         return on_torch(lambda ps, d: cls(ps, lr=rate, weight_decay=d, **options), last_first, decoupled)
@@ -113,37 +110,9 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
         step = optax.scale_by_learning_rate(RATE)
         return optax.chain(optax.scale_by_yogi(eps=1e-3), optax.add_decayed_weights(d), step)
 
-    def muon(ps: Any, d: float) -> Any:
-        return torch.optim.Muon(ps, RATE, weight_decay=d, adjust_lr_fn="match_rms_adamw")
-
-    def normuon(ps: Any, d: float) -> Any:
-        options = {"update_scale": "match_rms", "foreach": False}
-        return po.NorMuon([{"params": ps, "use_muon": True}], RATE, weight_decay=d, **options)
-
-    def adafactor(ps: Any, d: float) -> Any:
-        return torch.optim.Adafactor(ps, RATE, weight_decay=d)
-
-    def soap(ps: Any, d: float) -> Any:
-        soap = importlib.import_module("pytorch_optimizer.optimizer.soap")
-        soap.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
-
-        class Begun(po.SOAP):
-            def update_pre_conditioner(self, grad: Any, state: Any, **rest: Any) -> None:
-                first = state["Q"] is None
-                super().update_pre_conditioner(grad, state, **rest)
-                if first:
-                    pairs = zip(state["Q"], (grad, grad.T), strict=True)
-                    state["Q"] = [torch.linalg.qr(g, mode="complete")[0] if len(q) else q for q, g in pairs]
-
-        return Begun(ps, RATE, betas=(0.95, 0.95), weight_decay=d, max_precondition_dim=4, precondition_frequency=3)
-
-    torch.Tensor.bfloat16 = lambda x: x  # type: ignore[method-assign]  # what both matrix rules round to
-    matrix = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
-    matrix.zero_power_via_newton_schulz_5 = functools.partial(
-        matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
-    )
-    exact = "begun with the same bases, without its rounding to float32; the peer does not decay at the first step"
-    as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
+    def sm3(d: float) -> Any:
+        step = optax.scale_by_learning_rate(RATE)
+        return optax.chain(optax.scale_by_sm3(eps=TINY), optax.add_decayed_weights(d), step)
 
     in_gradient = "decay is part of the gradient in both"
     coupled = "the peer's decay is coupled or missing: the weights are decayed in front of it"
@@ -350,10 +319,8 @@ def cases() -> dict[str, tuple[Callable[[float], Any], str, Run, str]]:
             on_torch(centralized, last_first=True),
             "",
         ),
-        "Muon": (k("Muon"), "torch Muon", on_matrices(muon), as_matrices),
-        "NorMuon": (k("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
-        "SOAP": (k("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
-        "Adafactor": (k("Adafactor"), "torch Adafactor", on_matrices(adafactor, vectors=adafactor), ""),
+        **matrix_peers.cases(),
+        "SM3": (k("SM3"), "optax sm3", on_optax(sm3), "ε off: the peer has 1e-8 inside of the root"),
         "AdaptiveClip": (
             wrapped(kopt.AdaptiveClip),
             "optax adaptive_grad_clip",

@@ -6,10 +6,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import kopt
+
 RATE = 2.0**-5
 
 Arrays = list[np.ndarray]
 Run = Callable[[Arrays, list[Arrays], float], list[Arrays]]
+Case = tuple[Callable[[float], Any], str, Run, str]
+"""What makes kopt's rule from its decay, the name of the peer, its run, and why they differ where they do."""
+
+
+def made(name: str, rate: float = RATE, **options: Any) -> Callable[[float], Any]:
+    """Returns what makes a rule of kopt from its decay."""
+    return lambda d: getattr(kopt, name)(learning_rate=rate, weight_decay=d, **options)
 
 
 def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoupled: bool = False) -> Run:

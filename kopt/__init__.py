@@ -16,6 +16,7 @@ from kopt.declare.registry import get as get
 from kopt.declare.registry import registry as registry
 from kopt.optimizers import ADOPT as ADOPT
 from kopt.optimizers import BGD as BGD
+from kopt.optimizers import CAME as CAME
 from kopt.optimizers import COCOB as COCOB
 from kopt.optimizers import FTRL as FTRL
 from kopt.optimizers import LAMB as LAMB
@@ -26,6 +27,7 @@ from kopt.optimizers import MARS as MARS
 from kopt.optimizers import NAG as NAG
 from kopt.optimizers import SGD as SGD
 from kopt.optimizers import SGDW as SGDW
+from kopt.optimizers import SM3 as SM3
 from kopt.optimizers import SOAP as SOAP
 from kopt.optimizers import AdaBelief as AdaBelief
 from kopt.optimizers import AdaBound as AdaBound
@@ -36,6 +38,7 @@ from kopt.optimizers import AdaGrad as AdaGrad
 from kopt.optimizers import Adam as Adam
 from kopt.optimizers import AdamAtan2 as AdamAtan2
 from kopt.optimizers import AdaMax as AdaMax
+from kopt.optimizers import AdamMini as AdamMini
 from kopt.optimizers import AdamP as AdamP
 from kopt.optimizers import AdamW as AdamW
 from kopt.optimizers import Adan as Adan
@@ -101,6 +104,7 @@ __all__ = [
     "ADOPT",
     "ASAM",
     "BGD",
+    "CAME",
     "COCOB",
     "EMA",
     "FTRL",
@@ -113,6 +117,7 @@ __all__ = [
     "SAM",
     "SGD",
     "SGDW",
+    "SM3",
     "SOAP",
     "SWA",
     "AdEMAMix",
@@ -125,6 +130,7 @@ __all__ = [
     "Adafactor",
     "Adam",
     "AdamAtan2",
+    "AdamMini",
     "AdamP",
     "AdamW",
     "Adan",

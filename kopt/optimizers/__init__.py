@@ -28,7 +28,10 @@ from kopt.optimizers.dog import DoG as DoG
 from kopt.optimizers.dog import DoWG as DoWG
 from kopt.optimizers.dog import LDoG as LDoG
 from kopt.optimizers.engine.state.slots import Slot as Slot
+from kopt.optimizers.factored import CAME as CAME
+from kopt.optimizers.factored import SM3 as SM3
 from kopt.optimizers.factored import Adafactor as Adafactor
+from kopt.optimizers.factored import AdamMini as AdamMini
 from kopt.optimizers.ftrl import FTRL as FTRL
 from kopt.optimizers.full_batch import BGD as BGD
 from kopt.optimizers.full_batch import LBFGS as LBFGS

@@ -26,9 +26,13 @@ class BySides(Optimizer, abstract=True):
         """Returns whether the squares of a weight are kept by two vectors."""
         return (layout.is_matrix or layout.is_table) and min(_sides(layout)[-2:]) >= self.min_dim_size_to_factor
 
-    def rows(self) -> Slot:
-        """Returns the slot of r."""
-        return Slot(shape=lambda layout: _sides(layout)[:-1] if self.takes(layout) else tuple(layout))
+    def rows(self, whole: bool = True) -> Slot:
+        """Returns the slot of r; `whole`: whether it keeps the squares of what is no matrix, and not a number."""
+
+        def shape(layout: Layout) -> tuple[int, ...]:
+            return _sides(layout)[:-1] if self.takes(layout) else tuple(layout) if whole else ()
+
+        return Slot(shape=shape)
 
     def columns(self) -> Slot:
         """Returns the slot of c, a number where there are no columns."""

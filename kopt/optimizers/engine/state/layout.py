@@ -22,6 +22,8 @@ class Layout(tuple[int, ...]):
         inputs: axes that the layer sums over: their product is the fan-in. None if the weight is no matrix.
         outputs: axes of what it computes: their product is the fan-out.
         stacks: axes that number matrices of their own, as one an expert.
+        has_heads: whether the first of several axes of outputs numbers heads that see the inputs by one measure, as
+            queries and keys do.
         is_table: whether the weight is a table of which a layer reads rows.
         is_last: whether it is the last matrix of a model, from which the predictions come.
         path: of the weight.
@@ -30,6 +32,7 @@ class Layout(tuple[int, ...]):
     inputs: Axes = ()
     outputs: Axes = ()
     stacks: Axes = ()
+    has_heads: bool = False
     is_table: bool = False
     is_last: bool = False
     path: str = ""
@@ -82,9 +85,9 @@ def layouts(variables: Sequence[Any], paths: Sequence[str]) -> list[Layout]:
     """Returns the layouts of weights, from the layers that hold them where a caller of `build` has these at hand."""
     found, owners = [], _owners(variables)
     for variable, path in zip(variables, paths, strict=True):
-        layout, layer = Layout(variable.shape, path), owners.get(id(variable))
-        if layer is not None and len(layout) > 1:
-            _read(layout, layer)
+        layout, holders = Layout(variable.shape, path), owners.get(id(variable), [])
+        if holders and len(layout) > 1:
+            _read(layout, holders)
         found.append(layout)
     known = [layout for v, layout in zip(variables, found, strict=True) if id(v) in owners]
     matrices = [layout for layout in known if layout.is_matrix or layout.outputs]
@@ -93,8 +96,9 @@ def layouts(variables: Sequence[Any], paths: Sequence[str]) -> list[Layout]:
     return found
 
 
-def _read(layout: Layout, layer: Any) -> None:
-    """Sets the axes of a weight as its layer uses them."""
+def _read(layout: Layout, holders: Sequence[Any]) -> None:
+    """Sets the axes of a weight as the last of its holders, its layer, uses them."""
+    layer = holders[-1]
     name, every = layout.path.rpartition("/")[2], tuple(range(len(layout)))
     layout.is_table = "embedding" in type(layer).__name__.lower()
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -112,14 +116,16 @@ def _read(layout: Layout, layer: Any) -> None:
             tuple(i for i, role in enumerate(roles) if role == wanted)
             for wanted in ((True, False), (False, True), (True, True))
         )
+        makes_values = any(getattr(holder, "value_dense", None) is layer for holder in holders)
+        layout.has_heads = len(layout.outputs) > 1 and not makes_values
 
 
-def _owners(variables: Sequence[Any]) -> dict[int, Any]:
-    """Returns the layers of weights, by the identity of the weight.
+def _owners(variables: Sequence[Any]) -> dict[int, list[Any]]:
+    """Returns the layers that hold weights, the outermost first, by the identity of the weight.
 
     A weight does not tell of what layer it is; but who builds an optimizer, `fit` or a loop, has the model at hand.
     """
-    wanted, owners, seen = {id(v) for v in variables}, dict[int, Any](), set[int]()
+    wanted, owners, seen = {id(v) for v in variables}, dict[int, list[Any]](), set[int]()
     frame: Any = sys._getframe()
     while frame is not None and not wanted <= owners.keys():
         for names in (frame.f_locals, frame.f_globals):
@@ -135,9 +141,11 @@ def _owners(variables: Sequence[Any]) -> dict[int, Any]:
     return owners
 
 
-def _inside(layer: Any, wanted: set[int]) -> dict[int, Any]:
-    """Returns which layer in a model holds each weight."""
-    found = dict[int, Any]()
-    for each in layer._flatten_layers():  # from the outside in: the innermost holder counts
-        found |= {id(v): each for v in each.trainable_variables if id(v) in wanted}
+def _inside(layer: Any, wanted: set[int]) -> dict[int, list[Any]]:
+    """Returns which layers in a model hold each weight, the outermost first."""
+    found = dict[int, list[Any]]()
+    for each in layer._flatten_layers():
+        for v in each.trainable_variables:
+            if id(v) in wanted:
+                found.setdefault(id(v), []).append(each)
     return found

@@ -1,0 +1,72 @@
+"""Published implementations of the rules that see kernels as matrices, for `benchmarks.parity`."""
+
+import functools
+import importlib
+import types
+from typing import Any
+
+from benchmarks.peers import RATE, Case, made, on_matrices
+
+
+def cases() -> dict[str, Case]:
+    """Returns for each rule: kopt's, the peer, its run, and why they differ where they do."""
+    import pytorch_optimizer as po
+    import torch
+
+    def muon(ps: Any, d: float) -> Any:
+        return torch.optim.Muon(ps, RATE, weight_decay=d, adjust_lr_fn="match_rms_adamw")
+
+    def normuon(ps: Any, d: float) -> Any:
+        options = {"update_scale": "match_rms", "foreach": False}
+        return po.NorMuon([{"params": ps, "use_muon": True}], RATE, weight_decay=d, **options)
+
+    def adafactor(ps: Any, d: float) -> Any:
+        return torch.optim.Adafactor(ps, RATE, weight_decay=d)
+
+    def came(ps: Any, d: float) -> Any:
+        return po.CAME(ps, RATE, betas=(0.9, 0.999, 0.9999), weight_decay=d)
+
+    def mini(ps: Any, d: float, name: str = "q_proj.weight") -> Any:
+        def one(p: Any) -> Any:
+            model = types.SimpleNamespace(named_parameters=lambda: [(name, p)])
+            sizes = {"num_embeds": p.shape[-1], "num_heads": p.shape[-1]}
+            return po.AdamMini(model, RATE, betas=(0.9, 0.999), weight_decay=d, **sizes)
+
+        optimizers = [one(p) for p in ps]
+        return types.SimpleNamespace(step=lambda: [optimizer.step() for optimizer in optimizers])
+
+    def soap(ps: Any, d: float) -> Any:
+        soap = importlib.import_module("pytorch_optimizer.optimizer.soap")
+        soap.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+
+        class Begun(po.SOAP):
+            def update_pre_conditioner(self, grad: Any, state: Any, **rest: Any) -> None:
+                first = state["Q"] is None
+                super().update_pre_conditioner(grad, state, **rest)
+                if first:
+                    pairs = zip(state["Q"], (grad, grad.T), strict=True)
+                    state["Q"] = [torch.linalg.qr(g, mode="complete")[0] if len(q) else q for q, g in pairs]
+
+        return Begun(ps, RATE, betas=(0.95, 0.95), weight_decay=d, max_precondition_dim=4, precondition_frequency=3)
+
+    torch.Tensor.bfloat16 = lambda x: x  # type: ignore[method-assign]  # what both matrix rules round to
+    matrix = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
+    matrix.zero_power_via_newton_schulz_5 = functools.partial(
+        matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
+    )
+    exact = "begun with the same bases, without its rounding to float32; the peer does not decay at the first step"
+    as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
+
+    return {
+        "Muon": (made("Muon"), "torch Muon", on_matrices(muon), as_matrices),
+        "NorMuon": (made("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
+        "SOAP": (made("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
+        "Adafactor": (made("Adafactor"), "torch Adafactor", on_matrices(adafactor, vectors=adafactor), ""),
+        "AdamMini": (
+            made("AdamMini"),
+            "pytorch_optimizer AdamMini",
+            on_matrices(mini, vectors=functools.partial(mini, name="embed")),
+            "the peer is told the blocks, outputs of kernels and elements of vectors, and has moments in float32",
+        ),
+        "CAME": (made("CAME"), "pytorch_optimizer CAME", on_matrices(came, vectors=came), ""),
+    }
