@@ -7,8 +7,10 @@ import tensorflow as tf
 
 import kopt
 
+NAMES = ("Adafactor", "CAME", "SM3", "AdamMini")
 
-@pytest.mark.parametrize("name", ["Adafactor", "CAME", "SM3", "AdamMini"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_zeros_beside_huge_numbers_stay_where_they_are(name):
     gradient = np.zeros((3, 4), "float32")
     gradient[0, :2] = 3e16
@@ -70,8 +72,8 @@ def test_blocks_are_those_of_the_layers():
     assert optimizer.setup.parameters[0].row_wise
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["Adafactor", "CAME", "SM3", "AdamMini"])
+@pytest.mark.parametrize("state_dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("name", ["Adafactor", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])])
 def test_short_states_keep_near(name, state_dtype):
     rng, start = np.random.default_rng(0), np.zeros((24, 32), "float32")
     kernels = [keras.Variable(start, name="kernel") for _ in range(2)]

@@ -75,7 +75,7 @@ def test_experts_are_stacked_matrices():
 
 
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-@pytest.mark.parametrize("name", BY_LAYER)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "CAME" else n for n in BY_LAYER])
 def test_attention_equals_the_reference(name, decay):
     keras.config.set_floatx("float64")
     attention = keras.layers.MultiHeadAttention(2, 3)
