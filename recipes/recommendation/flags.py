@@ -22,6 +22,8 @@ from .data import splits
 from .data.splits import DataFlags
 
 Task = Literal["rating", "retrieval", "sequential"]
+Unknown = Literal["popular", "skip", "error"]
+"""What to do about a user of whom nothing is known."""
 MODELS: dict[Task, tuple[str, ...]] = {
     "rating": ("mf", "two-tower", "dcn", "dlrm"),
     "retrieval": ("two-tower", "mf"),

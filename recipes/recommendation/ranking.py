@@ -67,19 +67,47 @@ def score_by_popularity(seen: Interactions) -> Scores:
     return lambda users: np.tile(counts, (len(users), 1))
 
 
-def fit_biases(train: Interactions, strength: float = 5.0, rounds: int = 10) -> tuple[float, Array, Array]:
+def fit_biases(
+    train: Interactions,
+    strength: float = 5.0,
+    rounds: int = 10,
+    *,
+    start: Array | None = None,
+    free: tuple[Array, Array] | None = None,
+) -> tuple[float, Array, Array]:
     """Returns the mean rating and the biases of users and items, shrunk as if `strength` more ratings had no bias.
 
     Reference: Koren, 2010, doi:10.1145/1644873.1644874, section 2.1, by alternating exact minima.
+
+    Args:
+        train: interactions with labels.
+        strength: of the shrinkage.
+        rounds: how often biases of items and of users are found.
+        start: ratings [n] that the biases are added to; `None` takes their mean.
+        free: masks [users] and [items] of the biases that may differ from 0; `None` is all.
     """
     assert train.label is not None
-    mean = float(train.label.mean(dtype=np.float64))
+    mean = float(train.label.mean(dtype=np.float64)) if start is None else 0.0
+    rest = train.label - (mean if start is None else start.astype(np.float64))
     user, item = np.zeros(len(train.users)), np.zeros(len(train.items))
+    free_user, free_item = (True, True) if free is None else free
+    sides = (item, train.item, free_item, user, train.user), (user, train.user, free_user, item, train.item)
     for _ in range(rounds):
-        for own, ids, other, others in ((item, train.item, user, train.user), (user, train.user, item, train.item)):
-            sums = np.bincount(ids, train.label - mean - other[others], len(own))
-            own[:] = sums / (np.bincount(ids, minlength=len(own)) + strength)
+        for own, ids, may, other, others in sides:
+            sums = np.bincount(ids, rest - other[others], len(own))
+            own[:] = may * sums / (np.bincount(ids, minlength=len(own)) + strength)
     return mean, user, item
+
+
+def best(scores: Array, k: int) -> Array:
+    """Returns the numbers of the k items with the highest scores [items], the best first, without those of -inf.
+
+    Of equal scores the lower number comes first.
+    """
+    k = min(k, len(scores))
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    some = np.flatnonzero((scores >= least) & np.isfinite(scores))
+    return np.asarray(some[np.argsort(-scores[some], kind="stable")][:k])
 
 
 def rating_errors(predicted: Array, truth: Array) -> dict[str, float]:

@@ -7,23 +7,27 @@ python -m recipes.recommendation predict --model saved_models/recommendation/RUN
 
 import dataclasses
 import functools
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tyro
 
+from ..readers import formats
+from ..readers.formats import Format
+from ..readers.records import OnBadRow
 from ..run import signals
 from ..run.command_line import run_command
 from ..run.errors import UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run
-from ..run.flags import Count, OptionalPath, RunPath
+from ..run.flags import Count, OptionalPath, RunPath, refuse
 from ..run.folder import read_flags
 from .card import card, summary
 from .data import splits
-from .flags import Train, check, take_model_flags
+from .flags import Train, Unknown, check, take_model_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +42,25 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Print rank, item, title and score of the best items for a user, separated by tabs."""
+    """Print rank, item, title and score of the best items for a user, separated by tabs, or write them to a file."""
 
     model: RunPath
     """Folder of a run."""
     user: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Id of a user; can be repeated."""
+    users_file: OptionalPath = None
+    """More users: a file of rows with the column of the run's --user-column; other columns may be features."""
+    output: OptionalPath = None
+    """CSV or JSONL file to write instead: user, rank, item, title, score, and what the score is from (basis)."""
     k: Count = 10
     """Number of items."""
     exclude_seen: bool = False
     """Leave out items that the user has already chosen."""
+    unknown: Unknown = "popular"
+    """A user without interactions and features is given the most popular items, left out (skip), or an error."""
+    on_bad_row: OnBadRow = "error"
+    """error stops at the first row of --users-file that cannot be used; skip leaves such rows out and counts them."""
+    form: Format = dataclasses.field(default_factory=Format)
 
 
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
@@ -65,12 +78,13 @@ def train_in(run: Run, flags: Train) -> int:
     from . import training, trial
     from .saved_run import Saved
 
-    users = items = None
-    if flags.adapt is not None:
-        old = Saved.load(flags.adapt)
-        users, items = old.users, old.items
     rated = flags.choose.task == "rating"
-    source = splits.read(flags.data, rated, users, items)
+    if flags.adapt is None:
+        source = splits.read(flags.data, rated, unrated=flags.choose.kind != "mf")
+    else:
+        old = Saved.load(flags.adapt)
+        new = splits.read(flags.data, rated, unrated=bool(old.features[1]), like=old.features)
+        source = splits.extend(new, old.users, old.items, old.features)
     data = splits.split(source, flags.data, rated, flags.run.seed)
     (saved, batches), held = training.start(flags, data, data.train, run.jit), data.validation
     validation = training.make_batches(flags, held, saved.model) if rated and held is not None else None
@@ -143,26 +157,37 @@ def evaluate(flags: Evaluate) -> int:
 
 
 def predict(flags: Predict) -> int:
-    """Prints the best items for each user; returns the exit code."""
-    if not flags.user:
-        raise UsageError("predict: give at least one --user.")
+    """Prints or writes the best items for each user; returns the exit code."""
+    if not flags.user and flags.users_file is None:
+        raise UsageError("predict: give at least one --user, or a --users-file.")
+    formats.check(flags.form, (flags.users_file,))
+    refuse(flags, ("on_bad_row",), flags.users_file is None and "without --users-file")
+    from . import lists
     from .saved_run import restore
 
+    if flags.output is not None:
+        lists.check_output(flags.output, (flags.users_file,))
     trained, saved = restore(flags.model)
-    score = saved.scorer(trained)
-    for user in flags.user:
-        number = saved.users.find(user)
-        known = bool(number) and bool((saved.train.user == number).any())
-        if not known:
-            print(f"user {user!r} is unknown: these are the most popular items.", file=sys.stderr)
-        scores = np.array(score(np.array([number]))[0] if known else saved.popularity, np.float64)
-        scores[0] = -np.inf
-        if flags.exclude_seen:
-            scores[saved.train.item[saved.train.user == number]] = -np.inf
-        best = [i for i in np.argsort(-scores, kind="stable")[: flags.k] if np.isfinite(scores[i])]
-        lead = [user] if len(flags.user) > 1 else []
-        for rank, item in enumerate(best, 1):
-            print("\t".join([*lead, str(rank), saved.items.keys[item - 1], saved.titles[item], f"{scores[item]:.4f}"]))
+    asked: Iterator[lists.Asked] = (lists.Asked(user, []) for user in flags.user)
+    if flags.users_file is not None:
+        column = trained.data.columns.user
+        asked = itertools.chain(asked, lists.read_users(flags.users_file, column, saved, flags.on_bad_row, flags.form))
+    strangers = lists.Strangers(flags.unknown)
+    found = strangers.sort_out(lists.Lists(saved, trained, flags.k, flags.exclude_seen).make(asked))
+    if flags.output is not None:
+        count = lists.write(flags.output, saved, found)
+        strangers.report()
+        print(f"{count} users written to {flags.output}")
+        return 0
+    lead = ["user"] if len(flags.user) > 1 or flags.users_file is not None else []
+    for listed in found:
+        for row in lists.rows(saved, listed):
+            print(
+                "\t".join(
+                    [*(row[name] for name in lead), str(row["rank"]), row["item"], row["title"], f"{row['score']:.4f}"]
+                )
+            )
+    strangers.report()
     return 0
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 
 from kopt import peft
@@ -15,7 +15,7 @@ from ..run.batches import Array
 from ..run.errors import DataError
 from ..run.folder import atomic, load_model, read_flags
 from . import ranking
-from .batches import by_user, latest
+from .data.features import Feature, Sides
 from .data.interactions import Interactions, Vocabulary, in_order
 from .flags import Train
 from .models import Recommender
@@ -29,30 +29,14 @@ class Saved:
     users: Vocabulary
     items: Vocabulary
     titles: list[str]
+    features: Sides
+    """Those of the model, with the meaning of their numbers and no values: the model has these."""
     train: Interactions
 
     @property
     def popularity(self) -> Array:
         """Returns how often each item [items] was chosen."""
         return ranking.popularity(self.train)
-
-    def scorer(self, flags: Train) -> ranking.Scores:
-        """Returns a function of numbers of users [n] that gives the scores [n, items] of all items."""
-        items = np.arange(len(self.items), dtype=np.int32)
-        if flags.choose.task == "rating":
-            return lambda users: np.stack([self.rate(np.full_like(items, user), items) for user in users])
-        vectors = keras.ops.convert_to_numpy(self.model.candidates(items)).T
-        if not self.model.looks_back:
-            return lambda users: np.asarray(keras.ops.convert_to_numpy(self.model.queries({"user": users})) @ vectors)
-        chosen, begin = by_user(self.train)
-
-        def score_next_item(users: Array) -> Array:
-            last = [latest(chosen[begin[u] : begin[u + 1]], flags.choose.history) for u in users]
-            states = self.model.queries({"user": users, "history": np.stack([history for history, _ in last])})
-            places = np.array([place for _, place in last])
-            return np.asarray(keras.ops.convert_to_numpy(states)[np.arange(len(users)), places] @ vectors)
-
-        return score_next_item
 
     def rate(self, users: Array, items: Array) -> Array:
         """Returns the predicted ratings [n] of pairs of numbers."""
@@ -65,7 +49,8 @@ class Saved:
             folder: of the run.
             adapter: whether to write the adapter of the model in a folder of its own, too.
         """
-        ids = {"users": self.users.keys, "items": self.items.keys, "titles": self.titles}
+        features = [[_meaning(feature) for feature in side] for side in self.features]
+        ids = {"users": self.users.keys, "items": self.items.keys, "titles": self.titles, "features": features}
         with atomic(folder / "vocabulary.json") as path:
             path.write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
         rows = in_order(self.train)
@@ -85,10 +70,19 @@ class Saved:
             ids = read_json(folder / "vocabulary.json")
             user, item = read_npz(folder / "interactions.npz", ["user", "item"])
             users, items, titles = Vocabulary(ids["users"]), Vocabulary(ids["items"]), ids["titles"]
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder}: vocabulary.json does not hold users, items and titles.") from error
+            of_users, of_items = ([_feature(**each) for each in side] for side in ids["features"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder}: vocabulary.json does not hold users, items, titles and features.") from error
         train = Interactions(users, items, user, item, None, None, str(folder))
-        return cls(load_model(folder), users, items, titles, train)
+        return cls(load_model(folder), users, items, titles, (of_users, of_items), train)
+
+
+def _meaning(feature: Feature) -> dict[str, Any]:
+    return {"name": feature.name, "keys": feature.keys, "bounds": list(feature.bounds)}
+
+
+def _feature(name: str, keys: list[str], bounds: list[float]) -> Feature:
+    return Feature(name, keys, np.zeros((0, 1), np.int32), tuple(bounds))
 
 
 def restore(folder: Path) -> tuple[Train, Saved]:

@@ -13,13 +13,15 @@ from kopt import peft
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
-from . import ranking
+from . import growth, ranking
 from .batches import batches, windows
+from .data.features import Feature, Sides, Table
 from .data.interactions import Interactions, Vocabulary, in_order
 from .data.splits import Data
 from .flags import Train
 from .models import Rater, Recommender, Retriever
 from .saved_run import Saved
+from .scoring import Scorer
 
 TABLES = r"(^|/)(table|user_bias|item_bias)/"
 ENCODERS = r"(^|.*\.)(users|items)\.table"
@@ -43,15 +45,50 @@ def start(flags: Train, data: Data, part: Interactions, jit: bool | str) -> Tria
     """
     keras.utils.set_random_seed(flags.run.seed)
     if flags.adapt is None:
-        saved = Saved(build(flags, data, part), part.users, part.items, data.items.titles, part)
+        saved = Saved(build(flags, data, part), part.users, part.items, data.items.titles, meanings(flags, data), part)
     else:
-        saved = Saved.load(flags.adapt)
-        saved.model, saved.train = add_adapters(saved.model, flags.rank), append(saved.train, part)
+        saved = adapt(flags, data, part)
     ready = make_batches(flags, part, saved.model, flags.run.seed)
     steps = min(flags.epochs * len(ready), flags.run.max_steps or flags.epochs * len(ready))
     optimizer = build_optimizer(flags, steps, len(ready), len(part))
     compile_model(saved.model, optimizer, flags.choose.task == "rating", jit)
     return Trial(saved, ready)
+
+
+def adapt(flags: Train, data: Data, part: Interactions) -> Saved:
+    """Returns the run of --adapt with new users and items and with adapters, of which nothing is trained yet."""
+    assert flags.adapt is not None
+    old = Saved.load(flags.adapt)
+    sizes, hashed = (len(old.users), len(old.items)), flags.choose.hash_buckets
+    model: Any = growth.grow(
+        old.model,
+        (part.users, data.users),
+        (part.items, data.items),
+        lambda known: _hash_rows(known, hashed),
+    )
+    titles = old.titles + data.items.titles[len(old.titles) :]
+    saved = Saved(model, part.users, part.items, titles, old.features, append(old.train, part))
+    if part.label is not None and flags.choose.task == "rating":
+        model.include(part.label)
+        growth.settle_biases(model, part, saved.rate(part.user, part.item), sizes)
+    elif flags.choose.task != "rating":
+        model.share.assign(ranking.popularity(part) / len(part))
+    add_adapters(model, flags.rank)
+    return saved
+
+
+def meanings(flags: Train, data: Data) -> Sides:
+    """Returns the features that the model uses, without their values."""
+    users, items = ([_meaning(f) for f in _features(flags, table)] for table in (data.users, data.items))
+    return users, items
+
+
+def _features(flags: Train, table: Table) -> list[Feature]:
+    return [] if flags.choose.kind == "mf" else table.features
+
+
+def _meaning(feature: Feature) -> Feature:
+    return dataclasses.replace(feature, values=feature.values[:0])
 
 
 def build(flags: Train, data: Data, part: Interactions) -> Recommender:
@@ -60,7 +97,7 @@ def build(flags: Train, data: Data, part: Interactions) -> Recommender:
     encoders: list[Any] = []
     sides = []
     for known, table in ((part.users, data.users), (part.items, data.items)):
-        features = [] if choose.kind == "mf" else table.features
+        features = _features(flags, table)
         sizes = [[len(f.keys), f.values.shape[1]] for f in features]
         size = {"size": len(known), "dim": choose.embedding_dim, "features": sizes, "buckets": choose.hash_buckets}
         encoders.append(size)
@@ -88,6 +125,7 @@ def build(flags: Train, data: Data, part: Interactions) -> Recommender:
     for encoder, side in zip((model.users, model.items), sides, strict=True):
         if encoder.built:
             encoder.describe(*side)
+    growth.begin_unseen(model, part)
     return model
 
 
@@ -109,7 +147,7 @@ def append(old: Interactions, new: Interactions) -> Interactions:
     """Returns the interactions of both, the old ones first."""
     rows = in_order(new)
     user, item = np.append(old.user, new.user[rows]), np.append(old.item, new.item[rows])
-    return Interactions(old.users, old.items, user, item, None, None, new.source)
+    return Interactions(new.users, new.items, user, item, None, None, new.source)
 
 
 def make_batches(flags: Train, part: Interactions, model: Any, seed: int | None = None) -> Any:
@@ -181,7 +219,7 @@ def count_parameters(model: Recommender) -> tuple[int, int]:
 
 def rank(flags: Train, saved: Saved, test: Interactions) -> dict[str, float]:
     """Returns the metrics of the ranking of what the users of `test` have not seen in the training."""
-    return ranking.rank(saved.scorer(flags), test, saved.train, flags.ks)
+    return ranking.rank(Scorer(saved, flags), test, saved.train, flags.ks)
 
 
 def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions | None = None) -> dict[str, float]:

@@ -70,6 +70,10 @@ class Table(NamedTuple):
     features: list[Feature]
 
 
+Sides = tuple[Sequence[Feature], Sequence[Feature]]
+"""Features of users and of items."""
+
+
 def read_table(
     path: Path,
     key_column: str,
@@ -176,3 +180,25 @@ def _cut(numbers: Array) -> tuple[float, ...]:
     edges = edges[edges < numbers.max()]  # deciles that are equal, or the largest number, bound no class
     edges = edges[np.isin(np.arange(len(edges)), np.searchsorted(edges, numbers))]
     return tuple(map(float, (numbers.min(), *edges, numbers.max())))
+
+
+def move_rows(table: Table, like: Sequence[Feature], numbers: Array, known: Vocabulary) -> Table:
+    """Returns titles and features for the numbers of another vocabulary.
+
+    Args:
+        table: what is known.
+        like: the features that are wanted; those that the table has not read as these have no values.
+        numbers: of the rows in the other vocabulary.
+        known: the other vocabulary.
+    """
+    titles = ["", *known.keys]
+    for number, title in zip(numbers, table.titles, strict=True):
+        titles[number] = title
+    features = []
+    for feature in like:
+        found = [f.values for f in table.features if (f.name, f.keys) == (feature.name, feature.keys)]
+        values = np.zeros((len(known), found[0].shape[1] if found else 1), np.int32)
+        if found:
+            values[numbers] = found[0]
+        features.append(dataclasses.replace(feature, values=values))
+    return Table(titles, features)

