@@ -45,6 +45,7 @@ from kopt.optimizers import Adan as Adan
 from kopt.optimizers import AdaptiveClip as AdaptiveClip
 from kopt.optimizers import AdEMAMix as AdEMAMix
 from kopt.optimizers import Cautious as Cautious
+from kopt.optimizers import CautiousDecay as CautiousDecay
 from kopt.optimizers import ConditionalGradient as ConditionalGradient
 from kopt.optimizers import DAdaptAdaGrad as DAdaptAdaGrad
 from kopt.optimizers import DAdaptAdam as DAdaptAdam
@@ -52,9 +53,11 @@ from kopt.optimizers import DAdaptSGD as DAdaptSGD
 from kopt.optimizers import DiffGrad as DiffGrad
 from kopt.optimizers import DoG as DoG
 from kopt.optimizers import DoWG as DoWG
+from kopt.optimizers import EMANesterov as EMANesterov
 from kopt.optimizers import GradientCentralization as GradientCentralization
 from kopt.optimizers import GradientNoise as GradientNoise
 from kopt.optimizers import Grams as Grams
+from kopt.optimizers import Hyperball as Hyperball
 from kopt.optimizers import LazyAdam as LazyAdam
 from kopt.optimizers import LDoG as LDoG
 from kopt.optimizers import Lion as Lion
@@ -85,6 +88,7 @@ from kopt.optimizers import Slot as Slot
 from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
+from kopt.optimizers import UpdateFloor as UpdateFloor
 from kopt.optimizers import Yogi as Yogi
 from kopt.optimizers import state_bytes as state_bytes
 from kopt.optimizers.full_batch import LevenbergMarquardt as LevenbergMarquardt
@@ -137,6 +141,7 @@ __all__ = [
     "AdaptiveClip",
     "AveragedWeights",
     "Cautious",
+    "CautiousDecay",
     "ConditionalGradient",
     "Count",
     "DAdaptAdaGrad",
@@ -145,10 +150,12 @@ __all__ = [
     "DiffGrad",
     "DoG",
     "DoWG",
+    "EMANesterov",
     "Fraction",
     "GradientCentralization",
     "GradientNoise",
     "Grams",
+    "Hyperball",
     "LDoG",
     "LazyAdam",
     "LevenbergMarquardt",
@@ -187,6 +194,7 @@ __all__ = [
     "StableAdamW",
     "Switch",
     "Tiger",
+    "UpdateFloor",
     "Yogi",
     "checkpoint",
     "declare",

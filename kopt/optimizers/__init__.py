@@ -64,8 +64,11 @@ from kopt.optimizers.stable_adamw import StableAdamW as StableAdamW
 from kopt.optimizers.tiger import Tiger as Tiger
 from kopt.optimizers.wrappers import AdaptiveClip as AdaptiveClip
 from kopt.optimizers.wrappers import Cautious as Cautious
+from kopt.optimizers.wrappers import CautiousDecay as CautiousDecay
+from kopt.optimizers.wrappers import EMANesterov as EMANesterov
 from kopt.optimizers.wrappers import GradientCentralization as GradientCentralization
 from kopt.optimizers.wrappers import GradientNoise as GradientNoise
+from kopt.optimizers.wrappers import Hyperball as Hyperball
 from kopt.optimizers.wrappers import Lookahead as Lookahead
 from kopt.optimizers.wrappers import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers.wrappers import Mechanic as Mechanic
@@ -73,4 +76,5 @@ from kopt.optimizers.wrappers import ScheduleFree as ScheduleFree
 from kopt.optimizers.wrappers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers.wrappers import ScheduleFreeRAdam as ScheduleFreeRAdam
 from kopt.optimizers.wrappers import ScheduleFreeSGD as ScheduleFreeSGD
+from kopt.optimizers.wrappers import UpdateFloor as UpdateFloor
 from kopt.optimizers.yogi import Yogi as Yogi

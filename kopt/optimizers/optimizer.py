@@ -156,11 +156,14 @@ class Optimizer(Configurable, KerasOptimizer):
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the new weight, w - η (u + λ w), and the new slots.
 
-        A rule that is no step along a direction, or that has its own place for the decay, defines this one instead of
-        `rule`. Arguments as there.
+        Rules that step or decay in another way define this one instead of `rule`. Arguments as there.
         """
         u, new = rule_checks.direction(self, g, w, s, t)
-        return w - s.learning_rate * with_decay(u, w, s), dict(new)
+        return w - s.learning_rate * self.decayed(u, w, s), dict(new)
+
+    def decayed(self, u: Tensor, w: Tensor, s: Any) -> Tensor:
+        """Returns u + λ w."""
+        return with_decay(u, w, s)
 
     def contribute(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> dict[str, Tensor]:
         """Returns what is summed over all weights before any rule runs. Rules that define it are not row-wise."""

@@ -39,7 +39,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.engine\.(accumulation|statistics|state\.start)",
     r"kopt\.optimizers\.engine\.run",
     r"kopt\.optimizers\.optimizer",
-    r"kopt\.optimizers\.inner",
+    r"kopt\.optimizers\.(inner|matrix\.choice)",
     r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
     r"|factored\.by_sides|matrix\.by_matrix)",  # bases of rules
     r"kopt\.optimizers(\.composites|\.factored|\.full_batch|\.matrix|\.wrappers)?"  # rules

@@ -113,6 +113,12 @@ WRAPPED = {
     "Lookahead(Momentum)": lambda: kopt.Lookahead(kopt.Momentum(**MOMENTUM, **EXACT), k=3),
     "Lookahead(Prodigy)": lambda: kopt.Lookahead(kopt.Prodigy(**EXACT), k=3),
     "Cautious(Momentum)": lambda: kopt.Cautious(kopt.Momentum(**MOMENTUM, **EXACT)),
+    "CautiousDecay(UpdateFloor(Momentum))": lambda: kopt.CautiousDecay(
+        kopt.UpdateFloor(kopt.Momentum(**MOMENTUM, **EXACT), by="output", weight_decay=0.1)
+    ),
+    "EMANesterov(Hyperball(Momentum))": lambda: kopt.EMANesterov(
+        kopt.Hyperball(kopt.Momentum(**MOMENTUM, **EXACT)), momentum=0.9
+    ),
     "ScheduleFree(RMSprop)": lambda: kopt.ScheduleFree(kopt.RMSprop(**EXACT)),
     "Mechanic(Momentum)": lambda: kopt.Mechanic(kopt.Momentum(**MOMENTUM, **EXACT)),
     "AdaptiveClip(Lookahead(LAMB))": lambda: kopt.AdaptiveClip(kopt.Lookahead(kopt.LAMB(**EXACT), k=2)),

@@ -74,8 +74,10 @@ class Switch(Composite):
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
 
         def step(key: str) -> Step:
-            moved, new = stepped(self.rules()[key], g, w, *self._seen_by(key, s, t, w))
-            return moved, {name: new.get(name.removeprefix(key), getattr(s, name)) for name in self.slots}
+            rule, (seen, its) = self.rules()[key], self._seen_by(key, s, t, w)
+            moved, new = stepped(rule, g, w, seen, its)
+            own = {key + name: new.get(name, getattr(seen, name)) for name in rule.slots}
+            return moved, {name: getattr(s, name) for name in self.slots} | own
 
         return ops.cond(t <= self.after, lambda: step("first_"), lambda: step("second_"))
 
@@ -103,6 +105,6 @@ def _seen(rule: Optimizer, key: str, after: int, s: Slots, t: Tensor, w: Tensor 
     factor = getattr(s, "weight_decay", 0.0)
     seen["weight_decay"] = rule.decay(its - 1) * factor if factor else 0.0
     if w is not None:  # what begins as the weight does so when the turn comes
-        for name in (name for name, slot in rule.slots.items() if slot.init == "weight"):
-            seen[name] = ops.where(its <= 1, w, seen[name])
+        for name, slot in ((name, slot) for name, slot in rule.slots.items() if slot.from_weight):
+            seen[name] = ops.where(its <= 1, slot.first(w, s.layout), seen[name])
     return Slots(**seen), its

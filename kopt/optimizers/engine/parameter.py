@@ -143,7 +143,7 @@ class Parameter:
         """Returns which elements have had a gradient other than zero, as slots of their own tell; None without such."""
         slots, shape, seen = self.remembered(), tuple(self.variable.shape), None
         for name, slot in self.rule.slots.items():
-            if name not in slots or slot.init == "weight" or slot.shape is not None:
+            if name not in slots or slot.from_weight or slot.shape is not None:
                 continue
             start: Tensor = 0.0
             if slot.init:  # as it is stored

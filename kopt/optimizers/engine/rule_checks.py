@@ -72,7 +72,7 @@ def check_slots(
         if name not in old:
             raise ValueError(f"{owner} returned a slot {name!r} that it does not declare. Declared: {declared}.")
     for name in old:
-        if name not in new and slots[name].init != "weight":
+        if name not in new and not slots[name].from_weight:
             raise ValueError(
                 f"{owner} must return every slot: {name!r} is missing. Return it unchanged if it stays, as "
                 f"{{'{name}': s.{name}}}. Declared: {declared}."

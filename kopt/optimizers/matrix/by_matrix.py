@@ -1,15 +1,11 @@
 """The base of the rules for matrices, which leave the other weights to AdamW."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import keras
 from keras import ops
 
-from kopt.declare import Convert, path_rules
-from kopt.declare.patterns import check_pattern, is_found
-from kopt.optimizers.engine.state.layout import layouts
-from kopt.optimizers.engine.state.start import path_of
+from kopt.optimizers.matrix.choice import Others, by_path, check_others, is_chosen, on_matrix
 from kopt.optimizers.optimizer import (
     Any,
     Fraction,
@@ -24,15 +20,6 @@ from kopt.optimizers.optimizer import (
     ema,
     override,
 )
-
-
-def _patterns(value: Any) -> tuple[str, ...] | None:
-    if value is None or isinstance(value, str):
-        return None if value is None else (check_pattern(value),)
-    try:
-        return tuple(map(check_pattern, value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"None or regular expressions, as in ['lm_head/kernel$'] ({error})") from None
 
 
 class ByMatrix(Optimizer, abstract=True):
@@ -56,7 +43,7 @@ class ByMatrix(Optimizer, abstract=True):
         ValueError: a pattern of `others` is found in no weight.
     """
 
-    others: Annotated[Any, Convert(_patterns)] = None
+    others: Others = None
     adam_rate: Positive = 1.0
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
@@ -71,9 +58,7 @@ class ByMatrix(Optimizer, abstract=True):
 
     def takes(self, layout: Layout) -> bool:
         """Returns whether this rule moves the weight, and not AdamW."""
-        if not layout.is_matrix or self.others is None:
-            return layout.is_matrix and not layout.is_last
-        return not any(is_found(pattern, layout.path) for pattern in self.others)
+        return is_chosen(self.others, layout)
 
     @override
     def is_row_wise(self, layout: Layout) -> bool:
@@ -81,19 +66,16 @@ class ByMatrix(Optimizer, abstract=True):
 
     @override
     def build(self, variables: Sequence[Any]) -> None:
-        pairs = [(pattern, 1.0) for pattern in self.others or ()]
-        path_rules.resolve(f"{type(self).__name__}.others", pairs, [path_of(v) for v in variables])
+        check_others(type(self).__name__, self.others, variables)
         super().build(variables)
 
     def destinations(self, model: keras.Model) -> dict[str, str]:
         """Returns by the path of each trainable weight what moves it: this rule, with the matrix it sees, or AdamW."""
-        variables = model.trainable_variables
-        seen = layouts(variables, [path_of(v) for v in variables])
-        return {layout.path: self._told(layout) for layout in seen}
+        return by_path(model, self.destination)
 
-    def _told(self, layout: Layout) -> str:
-        by = " × ".join(map(str, layout.matrices))
-        return f"{type(self).__name__} on {by}" if self.takes(layout) else "AdamW"
+    def destination(self, layout: Layout) -> str:
+        """Returns what moves a weight of this layout."""
+        return on_matrix(type(self).__name__, layout) if self.takes(layout) else "AdamW"
 
     def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
         """Returns the direction and the slots, as `rule` does, of [fan_in, fan_out] or a stack of such."""

@@ -1,13 +1,13 @@
-"""Cautious."""
+"""Cautious and CautiousDecay: some elements stay, or do not decay."""
 
 from keras import ops
 
-from kopt.optimizers.engine.rule_checks import direction
-from kopt.optimizers.optimizer import Optimizer, Positive, Slots, Step, Tensor, mean, override
-from kopt.optimizers.wrappers.wrapper import Wrapper
+from kopt.optimizers.engine.tensor_math import decays
+from kopt.optimizers.optimizer import Positive, Slots, Tensor, mean, override
+from kopt.optimizers.wrappers.wrapper import AlongDirection
 
 
-class Cautious(Wrapper):
+class Cautious(AlongDirection):
     r"""Cautious: only the elements whose direction agrees with the gradient's sign move.
 
         u ← direction of the optimizer within
@@ -28,17 +28,30 @@ class Cautious(Wrapper):
     row_wise = False
     floor: Positive = 1e-3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.optimizer).advance is not Optimizer.advance:
-            raise ValueError(f"Cautious takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
-
     @override
-    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
-        return Optimizer.advance(self, g, w, s, t)
-
-    @override
-    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
-        u, new = direction(self.optimizer, g, w, s, t)
+    def turned(self, u: Tensor, g: Tensor, w: Tensor, s: Slots) -> Tensor:
         agree = ops.cast(u * g > 0, u.dtype)
-        return u * agree / ops.maximum(mean(agree), self.floor), dict(new)
+        return u * agree / ops.maximum(mean(agree), self.floor)
+
+
+class CautiousDecay(AlongDirection):
+    r"""Cautious weight decay: only the elements that the step makes smaller decay.
+
+        u ← direction of the optimizer within
+        w ← w - η (u + λ [u w ≥ 0] w)
+
+    λ is the `weight_decay` of the optimizer within, or the one given here; without one nothing changes.
+
+    Slots: those of the optimizer within.  Row-wise, where the optimizer within is.
+
+    Raises:
+        ValueError: the optimizer within does not step along a direction.
+
+    Differs from modded-nanogpt, where elements whose step is zero do not decay.
+    Reference: Chen et al., 2025, arXiv:2510.12402.
+    """
+
+    @override
+    def decayed(self, u: Tensor, w: Tensor, s: Slots) -> Tensor:
+        agree = ops.cast(u * w >= 0, u.dtype)
+        return self.optimizer.decayed(u, agree * w, s) if decays(s) else u

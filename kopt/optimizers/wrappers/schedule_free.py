@@ -20,7 +20,6 @@ from kopt.optimizers.optimizer import (
     debias,
     ema,
     override,
-    with_decay,
 )
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
@@ -61,7 +60,7 @@ class Averaging(Optimizer, abstract=True):
     @override
     def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         u, new = direction(self, g, w, s, t)
-        step = s.learning_rate * self.warmth(t) * with_decay(u, w, s)
+        step = s.learning_rate * self.warmth(t) * self.decayed(u, w, s)
         y = w + s.share * (s.z - w) - (1 - self.beta_1 * (1 - s.share)) * step
         return y, {**new, "z": s.z - step}
 

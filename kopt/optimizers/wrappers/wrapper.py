@@ -1,4 +1,4 @@
-"""The base of the optimizers that change the rule of another one."""
+"""The bases of the optimizers that change the rule of another one."""
 
 import dataclasses
 from typing import Annotated, ClassVar
@@ -7,7 +7,7 @@ import keras
 
 from kopt.declare import Convert
 from kopt.declare.fields import as_code, plain
-from kopt.optimizers.engine.rule_checks import settled, stepped
+from kopt.optimizers.engine.rule_checks import direction, settled, stepped
 from kopt.optimizers.inner import inner
 from kopt.optimizers.optimizer import Any, Layout, LearningRate, Mapping, Optimizer, Slot, Slots, Step, Tensor, override
 
@@ -102,6 +102,10 @@ class Wrapper(Optimizer, abstract=True):
         return stepped(self.optimizer, self.gradient(g, w, s, t), w, s, t)
 
     @override
+    def decayed(self, u: Tensor, w: Tensor, s: Slots) -> Tensor:
+        return self.optimizer.decayed(u, w, s)
+
+    @override
     def rate(self, s: Slots, t: Tensor) -> Tensor:
         return self.optimizer.rate(s, t)
 
@@ -118,3 +122,31 @@ class Wrapper(Optimizer, abstract=True):
     @override
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"optimizer": keras.optimizers.serialize(self.optimizer)}
+
+
+class AlongDirection(Wrapper, abstract=True):
+    """Base of the wrappers of rules that step along a direction, w ← w - η (u + λ w), and do so themselves.
+
+    They change the direction in `turned`, or the decay in `decayed`, so that one may stand inside of another.
+
+    Raises:
+        ValueError: the optimizer within does not step along a direction.
+    """
+
+    advance = Optimizer.advance
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.optimizer).advance is not Optimizer.advance:
+            name = type(self).__name__
+            raise ValueError(f"{name} takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
+
+    def turned(self, u: Tensor, g: Tensor, w: Tensor, s: Slots) -> Tensor:
+        """Returns the direction in place of u, that of the optimizer within."""
+        return u
+
+    @override
+    def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
+        u, new = direction(self.optimizer, g, w, s, t)
+        return self.turned(u, g, w, s), dict(new)

@@ -45,6 +45,8 @@ embedding_apart = kopt.Route([(r"embedding", kopt.AdaGrad(0.1)), ("", kopt.AdamW
 adam_then_sgd = kopt.Switch(kopt.Adam(1e-3), second=kopt.SGD(0.05), after=1000)
 lower_layers_slower = kopt.AdamW(1e-4, multipliers=kopt.layerwise_decay(model, 0.8))
 ahead = kopt.Lookahead(kopt.AdamW(1e-3, weight_decay=0.1), k=5, alpha=0.5)
+ball = kopt.EMANesterov(kopt.Hyperball(kopt.Muon(0.01), sphere_rate=2.0, others=["head"]), lookahead=0.2, end=900)
+floored = kopt.CautiousDecay(kopt.UpdateFloor("muon", floor=0.3, by="output"), weight_decay=0.1)
 cautious, noisy = kopt.Cautious("lion"), kopt.GradientNoise("sgd")
 around = kopt.ScheduleFree(kopt.SGD(0.1), beta_1=0.9, clipnorm=1.0)
 

@@ -20,6 +20,8 @@ RULES = {name: rule for module in _MODULES for name, rule in getattr(module, "RU
 JOINT = {name: rule for module in _MODULES for name, rule in getattr(module, "JOINT", {}).items()}
 MATRIX = {name for module in _MODULES for name in getattr(module, "MATRIX", ())}
 """Rules whose products of matrices make rounding errors grow."""
+UNDECAYED = {name for module in _MODULES for name in getattr(module, "UNDECAYED", ())}
+"""Rules whose matrices do not decay."""
 
 
 def allowed(name, usual, of_matrices=1e-4):

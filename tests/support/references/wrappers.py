@@ -28,8 +28,11 @@ def _direction(optimizer):
     return direction
 
 
-def _wrapped(w, optimizer, learning_rate, weight_decay, *, before=None, after=None) -> Step:
-    """Steps along the direction within; `before(g, w)` changes the gradient, `after(u, g)` the direction."""
+def _wrapped(w, optimizer, learning_rate, weight_decay, *, before=None, after=None, decaying=None) -> Step:
+    """Steps along the direction within.
+
+    `before(g, w)` changes the gradient, `after(u, g, w)` the direction; `decaying(u, w)` is what decays of the weight.
+    """
     w, t, direction = np.array(w, "float64"), 0, _direction(optimizer)
 
     def step(g):
@@ -38,8 +41,8 @@ def _wrapped(w, optimizer, learning_rate, weight_decay, *, before=None, after=No
         g = np.asarray(g, "float64")
         g = before(g, w) if before else g
         u = direction(g, t)
-        u = after(u, g) if after else u
-        w = w - at(learning_rate, t) * (u + weight_decay * w)
+        u = after(u, g, w) if after else u
+        w = w - at(learning_rate, t) * (u + weight_decay * (decaying(u, w) if decaying else w))
         return w.copy()
 
     return step
@@ -64,11 +67,68 @@ def lookahead(w, *, optimizer, k, alpha, learning_rate, weight_decay) -> Step:
 def cautious(w, *, optimizer, floor, learning_rate, weight_decay) -> Step:
     """arXiv:2411.16085, Algorithm 1, with the factor of the authors' code."""
 
-    def mask(u, g):
+    def mask(u, g, w):
         agree = u * g > 0
         return u * agree / max(agree.mean(), floor)
 
     return _wrapped(w, optimizer, learning_rate, weight_decay, after=mask)
+
+
+def cautious_decay(w, *, optimizer, learning_rate, weight_decay) -> Step:
+    """arXiv:2510.12402."""
+    keep = lambda u, w: np.where(u * w >= 0, w, 0.0)  # noqa: E731
+    return _wrapped(w, optimizer, learning_rate, weight_decay, decaying=keep)
+
+
+def update_floor(w, *, optimizer, others, floor, by, learning_rate, weight_decay, inputs=None) -> Step:
+    """Pull requests 269 (the whole matrix) and 328 (each output) of modded-nanogpt, for kernels [in, out]."""
+    axes = tuple(range(np.ndim(w)))[: inputs or -1] if by == "output" else None
+
+    def norm(x):
+        return np.sqrt((x**2).sum(axes, keepdims=True))
+
+    def lengthen(u, g, w):
+        return u * np.maximum(1, floor * norm(w) / norm(u))
+
+    after = None if np.ndim(w) < 2 or others else lengthen
+    return _wrapped(w, optimizer, learning_rate, weight_decay, after=after)
+
+
+def hyperball(w, *, optimizer, others, sphere_rate, learning_rate, weight_decay, inputs=None) -> Step:
+    """arXiv:2606.16899; vectors, and matrices of `others`, step as the optimizer within."""
+    if np.ndim(w) < 2 or others:
+        return _wrapped(w, optimizer, learning_rate, weight_decay)
+    w, t, direction = np.array(w, "float64"), 0, _direction(optimizer)
+    radius = np.linalg.norm(w)
+
+    def step(g):
+        nonlocal w, t
+        t += 1
+        u = direction(np.asarray(g, "float64"), t)
+        w = w / radius - sphere_rate * at(learning_rate, t) * u / np.linalg.norm(u)
+        w = radius * w / np.linalg.norm(w)
+        return w.copy()
+
+    return step
+
+
+def ema_nesterov(w, *, optimizer, lookahead, momentum, start, end, learning_rate, weight_decay) -> Step:
+    """arXiv:2605.25395: x is the iterate, and the gradient was taken ahead of it."""
+    x, m, t, direction = np.array(w, "float64"), 0.0, 0, _direction(optimizer)
+
+    def share(t):
+        return lookahead if start < t and (end is None or t <= end) else 0.0
+
+    def step(g):
+        nonlocal x, m, t
+        t += 1
+        ahead = x + share(t) * m
+        z = ahead - at(learning_rate, t) * (direction(np.asarray(g, "float64"), t) + weight_decay * ahead)
+        m = momentum * m + (1 - momentum) * (z - x)
+        x = z
+        return x + share(t + 1) * m
+
+    return step
 
 
 def gradient_centralization(w, *, optimizer, learning_rate, weight_decay) -> Step:
@@ -225,6 +285,10 @@ def mechanic(weights, *, optimizer, start, pull, epsilon, learning_rate, weight_
 RULES = {
     "Lookahead": lookahead,
     "Cautious": cautious,
+    "CautiousDecay": cautious_decay,
+    "EMANesterov": ema_nesterov,
+    "Hyperball": hyperball,
+    "UpdateFloor": update_floor,
     "GradientCentralization": gradient_centralization,
     "AdaptiveClip": adaptive_clip,
     "Route": route,
@@ -234,4 +298,5 @@ RULES = {
     "ScheduleFreeAdamW": schedule_free_adamw,
     "ScheduleFreeRAdam": schedule_free_radam,
 }
+UNDECAYED = {"Hyperball"}
 JOINT = {"Mechanic": mechanic, "GradientNoise": gradient_noise}

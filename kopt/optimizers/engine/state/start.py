@@ -113,7 +113,7 @@ def setup(optimizer: Any, parameters: tuple[Parameter, ...], held: Held) -> Setu
 
 def _add_state(optimizer: Any, parameters: Sequence[Parameter], averages: Sequence[Any]) -> Starts:
     """Creates what an optimizer keeps for its weights, beside the averages and accumulators that Keras creates."""
-    copying = any(slot.init == "weight" for p in parameters for slot in p.rule.slots.values())
+    copying = any(slot.from_weight for p in parameters for slot in p.rule.slots.values())
     starts = Starts()
     with backend.where_slots_begin(type(optimizer).__name__, [p.variable for p in parameters], copying):
         for i, p in enumerate(parameters):
@@ -162,7 +162,7 @@ def anchor(parameters: Sequence[Parameter], starts: Starts) -> None:
         id(variable)
         for p in parameters
         for name, slot in p.rule.slots.items()
-        if slot.init == "weight" or slot.anchored
+        if slot.from_weight or slot.anchored
         for variable in p.slots.get(name, {}).values()
     }
     with backend.outside_graph():
@@ -189,8 +189,9 @@ def work_dtype(variable: Any) -> str:
 
 def _initial(storage: Codec, slot: Slot, part: str, p: Parameter) -> Callable[..., Tensor]:
     def initializer(shape: Any, dtype: Any = None, **_: Any) -> Tensor:
-        if slot.init == "weight":
-            x = ops.copy(ops.cast(p.variable, p.dtype))  # a cast may pass the buffer of the weight on
+        if slot.from_weight:
+            x = slot.first(ops.cast(p.variable, p.dtype), p.layout)
+            x = ops.copy(x)  # a cast may pass the buffer of the weight on
             return storage.encode(x, ops.zeros_like)[part]
         row = [1, *slot.shape_for(p.layout)[1:]] if shape else []
         encoded = storage.encode(ops.full(row, slot.init, p.dtype), ops.zeros_like)[part]
