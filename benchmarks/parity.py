@@ -121,6 +121,18 @@ def cases() -> dict[str, Case]:
         "SGD": (k("SGD"), "torch SGD", t(torch.optim.SGD), ""),
         "Momentum": (k("Momentum"), "torch SGD", t(torch.optim.SGD, decoupled=True, momentum=0.9), coupled),
         "NAG": (k("NAG"), "torch SGD", t(torch.optim.SGD, decoupled=True, momentum=0.9, nesterov=True), coupled),
+        "ASGD": (
+            k("ASGD"),
+            "torch ASGD",
+            t(torch.optim.ASGD, t0=0),
+            "weights; their averages, too, in tests/optimizers",
+        ),
+        "Rprop": (
+            k("Rprop"),
+            "torch Rprop",
+            on_torch(lambda ps, _: torch.optim.Rprop(ps, RATE, step_sizes=(1e-4 * RATE, 5e3 * RATE)), decoupled=True),
+            coupled,
+        ),
         "AdaGrad": (k("AdaGrad"), "torch Adagrad", t(torch.optim.Adagrad, decoupled=True), coupled),
         "RMSprop": (
             k("RMSprop"),
@@ -149,6 +161,18 @@ def cases() -> dict[str, Case]:
             "pytorch_optimizer AdamP",
             t(po.AdamP, last_first=True, eps=TINY),
             f"ε off: {EPSILON_HAT}",
+        ),
+        "SGDP": (
+            k("SGDP", 2 * RATE),
+            "pytorch_optimizer SGDP",
+            on_torch(lambda ps, d: po.SGDP(ps, 2 * RATE, momentum=0.9, nesterov=True, weight_decay=d * 0.1), True),
+            "the peer divides the decay by 1 - μ; it gets (1 - μ) times ours",
+        ),
+        "LaProp": (
+            k("LaProp"),
+            "pytorch_optimizer LaProp",
+            t(po.LaProp, decoupled=True, foreach=False),
+            "the peer decays after its step: the weights are decayed in front of it",
         ),
         "DiffGrad": (
             k("DiffGrad", epsilon=TINY),

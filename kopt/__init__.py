@@ -15,6 +15,7 @@ from kopt.declare import Share as Share
 from kopt.declare.registry import get as get
 from kopt.declare.registry import registry as registry
 from kopt.optimizers import ADOPT as ADOPT
+from kopt.optimizers import ASGD as ASGD
 from kopt.optimizers import BGD as BGD
 from kopt.optimizers import CAME as CAME
 from kopt.optimizers import COCOB as COCOB
@@ -26,6 +27,7 @@ from kopt.optimizers import MADGRAD as MADGRAD
 from kopt.optimizers import MARS as MARS
 from kopt.optimizers import NAG as NAG
 from kopt.optimizers import SGD as SGD
+from kopt.optimizers import SGDP as SGDP
 from kopt.optimizers import SGDW as SGDW
 from kopt.optimizers import SM3 as SM3
 from kopt.optimizers import SOAP as SOAP
@@ -58,6 +60,7 @@ from kopt.optimizers import GradientCentralization as GradientCentralization
 from kopt.optimizers import GradientNoise as GradientNoise
 from kopt.optimizers import Grams as Grams
 from kopt.optimizers import Hyperball as Hyperball
+from kopt.optimizers import LaProp as LaProp
 from kopt.optimizers import LazyAdam as LazyAdam
 from kopt.optimizers import LDoG as LDoG
 from kopt.optimizers import Lion as Lion
@@ -78,6 +81,7 @@ from kopt.optimizers import RAdam as RAdam
 from kopt.optimizers import RMSprop as RMSprop
 from kopt.optimizers import Route as Route
 from kopt.optimizers import RowwiseAdaGrad as RowwiseAdaGrad
+from kopt.optimizers import Rprop as Rprop
 from kopt.optimizers import ScheduleFree as ScheduleFree
 from kopt.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers import ScheduleFreeRAdam as ScheduleFreeRAdam
@@ -107,6 +111,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ADOPT",
     "ASAM",
+    "ASGD",
     "BGD",
     "CAME",
     "COCOB",
@@ -120,6 +125,7 @@ __all__ = [
     "NAG",
     "SAM",
     "SGD",
+    "SGDP",
     "SGDW",
     "SM3",
     "SOAP",
@@ -157,6 +163,7 @@ __all__ = [
     "Grams",
     "Hyperball",
     "LDoG",
+    "LaProp",
     "LazyAdam",
     "LevenbergMarquardt",
     "Lion",
@@ -183,6 +190,7 @@ __all__ = [
     "Result",
     "Route",
     "RowwiseAdaGrad",
+    "Rprop",
     "ScheduleFree",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",

@@ -12,10 +12,12 @@ from kopt.optimizers.adam import Nadam as Nadam
 from kopt.optimizers.adam import NadamW as NadamW
 from kopt.optimizers.adamatan2 import AdamAtan2 as AdamAtan2
 from kopt.optimizers.adamax import AdaMax as AdaMax
+from kopt.optimizers.adamp import SGDP as SGDP
 from kopt.optimizers.adamp import AdamP as AdamP
 from kopt.optimizers.adan import Adan as Adan
 from kopt.optimizers.ademamix import AdEMAMix as AdEMAMix
 from kopt.optimizers.adopt import ADOPT as ADOPT
+from kopt.optimizers.asgd import ASGD as ASGD
 from kopt.optimizers.cocob import COCOB as COCOB
 from kopt.optimizers.composites import Route as Route
 from kopt.optimizers.composites import Switch as Switch
@@ -35,8 +37,10 @@ from kopt.optimizers.factored import AdamMini as AdamMini
 from kopt.optimizers.ftrl import FTRL as FTRL
 from kopt.optimizers.full_batch import BGD as BGD
 from kopt.optimizers.full_batch import LBFGS as LBFGS
+from kopt.optimizers.full_batch import Rprop as Rprop
 from kopt.optimizers.grams import Grams as Grams
 from kopt.optimizers.lamb import LAMB as LAMB
+from kopt.optimizers.laprop import LaProp as LaProp
 from kopt.optimizers.lars import LARS as LARS
 from kopt.optimizers.lion import Lion as Lion
 from kopt.optimizers.madgrad import MADGRAD as MADGRAD

@@ -16,8 +16,8 @@ from kopt.declare.described import own_arguments
 NO_PEER = ("AdaBound", "BGD", "ConditionalGradient", "GradientNoise", "QHAdam", "Route", "Switch")
 """Rules whose docstring says in other words what other code does, or that have no arithmetic or no peer."""
 LONGER = {
-    "adamp": "the projection, of channels or of the whole weight",
     "adan": "three averages",
+    "asgd": "the average that is evaluated",
     "ademamix": "two warm-ups",
     "cocob": "five slots, and what the learning rate is here",
     "conditional_gradient": "the power iteration",

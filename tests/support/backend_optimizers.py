@@ -90,7 +90,7 @@ def fitted(make: Callable, batch_size: int = 8, epochs: int = 4, **options) -> l
 
 # ------------------------------------------------------------------------------------------------- what is compared
 
-SIGNS = ("Lion", "SignSGD", "Tiger", "Grams", "Cautious", "AdamP")
+SIGNS = ("Lion", "SignSGD", "Tiger", "Grams", "Cautious", "AdamP", "SGDP", "Rprop")
 """Rules that ask for the sign of something, which the last bit of a gradient may turn."""
 EXACT = {"sparse": "exact"}
 """Lazy rows are TensorFlow's."""

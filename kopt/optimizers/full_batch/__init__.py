@@ -6,3 +6,4 @@ from kopt.optimizers.full_batch.lbfgs import LBFGS as LBFGS
 from kopt.optimizers.full_batch.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from kopt.optimizers.full_batch.minimize import minimize as minimize
 from kopt.optimizers.full_batch.result import Result as Result
+from kopt.optimizers.full_batch.rprop import Rprop as Rprop

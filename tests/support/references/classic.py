@@ -58,6 +58,56 @@ def rowwise_adagrad(w, *, learning_rate, epsilon, weight_decay=0.0) -> Step:
     return descent(w, learning_rate, weight_decay, direction)
 
 
+def asgd(w, *, learning_rate, lambd, alpha, t0, weight_decay=0.0) -> Step:
+    """Averaged SGD; arXiv:1107.2490, with the rate of torch's documentation; `step.average` is the average."""
+    w, t = np.array(w, "float64"), 0
+
+    def step(g):
+        nonlocal w, t
+        t += 1
+        rate = at(learning_rate, t)
+        rate = rate / (1 + lambd * rate * (t - 1)) ** alpha
+        w = w - rate * (np.asarray(g, "float64") + (lambd + weight_decay) * w)
+        points.append(w)
+        step.average = np.mean(points[t0 + 1 :] or points[-1:], axis=0)
+        return w.copy()
+
+    points = []
+    return step
+
+
+def rprop(w, *, learning_rate, shrink, growth, shortest, longest, weight_decay=0.0) -> Step:
+    """iRprop⁻; Igel & Hüsken 2003, doi:10.1016/S0925-2312(01)00700-7, with lengths in units of the rate."""
+    length, before = np.ones(np.shape(w)), np.zeros(np.shape(w))
+
+    def direction(g, t):
+        nonlocal before
+        g = g.copy()
+        for i in np.ndindex(g.shape):
+            if before[i] * g[i] > 0:
+                length[i] = min(length[i] * growth, longest)
+            elif before[i] * g[i] < 0:
+                length[i] = max(length[i] * shrink, shortest)
+                g[i] = 0.0
+        before = g
+        return length * np.sign(g)
+
+    return descent(w, learning_rate, weight_decay, direction)
+
+
+def laprop(w, *, learning_rate, beta_1, beta_2, epsilon, weight_decay=0.0) -> Step:
+    """LaProp; arXiv:2002.04839, Algorithm 1."""
+    m = v = 0.0
+
+    def direction(g, t):
+        nonlocal m, v
+        v = beta_2 * v + (1 - beta_2) * g**2
+        m = beta_1 * m + (1 - beta_1) * g / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
+        return m / (1 - beta_1**t)
+
+    return descent(w, learning_rate, weight_decay, direction)
+
+
 def rmsprop(w, *, learning_rate, rho, momentum, epsilon, centered, weight_decay=0.0) -> Step:
     """Tieleman & Hinton 2012, lecture 6e; centered and with momentum: arXiv:1308.0850, eq. 38 to 41.
 
@@ -193,6 +243,9 @@ RULES = {
     "NAG": nag,
     "AdaGrad": adagrad,
     "RowwiseAdaGrad": rowwise_adagrad,
+    "ASGD": asgd,
+    "Rprop": rprop,
+    "LaProp": laprop,
     "RMSprop": rmsprop,
     "Adam": adam,
     "AdamW": adam,

@@ -69,6 +69,18 @@ def qhadam(w, *, learning_rate, beta_1, beta_2, nu_1, nu_2, epsilon, weight_deca
     return descent(w, learning_rate, weight_decay, direction)
 
 
+def projected(p, g, w, delta, wd_ratio, epsilon):
+    """Returns p without its radial part where g is orthogonal to w, and what is kept of the decay; arXiv:2006.08217."""
+    for columns in (w.shape[-1], 1) if w.ndim > 1 else ():
+        step, slope, weight = (x.reshape(-1, columns) for x in (p, g, w))
+        lengths = np.linalg.norm(weight, axis=0)
+        cosines = (slope * weight).sum(0) / (np.linalg.norm(slope, axis=0) * lengths)
+        if np.abs(cosines).max() < delta / np.sqrt(len(weight)):
+            unit = weight / (lengths + epsilon)
+            return (step - unit * (unit * step).sum(0)).reshape(w.shape), wd_ratio
+    return p, 1.0
+
+
 def adamp(w, *, learning_rate, beta_1, beta_2, epsilon, delta, wd_ratio, nesterov, weight_decay=0.0) -> Step:
     """AdamP; arXiv:2006.08217, Algorithm 2, and its authors' channels, tried before the whole, and Nesterov's step.
 
@@ -76,29 +88,27 @@ def adamp(w, *, learning_rate, beta_1, beta_2, epsilon, delta, wd_ratio, nestero
     """
     m = v = 0.0
 
-    def projected(p, g, w, columns):
-        """Returns p without its radial part, or None if a column of g is not orthogonal to that of w."""
-        p, g, w = (x.reshape(-1, columns) for x in (p, g, w))
-        lengths = np.linalg.norm(w, axis=0)
-        cosines = (g * w).sum(0) / (np.linalg.norm(g, axis=0) * lengths)
-        if np.abs(cosines).max() >= delta / np.sqrt(len(w)):
-            return None
-        unit = w / (lengths + epsilon)
-        return p - unit * (unit * p).sum(0)
-
     def move(w, g, t):
         nonlocal m, v
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g**2
         mean = beta_1 * m + (1 - beta_1) * g if nesterov else m
         p = mean / (1 - beta_1**t) / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
-        decay = weight_decay
-        for columns in (w.shape[-1], 1) if w.ndim > 1 else ():
-            free = projected(p, g, w, columns)
-            if free is not None:
-                p, decay = free.reshape(w.shape), wd_ratio * weight_decay
-                break
-        return w - at(learning_rate, t) * (p + decay * w)
+        p, kept = projected(p, g, w, delta, wd_ratio, epsilon)
+        return w - at(learning_rate, t) * (p + kept * weight_decay * w)
+
+    return moving(w, move)
+
+
+def sgdp(w, *, learning_rate, momentum, epsilon, delta, wd_ratio, nesterov, weight_decay=0.0) -> Step:
+    """SGDP; arXiv:2006.08217, Algorithm 1, with the rate outside of the sum, and decay as in AdamP."""
+    b = 0.0
+
+    def move(w, g, t):
+        nonlocal b
+        b = momentum * b + g
+        p, kept = projected(g + momentum * b if nesterov else b, g, w, delta, wd_ratio, epsilon)
+        return w - at(learning_rate, t) * (p + kept * weight_decay * w)
 
     return moving(w, move)
 
@@ -182,6 +192,7 @@ RULES = {
     "Tiger": tiger,
     "QHAdam": qhadam,
     "AdamP": adamp,
+    "SGDP": sgdp,
     "DiffGrad": diffgrad,
     "MADGRAD": madgrad,
     "LAMB": lamb,
