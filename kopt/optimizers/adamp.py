@@ -79,7 +79,9 @@ class SGDP(Optimizer):
     Args:
         momentum: μ in [0, 1), what a step keeps of the one before.
         nesterov: look one momentum step ahead; on as in the authors' example, whose rate is 0.1.
-        epsilon, delta, wd_ratio: as in `AdamP`.
+        epsilon: ε > 0, as in `AdamP`.
+        delta: δ > 0, as there.
+        wd_ratio: ρ in [0, 1), as there.
 
     Differs from the authors' code in the unit of λ, which is divided by 1-μ there, and in the default of the momentum,
     which is 0 there; else agrees with it, and with `pytorch_optimizer.SGDP`. Channels stand on the first axis there, as
