@@ -5,7 +5,8 @@ import importlib
 import types
 from typing import Any
 
-from benchmarks.peers import RATE, Case, made, on_matrices
+import kopt
+from benchmarks.peers import RATE, TINY, Case, made, on_matrices
 
 
 def cases() -> dict[str, Case]:
@@ -25,6 +26,11 @@ def cases() -> dict[str, Case]:
 
     def came(ps: Any, d: float) -> Any:
         return po.CAME(ps, RATE, betas=(0.9, 0.999, 0.9999), weight_decay=d)
+
+    def galore(ps: Any, d: float) -> Any:
+        few = {"rank": 2, "update_proj_gap": 100, "scale": 0.25, "projection_type": "std"}
+        optimizer = po.GaLore([{"params": ps, **few}], RATE, betas=(0.9, 0.999), eps=TINY)
+        return types.SimpleNamespace(step=lambda: ([p.data.mul_(1 - RATE * d) for p in ps], optimizer.step()))
 
     def mini(ps: Any, d: float, name: str = "q_proj.weight") -> Any:
         def one(p: Any) -> Any:
@@ -58,6 +64,12 @@ def cases() -> dict[str, Case]:
     as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
 
     return {
+        "GaLore": (
+            lambda d: kopt.GaLore(kopt.AdamW(RATE, weight_decay=d, epsilon=TINY), rank=2),
+            "pytorch_optimizer GaLore",
+            on_matrices(galore, vectors=galore),
+            "as long as P stays; ε off: the peer has it beside the uncorrected root, and decays after the step",
+        ),
         "Muon": (made("Muon"), "torch Muon", on_matrices(muon), as_matrices),
         "NorMuon": (made("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
         "SOAP": (made("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),

@@ -28,14 +28,13 @@ import tensorflow as tf
 
 import kopt
 from benchmarks import matrix_peers
-from benchmarks.peers import RATE, Arrays, Case, Run, on_kernels, on_optax, on_torch
+from benchmarks.peers import RATE, TINY, Arrays, Case, Run, on_kernels, on_optax, on_torch
 from benchmarks.peers import made as k
 
 HERE = pathlib.Path(__file__).parents[1]
 DECAY, STEPS = 0.1, 20
 SHAPES = ((4, 3), (3,), (2, 2, 3, 4))
 EPSILON_HAT = "the peer has ε beside the uncorrected root"
-TINY = 1e-30
 
 
 def gradients() -> tuple[Arrays, list[Arrays]]:

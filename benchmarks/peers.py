@@ -9,6 +9,8 @@ import tensorflow as tf
 import kopt
 
 RATE = 2.0**-5
+TINY = 1e-30
+"""ε where it is to count for nothing."""
 
 Arrays = list[np.ndarray]
 Run = Callable[[Arrays, list[Arrays], float], list[Arrays]]

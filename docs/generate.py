@@ -32,7 +32,7 @@ import references
 import yaml
 from backend_cases import HEADINGS, SECTIONS
 from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
-from problems import RATE, descend, own_fields, rules, weights_and_gradients
+from problems import RATE, SMALL, descend, own_fields, rules, weights_and_gradients
 
 from kopt import catalogue, peft
 from recipes.run.facts import arguments_of
@@ -62,6 +62,7 @@ WITHOUT_PEER = {
     "BGD": "fixed steps are torch's SGD; the line searches are checked against the reference alone",
     "Shampoo": "its peers damp by an absolute number, which changes the roots where little is known",
     "RowwiseAdaGrad": "its peers are kernels for tables on GPUs",
+    "APOLLO": "that of pytorch_optimizer is another rule: it moves along the few dimensions",
     "LBFGS": "against SciPy, by evaluations, in tests/optimizers/test_fullbatch.py",
     "LazyAdam": "the rule is Adam's; lazy rows are checked against the rule on those rows",
     "ConditionalGradient": "that of TensorFlow Addons does not run with Keras 3",
@@ -198,7 +199,7 @@ def reference(cls: type) -> str:
 def difference(name: str, decay: float) -> float:
     """Returns the largest difference of a rule from its float64 reference after 20 steps in float32."""
     weights, gradients = weights_and_gradients(20, ((4, 3), (3,), (2, 2, 3, 4)))
-    optimizer = rules()[name](learning_rate=RATE, weight_decay=decay)
+    optimizer = rules()[name](learning_rate=RATE, weight_decay=decay, **SMALL.get(name, {}))
     config = optimizer.get_config()
     hyper = {k: config[k] for k in own_fields(type(optimizer))} | {"learning_rate": RATE, "weight_decay": decay}
     expected = references.descend(name, weights, gradients, **hyper)

@@ -15,6 +15,7 @@ from kopt.declare import Share as Share
 from kopt.declare.registry import get as get
 from kopt.declare.registry import registry as registry
 from kopt.optimizers import ADOPT as ADOPT
+from kopt.optimizers import APOLLO as APOLLO
 from kopt.optimizers import ASGD as ASGD
 from kopt.optimizers import BGD as BGD
 from kopt.optimizers import CAME as CAME
@@ -56,6 +57,7 @@ from kopt.optimizers import DiffGrad as DiffGrad
 from kopt.optimizers import DoG as DoG
 from kopt.optimizers import DoWG as DoWG
 from kopt.optimizers import EMANesterov as EMANesterov
+from kopt.optimizers import GaLore as GaLore
 from kopt.optimizers import GradientCentralization as GradientCentralization
 from kopt.optimizers import GradientNoise as GradientNoise
 from kopt.optimizers import Grams as Grams
@@ -110,6 +112,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADOPT",
+    "APOLLO",
     "ASAM",
     "ASGD",
     "BGD",
@@ -158,6 +161,7 @@ __all__ = [
     "DoWG",
     "EMANesterov",
     "Fraction",
+    "GaLore",
     "GradientCentralization",
     "GradientNoise",
     "Grams",

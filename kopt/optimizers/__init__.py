@@ -66,10 +66,12 @@ from kopt.optimizers.sgd import Momentum as Momentum
 from kopt.optimizers.signsgd import SignSGD as SignSGD
 from kopt.optimizers.stable_adamw import StableAdamW as StableAdamW
 from kopt.optimizers.tiger import Tiger as Tiger
+from kopt.optimizers.wrappers import APOLLO as APOLLO
 from kopt.optimizers.wrappers import AdaptiveClip as AdaptiveClip
 from kopt.optimizers.wrappers import Cautious as Cautious
 from kopt.optimizers.wrappers import CautiousDecay as CautiousDecay
 from kopt.optimizers.wrappers import EMANesterov as EMANesterov
+from kopt.optimizers.wrappers import GaLore as GaLore
 from kopt.optimizers.wrappers import GradientCentralization as GradientCentralization
 from kopt.optimizers.wrappers import GradientNoise as GradientNoise
 from kopt.optimizers.wrappers import Hyperball as Hyperball

@@ -16,6 +16,10 @@ def rules():
     return {cls.__name__: cls for cls in kopt.registry().values() if cls.__module__.startswith("kopt.")}
 
 
+SMALL = {name: {"rank": 2} for name in ("GaLore", "APOLLO")}
+"""Arguments with which rules for large kernels do with small ones what they are for."""
+
+
 def own_fields(cls):
     """Returns the arguments that the bases do not have."""
     around = {*kopt.Optimizer.fields, *FullBatch.fields}
@@ -31,6 +35,8 @@ def other_value(field):
         return [["", "momentum"]]
     if field.name == "others":
         return ["kernel"]
+    if field.name == "rank":
+        return 1
     if field.name == "damping":
         return 0.1
     if field.name == "ratio":

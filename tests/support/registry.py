@@ -1,13 +1,15 @@
 """The rules of the registry as parameters of tests."""
 
 import pytest
-from problems import other_value, own_fields, rules
+from problems import SMALL, other_value, own_fields, rules
 
 import kopt
 
 RULES = rules()
-VARIANTS = [(name, {}) for name in RULES] + [
-    (name, {k: other_value(h)}) for name, cls in RULES.items() for k, h in own_fields(cls).items()
+PLAIN = {name: SMALL.get(name, {}) for name in RULES}
+"""For each rule what it is made with where its arguments do not matter."""
+VARIANTS = [*PLAIN.items()] + [
+    (name, PLAIN[name] | {k: other_value(h)}) for name, cls in RULES.items() for k, h in own_fields(cls).items()
 ]
 every_rule = pytest.mark.parametrize("name", RULES)
 

@@ -1,8 +1,10 @@
 """Optimizers that change the rule of another one."""
 
+from kopt.optimizers.wrappers.apollo import APOLLO as APOLLO
 from kopt.optimizers.wrappers.cautious import Cautious as Cautious
 from kopt.optimizers.wrappers.cautious import CautiousDecay as CautiousDecay
 from kopt.optimizers.wrappers.ema_nesterov import EMANesterov as EMANesterov
+from kopt.optimizers.wrappers.galore import GaLore as GaLore
 from kopt.optimizers.wrappers.gradient_changes import AdaptiveClip as AdaptiveClip
 from kopt.optimizers.wrappers.gradient_changes import GradientCentralization as GradientCentralization
 from kopt.optimizers.wrappers.gradient_changes import GradientNoise as GradientNoise
