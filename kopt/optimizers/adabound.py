@@ -69,8 +69,10 @@ class AdaBound(AdamLike):
     def measure(self, s: Slots, t: Tensor) -> dict[str, Tensor]:
         (lower, upper), free = self.bounds(t), self._unbounded(s, t)
         eta = ops.cast(self.learning_rate, lower.dtype)
+        reached = ops.cast(s.v > 0, eta.dtype)  # elements that never had a gradient have no step size
+        count = ops.maximum(ops.sum(reached), 1)
         at = {"lower": free <= lower, "upper": free >= upper}
-        shares = {f"share_at_{k}_bound": ops.mean(ops.cast(there, eta.dtype)) for k, there in at.items()}
+        shares = {f"share_at_{k}_bound": ops.sum(ops.where(there, reached, 0)) / count for k, there in at.items()}
         return {"lower_bound": lower * eta, "upper_bound": upper * eta} | shares
 
     def _implied(self) -> float:

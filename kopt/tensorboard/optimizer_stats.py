@@ -52,7 +52,8 @@ class OptimizerStats(Configurable, KerasCallback):
     - `optimizer/nonfinite_steps`, the number of skipped updates, if `on_nonfinite` looks for them;
     - `layer/<path>/effective_lr_mean`, `_p5`, `_p95`: what multiplies each element of the direction, of the elements
       that have had a gradient other than zero. Rows of an embedding that no batch has read have no rate yet;
-    - what the rule measures, as `<rule>/<name>`, averaged over all elements: `adabound/lower_bound` and so on.
+    - what the rule measures, as `<rule>/<name>`, averaged over all elements that ever had a gradient:
+      `adabound/lower_bound` and so on.
 
     Text shows the optimizer's arguments and the weights, Custom Scalars the effective rates as bands, HParams `hparams`
     and what `finish` is given.
@@ -295,13 +296,10 @@ class OptimizerStats(Configurable, KerasCallback):
         elements, seen = {v.path: math.prod(v.shape) for v in self.model.weights}, reached(self._optimizer.setup)
         adaptive = []
         for path, measured in self._optimizer.statistics().items():
-            for name, x in measured.items():
-                size = elements.get(path, 1)
+            there = _places(seen.get(path))
+            size = elements.get(path, 1) if there is None else len(there)
+            for name, x in measured.items() if size else ():
                 if name == "effective_learning_rate":
-                    there = _places(seen.get(path))
-                    size = size if there is None else len(there)
-                    if not size:
-                        continue
                     mean, low, high = _distribution(x, there)
                     values |= dict(zip(_tags(path), (mean, low, high), strict=True))
                     adaptive += [path] if low < high else []

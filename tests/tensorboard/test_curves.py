@@ -127,6 +127,18 @@ def test_rows_that_no_batch_has_read_have_no_rate(tmp_path, rule, state_dtype):
     assert scalars[f"{rule.__name__.lower()}/effective_learning_rate"][2] < 10  # 30,000 are lr / epsilon
 
 
+def test_rows_that_no_batch_has_read_are_at_no_bound(tmp_path):
+    model = embedding(kopt.AdaBound(1.0, final_lr=5.0, gamma=0.05))
+    fit(model, OptimizerStats(tmp_path, 1), np.int32([[1, 2], [2, 3], [998, 3]]), np.ones((3, 1)), batch_size=3)
+    rates = {path: np.asarray(s["effective_learning_rate"]) for path, s in model.optimizer.statistics().items()}
+    table = rates.pop("model/table/embeddings")[[1, 2, 3, 998]]
+    every = np.concatenate([table.ravel(), *(rate.ravel() for rate in rates.values())])
+    scalars, _ = read(tmp_path)
+    expected = np.mean(every >= scalars["adabound/upper_bound"][1] * (1 - 1e-6))
+    assert 0 < expected < 1
+    assert scalars["adabound/share_at_upper_bound"][1] == pytest.approx(expected)
+
+
 def test_a_weight_without_any_gradient_is_left_out(tmp_path):
     model = regression(kopt.Adam(0.01))
     fit(model, OptimizerStats(tmp_path, 1), X * np.float32([1, 0, 1]), Y)
