@@ -6,6 +6,7 @@
                                          # and JAX, the adapters of every architecture for peft-architectures.md, and
                                          # TensorFlow against the other backends for backends.md
     python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
+    python docs/generate.py --measure missing            # measures what backends.md says is not measured
 
 What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand. Figures that were
 measured stay until they are measured again: the results of runs that are not under saved_models/, and without
@@ -20,7 +21,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,8 +45,8 @@ OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md
 ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
 BACKENDS, DIFFERENCES = ROOT / "docs" / "backends.md", ROOT / "docs" / "backends.json"
 COMMAND = "python docs/generate.py"
-MEASURED = ("parity", "architectures", *SECTIONS)
-"""What can be measured anew: the tables of two pages, and the sections of backends.md."""
+MEASURED = ("parity", "architectures", "missing", *SECTIONS)
+"""What can be measured anew: the tables of two pages, the sections of backends.md, and what these lack."""
 
 ROOMS = {
     "matrix": "Rules for matrices",
@@ -118,7 +119,7 @@ def replaced(text: str, name: str, content: str) -> str:
     return f"{head}<!-- {name} -->\n{content}<!-- /{name} -->{tail}"
 
 
-def pages(found: Mapping[str, Mapping[str, Any]], measure: Collection[str]) -> dict[pathlib.Path, str]:
+def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pathlib.Path, str]:
     """Returns what each page should hold.
 
     Args:
@@ -138,7 +139,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Collection[str]) -> d
     known = "" if "architectures" in measure else section(text[ARCHITECTURES], "architectures")
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "architectures", architecture_table(known))
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "untried", untried_table())
-    differences = measured_backends(json.loads(text[DIFFERENCES]), [name for name in SECTIONS if name in measure])
+    differences = measured_backends(json.loads(text[DIFFERENCES]), measure)
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_tables(differences))
     for recipe, name in RESULTS.items():
@@ -149,7 +150,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Collection[str]) -> d
 
 def out_of_date() -> list[str]:
     """Returns the pages whose generated parts are not what they should be, as paths from the root."""
-    expected = pages({}, measure=())
+    expected = pages({}, measure=frozenset())
     return [str(p.relative_to(ROOT)) for p, text in expected.items() if p.read_text(encoding="utf-8") != text]
 
 
@@ -255,35 +256,42 @@ def untried_table() -> str:
 # ------------------------------------------------------------------------------------------------- backends
 
 
-def measured_backends(before: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
-    """Returns the differences between backends: of these sections as they are now, of the others as before.
+def measured_backends(before: Mapping[str, Any], measure: Set[str]) -> dict[str, Any]:
+    """Returns the differences between backends, by section, case and backend: a number, or the error that refuses it.
 
-    By section, case and backend: the difference from TensorFlow, or the words of the error that refuses it.
+    Args:
+        before: what was measured before.
+        measure: the sections that are measured anew; with "missing" also what others do not have yet.
     """
     found: dict[str, Any] = {}
     for section_name, cases in SECTIONS.items():
-        if section_name not in sections:
-            found[section_name] = before.get(section_name, {})
-            continue
-        names = {f"{section_name}/{name}": case for name, case in cases.items()}
-        with ThreadPoolExecutor() as pool:  # each waits for a process
-            every = {
-                backend: pool.submit(backend_runs.run, backend, backend_runs.on(backend, names))
-                for backend in (backend_runs.REFERENCE, *backend_runs.OTHERS)
-            }
-        expected = every.pop(backend_runs.REFERENCE).result()
-        differences = {
-            backend: backend_runs.compared(names, expected, made.result()) for backend, made in every.items()
-        }
-        found[section_name] = {
-            name: {
-                backend: rounded(own[f"{section_name}/{name}"])
-                for backend, own in differences.items()
-                if f"{section_name}/{name}" in own
-            }
-            for name in cases
-        }
+        known = {} if section_name in measure else before.get(section_name, {})
+        lacking = {name: case for name, case in cases.items() if name not in known}
+        new = {} if measure.isdisjoint((section_name, "missing")) else compared_backends(section_name, lacking)
+        found[section_name] = {name: (known | new)[name] for name in cases if name in known or name in new}
     return found
+
+
+def compared_backends(section_name: str, cases: Mapping[str, backend_runs.Case]) -> dict[str, Any]:
+    """Returns the differences between backends, by case and backend."""
+    if not cases:
+        return {}
+    names = {f"{section_name}/{name}": case for name, case in cases.items()}
+    with ThreadPoolExecutor() as pool:  # each waits for a process
+        every = {
+            backend: pool.submit(backend_runs.run, backend, backend_runs.on(backend, names))
+            for backend in (backend_runs.REFERENCE, *backend_runs.OTHERS)
+        }
+    expected = every.pop(backend_runs.REFERENCE).result()
+    differences = {backend: backend_runs.compared(names, expected, made.result()) for backend, made in every.items()}
+    return {
+        name: {
+            backend: rounded(own[f"{section_name}/{name}"])
+            for backend, own in differences.items()
+            if f"{section_name}/{name}" in own
+        }
+        for name in cases
+    }
 
 
 def rounded(difference: float | str) -> float | str:
@@ -370,7 +378,7 @@ def main(arguments: list[str] | None = None) -> str | None:
     if flags.check:
         stale = out_of_date()
         return f"Out of date: {', '.join(stale)}. Run `{COMMAND}`." if stale else None
-    measure = () if flags.measure is None else flags.measure or MEASURED
+    measure = frozenset(() if flags.measure is None else flags.measure or MEASURED)
     for path, text in pages(runs(), measure).items():
         path.write_text(text, encoding="utf-8")
     return None
