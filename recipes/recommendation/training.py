@@ -247,8 +247,8 @@ def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions 
     return {f"test_{k}": v for k, v in found.items()} | {f"baseline_{k}": v for k, v in plain.items()}
 
 
-def popular_items(saved: Saved, rated: bool) -> tuple[Array, list[str]]:
+def popular_items(saved: Saved) -> tuple[Array, list[str]]:
     """Returns the vectors [n, dim] of the most popular items, and their titles."""
-    items = np.argsort(-saved.popularity[1:], kind="stable")[:10_000] + 1
-    vectors = saved.model.items.table(items) if rated else saved.model.candidates(items)
+    items, model = np.argsort(-saved.popularity[1:], kind="stable")[:10_000] + 1, saved.model
+    vectors = model.candidates(items)[:, : model.dim] if model.by_product else model.items(items)[0]
     return keras.ops.convert_to_numpy(vectors), [saved.titles[i] for i in items]

@@ -4,44 +4,22 @@ import csv
 import json
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from rating_data import folder, interactions
+from rating_data import folder, make_model
 from row_files import write
 
 from recipes.readers.formats import Format
 from recipes.recommendation import lists, models, ranking, training
-from recipes.recommendation.data.features import Feature, Table
-from recipes.recommendation.data.splits import Data
-from recipes.recommendation.flags import ModelFlags, Train
-from recipes.recommendation.saved_run import Saved
+from recipes.recommendation.data.features import Feature
 from recipes.recommendation.scoring import Scorer
-
-TASTES = Feature("taste", ["odd", "even"], np.array([[0], [1], [2], [1], [0]], np.int32))
-AGES = Feature("age", ["1.0 to 30.0", "30.0 to 60.0"], np.array([[0], [1], [2], [2], [0]], np.int32), (1.0, 30.0, 60.0))
-GENRES = Feature("genre", ["War", "Drama"], np.array([[0, 0], [1, 0], [2, 0], [1, 2], [1, 0], [2, 0]], np.int32))
-
-
-def make(kind="two-tower", hidden=3):
-    """A model of four users and five items, of which the last ones have features but no interactions."""
-    part = interactions([1, 1, 2, 2, 3], [1, 2, 2, 3, 1], [5, 3, 2, 4, 1], users=4, items=5)
-    flags = Train(choose=ModelFlags(model=kind, embedding_dim=2, hidden=hidden, history=3))
-    titles = ["", *(f"Film {i}" for i in range(1, 6))]
-    data = Data(part, None, part, part, Table(["", "1", "2", "3", "4"], [TASTES, AGES]), Table(titles, [GENRES]), None)
-    keras.utils.set_random_seed(1)
-    model = training.build(flags, data, part)
-    for variable in model.trainable_variables:
-        if "bag" in variable.path:
-            variable.assign(10 * variable)
-    return Saved(model, part.users, part.items, titles, training.meanings(flags, data), part), flags
 
 
 @pytest.mark.parametrize(
     "kind", ["mf", "two-tower", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dcn", "dlrm"))]
 )
 def test_scores_are_ratings_of_pairs(kind):
-    saved, flags = make(kind, hidden=0 if kind == "mf" else 3)
+    saved, flags = make_model(kind, hidden=0 if kind == "mf" else 3)
     scores = Scorer(saved, flags)(np.array([2, 1]))
     items = np.arange(6, dtype=np.int32)
     expected = [saved.rate(np.full_like(items, user), items) for user in (2, 1)]
@@ -51,7 +29,7 @@ def test_scores_are_ratings_of_pairs(kind):
 
 @pytest.mark.parametrize("kind", ["two-tower", pytest.param("dcn", marks=pytest.mark.slow)])
 def test_a_stranger_with_the_features_of_a_user_without_interactions_is_that_user(kind):
-    saved, flags = make(kind)
+    saved, flags = make_model(kind)
     values = [np.array([[1]]), np.array([[2]])]
     for variable, row in zip(saved.model.users.values, values, strict=True):
         variable.assign(np.concatenate([np.asarray(variable)[:4], row]))
@@ -62,7 +40,7 @@ def test_a_stranger_with_the_features_of_a_user_without_interactions_is_that_use
 
 
 def test_items_without_ratings_are_scored_by_their_features():
-    saved, _ = make()
+    saved, _ = make_model()
     table, bias = (np.asarray(v) for v in (saved.model.items.table.embeddings, saved.model.item_bias.embeddings))
     assert not table[4:].any() and table[1:4].all() and np.ptp(bias[4:]) > 0
     assert saved.rate(np.array([1, 1]), np.array([4, 5])).tolist() != [saved.rate(np.array([1]), np.array([4]))[0]] * 2
@@ -85,7 +63,7 @@ def test_a_bias_is_what_the_features_say():
 
 
 def test_users_of_a_file_and_what_lists_are_from():
-    saved, flags = make()
+    saved, flags = make_model()
     path = write("who.csv", "user;taste;age\n1;;\nnew;odd;45\n9;;\nnew;even;1\n4;none;7\n")
     asked = list(lists.read_users(path, "user", saved, "error", Format()))
     assert asked == [("1", [[], []]), ("new", [[1], [2]]), ("9", [[], []]), ("4", [[], [1]])]
@@ -101,7 +79,7 @@ def test_users_of_a_file_and_what_lists_are_from():
 
 
 def test_few_users_are_held_at_a_time(monkeypatch):
-    saved, flags = make("mf", hidden=0)
+    saved, flags = make_model("mf", hidden=0)
     every, read = lists.Lists(saved, flags, 2, False), []
     keys = [str(1 + i % 3) for i in range(10)]
     asked = [lists.Asked(key, []) for key in keys]
@@ -127,7 +105,7 @@ def test_the_best_items():
 
 
 def test_files_of_lists(capsys):
-    saved, _ = make("mf", hidden=0)
+    saved, _ = make_model("mf", hidden=0)
     saved.titles[2] = 'Film "2", of\u00fc'
     found = [
         lists.Listed("a,b", "history", np.array([2, 1]), np.array([4.25, 1 / 3], np.float32)),
