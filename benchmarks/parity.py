@@ -28,7 +28,7 @@ import tensorflow as tf
 
 import kopt
 from benchmarks import matrix_peers
-from benchmarks.peers import RATE, TINY, Arrays, Case, Run, on_kernels, on_optax, on_torch
+from benchmarks.peers import RATE, TINY, Arrays, Case, Run, curvature, on_kernels, on_optax, on_torch
 from benchmarks.peers import made as k
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -49,7 +49,10 @@ def ours(make: Callable[[float], Any], weights: Arrays, steps: list[Arrays], dec
     optimizer, names = make(decay), ("kernel", "bias", "conv")
     variables = [keras.Variable(w, dtype="float64", name=n) for w, n in zip(weights, names, strict=True)]
     points = []
+    optimizer.build(variables)
     for gs in steps:
+        if hasattr(optimizer, "observe"):
+            optimizer.observe(lambda gs=gs: [tf.constant(curvature(g)) for g in gs])
         optimizer.apply([tf.constant(g) for g in gs], variables)
         points.append([v.numpy() for v in variables])
     return points
@@ -113,6 +116,9 @@ def cases() -> dict[str, Case]:
         step = optax.scale_by_learning_rate(RATE)
         return optax.chain(optax.scale_by_sm3(eps=TINY), optax.add_decayed_weights(d), step)
 
+    sophia = on_torch(lambda ps, d: po.SophiaH(ps, RATE, (0.96, 0.99), d, p=1.0, eps=1e-12), curved=True)
+    hessian = on_torch(lambda ps, d: po.AdaHessian(ps, RATE, weight_decay=d, eps=1e-4), curved=True)
+    told = "told the curvature; the peer has neither γ nor a mean over positions: off"
     in_gradient = "decay is part of the gradient in both"
     coupled = "the peer's decay is coupled or missing: the weights are decayed in front of it"
     adam = {"betas": (0.9, 0.999)}
@@ -256,6 +262,8 @@ def cases() -> dict[str, Case]:
             t(po.Grams, weight_decouple=True, eps=TINY, **adam),
             f"ε off: {EPSILON_HAT}",
         ),
+        **{n: (k(n, every=1, gamma=1.0), "pytorch_optimizer SophiaH", sophia, told) for n in ("SophiaG", "SophiaH")},
+        "AdaHessian": (k("AdaHessian", spatial=False), "pytorch_optimizer AdaHessian", hessian, told),
         "COCOB": (
             k("COCOB", 1.0),
             "optax cocob",

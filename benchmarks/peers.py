@@ -23,13 +23,21 @@ def made(name: str, rate: float = RATE, **options: Any) -> Callable[[float], Any
     return lambda d: getattr(kopt, name)(learning_rate=rate, weight_decay=d, **options)
 
 
-def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoupled: bool = False) -> Run:
+def curvature(g: np.ndarray) -> np.ndarray:
+    """Returns what rules that divide by the curvature take for it, here and there: of both signs."""
+    return 10 * g * (np.abs(g) + 1)
+
+
+def on_torch(
+    make: Callable[[Any, float], Any], last_first: bool = False, decoupled: bool = False, curved: bool = False
+) -> Run:
     """Returns a run of a torch optimizer.
 
     Args:
         make: makes it from parameters and decay.
         last_first: give it the axis of the outputs first, as torch has it.
         decoupled: decay the weights in front of its step, as AdamW does, instead of telling it.
+        curved: tell it the curvature, too.
     """
     import torch
 
@@ -46,7 +54,7 @@ def on_torch(make: Callable[[Any, float], Any], last_first: bool = False, decoup
             for p, g in zip(parameters, gs, strict=True):
                 p.grad = torch.tensor(there(g))
                 p.data.mul_(1 - RATE * decay if decoupled else 1)
-            optimizer.step()
+            optimizer.step(**({"hessian": [torch.tensor(there(curvature(g))) for g in gs]} if curved else {}))
             points.append([back(p.detach().numpy()) for p in parameters])
         return points
 

@@ -40,6 +40,8 @@ def stepper(optimizer: Any) -> Step:
     @tf.function(autograph=False)
     def call() -> None:
         optimizer.scale_loss(tf.constant(1.0))  # some rules look at the loss
+        if hasattr(optimizer, "observe"):
+            optimizer.observe(lambda: gradients)
         optimizer.apply(gradients, variables)
 
     call()

@@ -38,6 +38,7 @@ from kopt.optimizers import AdaBoundW as AdaBoundW
 from kopt.optimizers import AdaDelta as AdaDelta
 from kopt.optimizers import Adafactor as Adafactor
 from kopt.optimizers import AdaGrad as AdaGrad
+from kopt.optimizers import AdaHessian as AdaHessian
 from kopt.optimizers import Adam as Adam
 from kopt.optimizers import AdamAtan2 as AdamAtan2
 from kopt.optimizers import AdaMax as AdaMax
@@ -91,6 +92,8 @@ from kopt.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from kopt.optimizers import Shampoo as Shampoo
 from kopt.optimizers import SignSGD as SignSGD
 from kopt.optimizers import Slot as Slot
+from kopt.optimizers import SophiaG as SophiaG
+from kopt.optimizers import SophiaH as SophiaH
 from kopt.optimizers import StableAdamW as StableAdamW
 from kopt.optimizers import Switch as Switch
 from kopt.optimizers import Tiger as Tiger
@@ -104,6 +107,7 @@ from kopt.optimizers.layerwise_decay import layerwise_decay as layerwise_decay
 from kopt.training import EMA as EMA
 from kopt.training import SWA as SWA
 from kopt.training import AveragedWeights as AveragedWeights
+from kopt.training.curvature import Curvature as Curvature
 from kopt.training.sam import ASAM as ASAM
 from kopt.training.sam import SAM as SAM
 from kopt.training.sam import LookSAM as LookSAM
@@ -139,6 +143,7 @@ __all__ = [
     "AdaBoundW",
     "AdaDelta",
     "AdaGrad",
+    "AdaHessian",
     "AdaMax",
     "Adafactor",
     "Adam",
@@ -153,6 +158,7 @@ __all__ = [
     "CautiousDecay",
     "ConditionalGradient",
     "Count",
+    "Curvature",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptSGD",
@@ -203,6 +209,8 @@ __all__ = [
     "Share",
     "SignSGD",
     "Slot",
+    "SophiaG",
+    "SophiaH",
     "StableAdamW",
     "Switch",
     "Tiger",

@@ -5,6 +5,7 @@ from kopt.optimizers.adabound import AdaBound as AdaBound
 from kopt.optimizers.adabound import AdaBoundW as AdaBoundW
 from kopt.optimizers.adadelta import AdaDelta as AdaDelta
 from kopt.optimizers.adagrad import AdaGrad as AdaGrad
+from kopt.optimizers.adahessian import AdaHessian as AdaHessian
 from kopt.optimizers.adam import Adam as Adam
 from kopt.optimizers.adam import AdamW as AdamW
 from kopt.optimizers.adam import LazyAdam as LazyAdam
@@ -64,6 +65,8 @@ from kopt.optimizers.sgd import SGD as SGD
 from kopt.optimizers.sgd import SGDW as SGDW
 from kopt.optimizers.sgd import Momentum as Momentum
 from kopt.optimizers.signsgd import SignSGD as SignSGD
+from kopt.optimizers.sophia import SophiaG as SophiaG
+from kopt.optimizers.sophia import SophiaH as SophiaH
 from kopt.optimizers.stable_adamw import StableAdamW as StableAdamW
 from kopt.optimizers.tiger import Tiger as Tiger
 from kopt.optimizers.wrappers import APOLLO as APOLLO

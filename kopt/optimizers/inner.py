@@ -21,9 +21,9 @@ def inner(value: Any) -> Optimizer:
         value = keras.optimizers.deserialize(copy.deepcopy(value))  # Keras changes it
     if not isinstance(value, Optimizer) or value.built:
         raise ValueError("a kopt optimizer that has made no step yet, or the name of one")
-    if value.needs_loss or list(value.rules_by_key()) != [""]:
+    if value.needs_loss or hasattr(value, "observe") or list(value.rules_by_key()) != [""]:
         raise ValueError(
-            "an optimizer that can be used inside of another one, which those that need the loss (LBFGS, BGD) and "
-            "Route cannot"
+            "an optimizer that can be used inside of another one, which those that need the loss (LBFGS, BGD) or its "
+            "curvature (SophiaG, SophiaH, AdaHessian) and Route cannot"
         )
     return value

@@ -22,6 +22,11 @@ def takes_training(model: Any) -> bool:
     return bool(model._call_has_training_arg)
 
 
+def mask_of(predicted: Any) -> Any:
+    """Returns the mask that layers hung on what they computed, by which losses leave out padding; None without one."""
+    return keras.src.backend.get_keras_mask(predicted)
+
+
 def loss_metric(model: Any) -> Any:
     """Returns the metric in which a compiled model shows its loss."""
     return model._loss_tracker

@@ -12,60 +12,21 @@ themselves, and both gradients see the same random numbers. A step costs about t
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
-from kopt.declare import Count, Declared, Field, NonNegative, Positive
+from kopt.declare import Count, NonNegative, Positive
 from kopt.training.keras_internals import loss_metric, takes_training
-
-if TYPE_CHECKING:
-    from keras import Model as Trained
-else:
-    Trained = object
+from kopt.training.train_step import AROUND, Around, TrainStep
 
 Tensor = Any
 
 
-class _Sharpened(Declared, Trained):
+class _Sharpened(TrainStep):
     """A model that trains with a second gradient, taken at w + ε."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Returns a model that is not built.
-
-        Raises:
-            RuntimeError: on other backends than TensorFlow, whose train step this is.
-            TypeError: without a class of Keras' models beside this one.
-        """
-        if (found := keras.backend.backend()) != "tensorflow":
-            raise RuntimeError(
-                f"{cls.__name__} is a train step of TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported, "
-                f"or train without it. Received: the backend {found}"
-            )
-        if (args or kwargs) and not issubclass(cls, keras.Model):  # Keras makes bases of a class without any
-            raise TypeError(
-                f"{cls.__name__} is the training part of a model's class: write {cls.__name__}.of(model), or "
-                f"class Net({cls.__name__}, keras.Model). Received: {cls.__name__}(...) alone"
-            )
-        return super().__new__(cls, *args, **kwargs)
-
-    @classmethod
-    def of(cls, model: Any, **options: Any) -> Any:
-        """Returns a model that computes what `model` does, with its weights, and trains in this way.
-
-        Args:
-            model: any Keras model.
-            **options: the attributes of this class.
-        """
-        return _AROUND[cls](model, **options)
-
-    def make_train_function(self: Any, force: bool = False) -> Any:
-        """Looks at the options before the first step."""
-        for name, field in self.fields.items():  # of the class, perhaps, which has no setter
-            field.check(type(self).__name__, getattr(self, name))
-        return super().make_train_function(force)
 
     def train_step(self: Any, data: Any) -> dict[str, Any]:
         """Takes both gradients and makes a step."""
@@ -230,65 +191,22 @@ class LookSAM(SAM):
         return sharp
 
 
-class _Around(keras.Model):
-    """A model that calls another one.
-
-    Args:
-        model: the one within.
-        name: of this one.
-        **options: those of the way to train.
-    """
-
-    def __init__(self, model: Any, name: str | None = None, **options: Any) -> None:
-        super().__init__(name=name)
-        self.model = model
-        for key, value in options.items():
-            if key not in self.fields:
-                raise ValueError(f"{type(self).__name__} has no option {key!r}. It takes {', '.join(self.fields)}.")
-            setattr(self, key, value)
-        if model.built and getattr(model, "inputs", None):
-            self.build([x.shape for x in model.inputs] if len(model.inputs) > 1 else model.inputs[0].shape)
-
-    fields: ClassVar[Mapping[str, Field]] = {}
-
-    def build(self, input_shape: Any) -> None:
-        """Builds the model within."""
-        if not self.model.built:
-            self.model.build(input_shape)
-        self.built = True
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Calls the model within."""
-        return self.model(inputs, training=training)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, fit for JSON."""
-        options = {key: getattr(self, key) for key in self.fields}
-        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model), **options}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        """Makes the model of a configuration."""
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        return cls(**{**config, "model": model})
-
-
 @keras.saving.register_keras_serializable("kopt")
-class SAMModel(SAM, _Around):
+class SAMModel(SAM, Around):
     """What `SAM.of` returns."""
 
 
 @keras.saving.register_keras_serializable("kopt")
-class ASAMModel(ASAM, _Around):
+class ASAMModel(ASAM, Around):
     """What `ASAM.of` returns."""
 
 
 @keras.saving.register_keras_serializable("kopt")
-class LookSAMModel(LookSAM, _Around):
+class LookSAMModel(LookSAM, Around):
     """What `LookSAM.of` returns."""
 
 
-_AROUND: dict[type, Any] = {SAM: SAMModel, ASAM: ASAMModel, LookSAM: LookSAMModel}
+AROUND |= {SAM: SAMModel, ASAM: ASAMModel, LookSAM: LookSAMModel}
 
 
 def _norm(arrays: Sequence[Tensor]) -> Tensor:

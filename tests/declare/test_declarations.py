@@ -236,7 +236,7 @@ PUBLIC = [
     *rules().values(),
     kopt.Optimizer,
     *(cls for registry in (SCHEDULES, ADAPTERS) for cls in registry.classes().values() if cls.__name__[0] != "_"),
-    *(kopt.SWA, kopt.EMA, kopt.AveragedWeights, kopt.SAM, kopt.ASAM, kopt.LookSAM),
+    *(kopt.SWA, kopt.EMA, kopt.AveragedWeights, kopt.SAM, kopt.ASAM, kopt.LookSAM, kopt.Curvature),
     *(kopt.LossScaleOptimizer, kopt.tensorboard.OptimizerStats),
 ]
 
@@ -245,7 +245,7 @@ PUBLIC = [
 def test_help_describes_every_argument(cls):
     shown = pydoc.plain(pydoc.render_doc(cls))
     described = own_arguments(inspect.getdoc(cls))
-    names = cls.fields if cls in (kopt.SAM, kopt.ASAM, kopt.LookSAM) else inspect.signature(cls).parameters
+    names = cls.fields if hasattr(cls, "train_step") else inspect.signature(cls).parameters
     for name in names:
         if name != "options":  # of the class of Keras, which takes none
             assert described[name].strip(" ."), name

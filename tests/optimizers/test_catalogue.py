@@ -16,6 +16,7 @@ from kopt.declare.described import own_arguments
 NO_PEER = ("AdaBound", "BGD", "ConditionalGradient", "GradientNoise", "QHAdam", "Route", "Switch")
 """Rules whose docstring says in other words what other code does, or that have no arithmetic or no peer."""
 LONGER = {
+    "adahessian": "a mean over positions, and its slot",
     "adan": "three averages",
     "asgd": "the average that is evaluated",
     "ademamix": "two warm-ups",
@@ -37,6 +38,7 @@ EXTENDING = {
     "Grams": "the direction of Adam, with other signs",
     "LazyAdam": "fewer values of an argument",
     "NadamW": "another default",
+    "SophiaH": "another default, and what is estimated",
     "StableAdamW": "the direction of AdamW, at another rate",
 }
 """Rules that extend one that can be used itself, and what they change; others share an abstract base."""

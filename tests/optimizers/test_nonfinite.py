@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from problems import RATE, flat, network, regression, rules, variables
+from problems import RATE, flat, look_at_curvature, network, regression, rules, variables
 from registry import FIRST, every_rule_in_turn, every_variant
 
 import kopt
@@ -50,6 +50,7 @@ class Training:
     def _step(self, loss, *gradients):
         if self.optimizer.needs_loss:
             self.optimizer.scale_loss(loss)
+        look_at_curvature(self.optimizer, gradients)
         self.optimizer.apply(list(gradients), self.weights)
 
     def gradients(self):

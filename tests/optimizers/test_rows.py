@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from problems import RATE, flat, variables
+from problems import RATE, flat, look_at_curvature, variables
 from registry import RULES, every_row_wise_rule, one_of_each, sampled
 
 # The contract gives every rule mini-batches; that full-batch rules warn of them is test_habits.py.
@@ -28,8 +28,11 @@ def test_exact_rows_equal_the_dense_gradient(name):
     for _ in range(3):
         ids, values = random_rows(rng, 6)
         a.scale_loss(tf.constant(1.0)), b.scale_loss(tf.constant(1.0))
-        a.apply([rows(ids, values, 6)], [sparse])
-        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 6)], [dense])
+        summed = tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 6)
+        for optimizer, variable, gradient in ((a, sparse, rows(ids, values, 6)), (b, dense, summed)):
+            optimizer.build([variable])
+            look_at_curvature(optimizer, [summed])
+            optimizer.apply([gradient], [variable])
     np.testing.assert_allclose(sparse.numpy(), dense.numpy(), atol=1e-6)
 
 
@@ -40,9 +43,10 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name):
     cls = RULES[name]
     (sparse,), (dense,) = variables([table]), variables([table[:5]])
     a, b = cls(learning_rate=RATE, weight_decay=0.1), cls(learning_rate=RATE, weight_decay=0.1)
-    a.build([sparse])
+    a.build([sparse]), b.build([dense])
 
     def step(ids, values):
+        look_at_curvature(a, [tf.math.unsorted_segment_sum(values, ids, 9)])
         a.apply([tf.IndexedSlices(values, ids, tf.constant([9, 3]))])
 
     step = tf.function(step, jit_compile=True, autograph=False)
@@ -50,7 +54,9 @@ def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name):
         ids = np.concatenate([rng.permutation(5), rng.integers(0, 5, 4)])  # each of the first five, some twice
         values = rng.normal(size=(9, 3))
         step(tf.constant(ids), tf.constant(values, tf.float32))
-        b.apply([tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 5)], [dense])
+        summed = tf.math.unsorted_segment_sum(tf.constant(values, tf.float32), ids, 5)
+        look_at_curvature(b, [summed])
+        b.apply([summed], [dense])
     np.testing.assert_allclose(sparse.numpy()[:5], dense.numpy(), atol=1e-6)
     np.testing.assert_array_equal(sparse.numpy()[5:], table[5:].astype("float32"))  # bit for bit
 

@@ -40,7 +40,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.engine\.run",
     r"kopt\.optimizers\.optimizer",
     r"kopt\.optimizers\.(inner|matrix\.choice)",
-    r"kopt\.optimizers\.(adam_like|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
+    r"kopt\.optimizers\.(adam_like|by_curvature|composites\.composite|full_batch\.full_batch|wrappers\.wrapper"
     r"|factored\.by_sides|matrix\.by_matrix)",  # bases of rules
     r"kopt\.optimizers(\.composites|\.factored|\.full_batch|\.matrix|\.wrappers)?"  # rules
     r"\.(?!engine|layerwise_decay|memory|minimize|(composites|factored|full_batch|matrix|wrappers)$)[a-z]\w*",
@@ -53,7 +53,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.schedules\.\w+",
     r"kopt\.schedules",
     r"kopt\.training\.keras_internals",
-    r"kopt\.training\.(shown|sam)",
+    r"kopt\.training\.(shown|train_step|sampled_labels)",
+    r"kopt\.training\.(sam|curvature)",
     r"kopt\.training\.averages",
     r"kopt\.training",
     r"kopt\.peft\.(targets|peft_fields|layers\.keras_internals)",
@@ -98,7 +99,11 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
 ]
 CATALOGUED = [i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\w*")]
 """The layers of the rules and of the methods, of which one may build on another; circles are looked for apart."""
-MAY_IMPORT_TENSORFLOW = {"kopt.optimizers.engine.backends.on_tensorflow", "kopt.training.sam"}
+MAY_IMPORT_TENSORFLOW = {
+    "kopt.optimizers.engine.backends.on_tensorflow",
+    "kopt.training.sam",
+    "kopt.training.curvature",
+}
 
 
 ROOMS = ("recipes.run", "recipes.readers")

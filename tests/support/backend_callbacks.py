@@ -138,7 +138,7 @@ def sharpened(name: str) -> list[np.ndarray]:
     """Trains with two gradients a step."""
     model, x = dense()
     model = getattr(kopt, name).of(model)
-    model.compile(adamw(), "mse")
+    model.compile(kopt.SophiaH(0.01) if name == "Curvature" else adamw(), "mse")
     fitted(model, data=(x, x[:, :3]))
     return model.get_weights()
 
@@ -171,7 +171,7 @@ SCHEDULES: Mapping[str, Callable] = {
     "REX": lambda: schedules.REX(0.01, steps=18, warmup=4),
     "WarmupStableDecay": lambda: schedules.WarmupStableDecay(0.01, steps=18, warmup=4, decay=6),
 }
-SHARPENED = ("SAM", "ASAM", "LookSAM")
+SHARPENED = ("SAM", "ASAM", "LookSAM", "Curvature")
 OTHERS = ("jax", "torch")
 
 CALLBACKS = {

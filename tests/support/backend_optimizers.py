@@ -42,6 +42,7 @@ def descended(make: Callable, dtype: str = "float32", nan: bool = False) -> list
     """Applies the same gradients on every backend, the fourth of them with a NaN if `nan`; returns the weights."""
     optimizer, (weights, gradients) = make(), weights_and_gradients()
     trained = variables(weights, dtype)
+    optimizer.build(trained)
     gradients[3][1][2] = np.nan if nan else gradients[3][1][2]
     for each in gradients:
         scale = float(optimizer.scale_loss(ops.convert_to_tensor(1.0)))
@@ -49,6 +50,8 @@ def descended(make: Callable, dtype: str = "float32", nan: bool = False) -> list
             moves = [w - 0.5 * first for w, first in zip(numbers(trained), weights, strict=True)]
             optimizer.scale_loss(ops.convert_to_tensor(sum((0.5 * d * d).sum() for d in moves), dtype))
             each = moves
+        if hasattr(optimizer, "observe"):
+            optimizer.observe(lambda each=each: [ops.convert_to_tensor(100 * g * abs(g), dtype) for g in each])
         optimizer.apply([ops.convert_to_tensor((scale * g).astype("float32"), dtype) for g in each], trained)
     optimizer.finalize_variable_values(trained)
     return numbers(trained)
@@ -205,7 +208,8 @@ def _given() -> dict[str, Case]:
 
 def _in_fit() -> dict[str, Case]:
     """Returns the cases in `fit`."""
-    cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in {**MAKERS, **WRAPPED}.items()}
+    plain = {n: make for n, make in {**MAKERS, **WRAPPED}.items() if not hasattr(make(), "observe")}
+    cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in plain.items()}
     cases |= {name: Case(lambda make=make: fitted(make)) for name, make in OPTIONS.items()}
     cases["SOAP"] = Case(lambda: fitted(MAKERS["SOAP"]), bound=0.05, remark=BASES)
     whole = {"batch_size": 40, "epochs": 20}

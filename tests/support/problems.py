@@ -94,6 +94,7 @@ def descend(optimizer, weights, gradients, dtype="float32", call=None):
     def step(*gs):
         if optimizer.needs_loss:
             gs = tilted(optimizer, ws, first, gs)
+        look_at_curvature(optimizer, gs)
         optimizer.apply(list(gs), ws)
 
     apply = (call or (lambda f: f))(step)
@@ -104,6 +105,12 @@ def descend(optimizer, weights, gradients, dtype="float32", call=None):
     finally:
         tf.config.run_functions_eagerly(False)
     return [w.numpy().astype("float64") for w in ws]
+
+
+def look_at_curvature(optimizer, gradients):
+    """Shows a rule that asks for it the curvature `references.curvature`."""
+    if hasattr(optimizer, "observe"):
+        optimizer.observe(lambda: [references.curvature(g) for g in gradients])
 
 
 def tilted(optimizer, weights, first, gradients):
@@ -129,6 +136,8 @@ def network(optimizer, **compile_options):
     model = keras.Sequential(
         [keras.Input((5,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)], name="net"
     )
+    if hasattr(optimizer, "observe"):
+        model = kopt.Curvature.of(model)
     model.compile(optimizer, "mse", **compile_options)
     return model
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from problems import flat, network, regression, rules, variables
+from problems import flat, look_at_curvature, network, regression, rules, variables
 from registry import every_rule_in_turn
 
 import kopt
@@ -339,8 +339,8 @@ def moved(optimizer, size, anchor=True):
     optimizer.build(weights)
 
     def step(size, loss):
-        optimizer.scale_loss(tf.constant(loss))
-        optimizer.apply([tf.constant(size * rng.normal(size=w.shape), "float32") for w in weights], weights)
+        gs = [tf.constant(size * rng.normal(size=w.shape), "float32") for w in weights]
+        optimizer.scale_loss(tf.constant(loss)), look_at_curvature(optimizer, gs), optimizer.apply(gs, weights)
 
     for i in range(7):
         step(1.0, 2.0 - 0.1 * i)

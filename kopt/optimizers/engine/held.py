@@ -27,6 +27,7 @@ class Held:
         starts: variables that do not begin at zero.
         averages: what Keras calls the moving averages of the variables.
         losses: the loss that each thread, and so each replica, has noted.
+        observed: the threads that have given the curvature for their next step.
         keras_scale: the loss scale of Keras, if that is around the optimizer.
         traced: whether a step was compiled into a graph of the caller.
     """
@@ -39,6 +40,7 @@ class Held:
     starts: Starts = dataclasses.field(default_factory=list)
     averages: list[Any] = dataclasses.field(default_factory=list)
     losses: dict[int, Any] = dataclasses.field(default_factory=dict)
+    observed: set[int] = dataclasses.field(default_factory=set)
     keras_scale: Any = None
     traced: bool = False
 

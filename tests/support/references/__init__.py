@@ -47,6 +47,15 @@ def tilted(weights, first, gradients):
     return sum((d * (g - pull(d) * d / 2)).sum() for d, g in zip(moves, gs, strict=True)), gs
 
 
+def curvature(g):
+    """Returns what rules that divide by the curvature take for it: of both signs, and as large as a gradient or more.
+
+    Args:
+        g: gradient, an array or a tensor.
+    """
+    return 100 * g * (abs(g) + 2)
+
+
 def descend(name, weights, gradients, **hyper):
     """Returns the weights after a step with each of the gradients.
 
