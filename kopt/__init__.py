@@ -107,6 +107,7 @@ from kopt.optimizers.layerwise_decay import layerwise_decay as layerwise_decay
 from kopt.training import EMA as EMA
 from kopt.training import SWA as SWA
 from kopt.training import AveragedWeights as AveragedWeights
+from kopt.training import TailAverage as TailAverage
 from kopt.training.curvature import Curvature as Curvature
 from kopt.training.sam import ASAM as ASAM
 from kopt.training.sam import SAM as SAM
@@ -213,6 +214,7 @@ __all__ = [
     "SophiaH",
     "StableAdamW",
     "Switch",
+    "TailAverage",
     "Tiger",
     "UpdateFloor",
     "Yogi",

@@ -107,7 +107,20 @@ class REX(_Warmup):
         return (1 - p) / (1 - p / 2)
 
 
-class WarmupStableDecay(_Warmup):
+class _Stable(_Warmup):
+    """A linear rise, the peak, and a fall over the last `decay` steps."""
+
+    decay: Count = 100
+
+    def _falls_from(self) -> int:
+        return self.steps - self.decay + 1
+
+    def progress(self, t: Tensor) -> Tensor:
+        """Returns p, from 0 where the fall begins to 1 at `steps`."""
+        return ops.clip((t - (self.steps - self.decay)) / self.decay, 0.0, 1.0)
+
+
+class WarmupStableDecay(_Stable):
     """A linear rise, the peak, and a fall over the last `decay` steps: training can go on from any point of the peak.
 
     Args:
@@ -120,18 +133,31 @@ class WarmupStableDecay(_Warmup):
     Reference: Hu et al., 2024, arXiv:2404.06395; forms: Hägele et al., 2024, arXiv:2405.18392.
     """
 
-    decay: Count = 100
     form: Literal["linear", "cosine", "sqrt"] = "linear"
-
-    def _falls_from(self) -> int:
-        return self.steps - self.decay + 1
-
-    def progress(self, t: Tensor) -> Tensor:
-        """Returns p, from 0 where the fall begins to 1 at `steps`."""
-        return ops.clip((t - (self.steps - self.decay)) / self.decay, 0.0, 1.0)
 
     def shape(self, p: Tensor) -> Tensor:
         """The fall of that form."""
         if self.form == "cosine":
             return 0.5 * (1 + ops.cos(math.pi * p))
         return 1 - (ops.sqrt(p) if self.form == "sqrt" else p)
+
+
+class PowerCooldown(_Stable):
+    """A linear rise, the peak, and a power over the last `decay` steps: (1 - p)^power.
+
+    Args:
+        warmup: ≥ 0, steps of the rise.
+        start: in [0, 1), share of the peak at the first step.
+        end: in [0, 1), share of the peak from `steps` on.
+        decay: ≥ 1, steps of the fall; with power above 1 half of all steps and more.
+        power: > 0; 1 is `WarmupStableDecay`.
+
+    Reference: Y. Pande, 2026, github.com/KellerJordan/modded-nanogpt, track 3 ("PowerCool"), with power 1.2; with
+    power 1.5 and an end: pull/290 there.
+    """
+
+    power: Positive = 1.2
+
+    def shape(self, p: Tensor) -> Tensor:
+        """(1 - p)^power."""
+        return ops.power(1 - p, self.power)

@@ -3,3 +3,4 @@
 from kopt.training.averages import EMA as EMA
 from kopt.training.averages import SWA as SWA
 from kopt.training.averages import AveragedWeights as AveragedWeights
+from kopt.training.averages import TailAverage as TailAverage

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt.declare import Configurable, Convert, Count, Fraction
+from kopt.declare import Configurable, Convert, Count, Fraction, OpenFraction
 from kopt.declare.keras_bases import KerasCallback
 from kopt.training.keras_internals import copied, flatten_layers, innermost, moving_averages, trained_by
 from kopt.training.shown import Shown, Values
@@ -296,6 +296,73 @@ class EMA(_Running):
     def updated(self, mean: Any, now: Any, looks: int) -> Any:
         """Returns the average of one more."""
         return now + self.momentum * (mean - now)
+
+
+class TailAverage(_Running):
+    """Mean of the weights over the last part of a training, which takes their noise away at a high rate.
+
+        a ← a + (w - a) / k                  look number k = 1, 2, ... after (1 - share) of all batches
+
+    One mean is kept, whatever the length of the part. Before its first look evaluations are done at the weights as they
+    are. A `fit` is a training of its own, unless `steps` is given, or a state was put back.
+
+    Args:
+        share: in (0, 1), last part of the batches.
+        every: ≥ 1, batches from one look to the next; the last batch has one.
+        steps: ≥ 1, batches of the whole training; None is what `fit` is asked for.
+
+    Raises:
+        ValueError: an argument is out of range, or `fit` does not know how many batches an epoch has.
+
+    Differs from the tail averages of modded-nanogpt, which forget exponentially.
+    Reference: Jain et al., 2018, arXiv:1610.03774.
+    """
+
+    share: OpenFraction = dataclasses.field(default=0.2, kw_only=False)
+    every: Count = 1
+    steps: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._restored, self._begun = False, 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begins anew, unless the training goes on."""
+        super().on_train_begin(logs)
+        if self.steps is None:
+            if self.params.get("steps") is None:
+                raise ValueError(
+                    "TailAverage: fit does not know how many batches an epoch has. Give the batches of the whole "
+                    "training, as in kopt.TailAverage(steps=1000), or steps_per_epoch to fit."
+                )
+            if not self._restored:
+                self._kept, self._looks = {}, 0
+        self._restored = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Finds the place in the training where `fit` begins later than at epoch 0."""
+        super().on_epoch_begin(epoch, logs)
+        if self.steps is None:
+            self._looks = max(self._looks, epoch * self.params["steps"])
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Takes note of the first of the batches that are trained together."""
+        self._begun = batch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Takes the weights into the mean, if they belong to the last part."""
+        self._looks += batch + 1 - self._begun
+        left = (self.steps or self.params["epochs"] * self.params["steps"]) - self._looks
+        if left < self.share * (left + self._looks) and left % self.every == 0:
+            self.look()
+
+    def updated(self, mean: Any, now: Any, looks: int) -> Any:
+        """Returns the mean of one more."""
+        return mean + (now - mean) / (looks + 1)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        super()._restore(state)
+        self._restored = True
 
 
 def _rebuilt(cls: type[_Running], arguments: dict[str, Any], state: Mapping[str, Any]) -> _Running:

@@ -23,6 +23,7 @@ SCHEDULES = {
     "polynomial": "WarmupPolynomial",
     "rex": "REX",
     "stable-decay": "WarmupStableDecay",
+    "power-cooldown": "PowerCooldown",
     "one-cycle": "OneCycle",
     "cyclical": "Cyclical",
 }
@@ -47,11 +48,11 @@ class OptimizerFlags:
     learning_rate: OptionalNumber = None
     """Peak learning rate; if none is set, it is chosen by the recipe or is the optimizer's own."""
     lr_schedule: Literal[
-        "constant", "linear", "cosine", "polynomial", "rex", "stable-decay", "one-cycle", "cyclical"
+        "constant", "linear", "cosine", "polynomial", "rex", "stable-decay", "power-cooldown", "one-cycle", "cyclical"
     ] = "constant"
     """Learning rate after the warm-up; one-cycle and cyclical have their own way up."""
     schedule_opt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE: an argument of the schedule, as in end=0.1, or decay=200 of stable-decay."""
+    """NAME=VALUE: an argument of the schedule, as in end=0.1, or decay=200 of stable-decay and power-cooldown."""
     warmup: str = "0"
     """Length of the linear warm-up, in updates or in percent of all updates, as in 5%."""
     weight_decay: OptionalNumber = None
@@ -272,7 +273,8 @@ def _schedule(flags: OptimizerFlags, peak: float, updates: int, warmup: int, uni
     for name, value in options.items():
         if name not in known:
             raise UsageError(_unknown_option("--schedule-opt", name, value, known, kind))
-    options = {"steps": steps} | ({"decay": max(1, steps // 10)} if kind == "stable-decay" else {}) | options
+    falls = {"stable-decay": steps // 10, "power-cooldown": steps // 2}
+    options = {"steps": steps} | ({"decay": max(1, falls[kind])} if kind in falls else {}) | options
     options |= {name: options[name] * unit for name in ("steps", "decay") if name in options}
     if "warmup" in inspect.signature(shape).parameters:
         options["warmup"] = warmup

@@ -31,6 +31,7 @@ CASES = {  # optimizer, callbacks, and what else is special
     "lora": (lambda: kopt.Adam(0.01), list, {"adapted": True}),
     "swa": (lambda: kopt.Adam(0.01), lambda: [kopt.SWA()], {}),
     "ema": (lambda: kopt.Adam(0.01), lambda: [kopt.EMA(0.9)], {}),
+    "tail": (lambda: kopt.Adam(0.01), lambda: [kopt.TailAverage(0.6, every=2)], {}),
     "swap": (lambda: kopt.Adam(0.01, use_ema=True), lambda: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)], {}),
     "early": (
         lambda: kopt.Adam(0.03),

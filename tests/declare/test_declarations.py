@@ -236,7 +236,7 @@ PUBLIC = [
     *rules().values(),
     kopt.Optimizer,
     *(cls for registry in (SCHEDULES, ADAPTERS) for cls in registry.classes().values() if cls.__name__[0] != "_"),
-    *(kopt.SWA, kopt.EMA, kopt.AveragedWeights, kopt.SAM, kopt.ASAM, kopt.LookSAM, kopt.Curvature),
+    *(kopt.SWA, kopt.EMA, kopt.TailAverage, kopt.AveragedWeights, kopt.SAM, kopt.ASAM, kopt.LookSAM, kopt.Curvature),
     *(kopt.LossScaleOptimizer, kopt.tensorboard.OptimizerStats),
 ]
 
@@ -279,6 +279,7 @@ OBJECTS = {
     "schedule": lambda: SCHEDULE,
     "SWA": lambda: kopt.SWA(3, every=2),
     "EMA": lambda: kopt.EMA(0.9, keep=True),
+    "TailAverage": lambda: kopt.TailAverage(0.5, steps=100),
     "LoRA": lambda: peft.LoRA(r=4, target_modules=["a"], rank_pattern={"q": 2}),
 }
 NAMES = {**vars(keras.optimizers.schedules), **vars(peft), **vars(schedules), **vars(kopt)}

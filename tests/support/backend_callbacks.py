@@ -169,6 +169,8 @@ SCHEDULES: Mapping[str, Callable] = {
     "WarmupCosine": lambda: schedules.WarmupCosine(0.01, steps=18, warmup=4),
     "WarmupPolynomial": lambda: schedules.WarmupPolynomial(0.01, steps=18, warmup=4),
     "REX": lambda: schedules.REX(0.01, steps=18, warmup=4),
+    "PowerCooldown": lambda: schedules.PowerCooldown(0.01, steps=18, warmup=4, decay=9),
+    "join": lambda: schedules.join([schedules.REX(0.01, steps=8), 0.002, schedules.REX(0.01, steps=5)], [8, 11]),
     "WarmupStableDecay": lambda: schedules.WarmupStableDecay(0.01, steps=18, warmup=4, decay=6),
 }
 SHARPENED = ("SAM", "ASAM", "LookSAM", "Curvature")
@@ -179,6 +181,7 @@ CALLBACKS = {
     for name, run in {
         "SWA": lambda: averaged(lambda: kopt.SWA(start=2)),
         "EMA": lambda: averaged(lambda: kopt.EMA(0.8, every=2)),
+        "TailAverage": lambda: averaged(lambda: kopt.TailAverage(0.5, every=2)),
         "AveragedWeights, use_ema": lambda: averaged(
             kopt.AveragedWeights, lambda: adamw(use_ema=True, ema_momentum=0.8)
         ),

@@ -57,6 +57,48 @@ def test_warmup_stable_decay(form, fall):
     np.testing.assert_allclose(rates(schedule, 41), expected, atol=1e-6)
 
 
+def test_power_cooldown():
+    schedule = schedules.PowerCooldown(2.0, steps=40, warmup=5, decay=10, power=1.5, end=0.1)
+    expected = [2.0 * t / 5 for t in range(5)] + [2.0] * 25
+    expected += [2.0 * (0.1 + 0.9 * (1 - (t - 30) / 10) ** 1.5) for t in range(30, 41)]
+    np.testing.assert_allclose(rates(schedule, 41), expected, atol=1e-6)
+
+
+def test_joined_schedules_count_their_steps_from_zero(tmp_path):
+    first, last = schedules.WarmupLinear(0.5, steps=10, warmup=5), keras.optimizers.schedules.CosineDecay(0.3, 20)
+    joined = schedules.join([first, 0.01, last], [10, 13])
+    expected = [*rates(first, 10), *[0.01] * 3, *(float(last(t)) for t in range(20)), 0.0]
+    np.testing.assert_allclose(rates(joined, 34), expected, atol=1e-7)
+    config = json.loads(json.dumps(keras.optimizers.schedules.serialize(joined)))
+    again = keras.optimizers.schedules.deserialize(config)
+    np.testing.assert_array_equal(rates(again, 34), rates(joined, 34))
+    assert again.get_config() == joined.get_config()
+    assert kopt.AdaBound(joined).base_learning_rate == 0.5  # the largest peak
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(kopt.AdamW(schedules.join([joined, 0.2], [40])), "mse")
+    model.save(tmp_path / "m.keras")
+    rate = keras.saving.load_model(tmp_path / "m.keras").optimizer._learning_rate
+    np.testing.assert_allclose(rates(rate, 42)[38:], [0.0, 0.0, 0.2, 0.2], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("parts", "boundaries", "message"),
+    [
+        ([0.1, 0.2], [], "1 boundaries between them"),
+        ([0.1, 0.2, 0.3], [5, 5], "rising whole numbers"),
+        ([0.1, 0.2], [0], "rising whole numbers"),
+        ([0.1, 0.2], [1.5], "rising whole numbers"),
+        ([0.1], [], "two schedules"),
+        ([0.1, lambda: 0.2], [3], "schedules of Keras or kopt"),
+        ([0.1, -1.0], [3], "schedules"),
+    ],
+    ids=str,
+)
+def test_schedules_that_do_not_join_are_refused(parts, boundaries, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.join(parts, boundaries)
+
+
 # torch 2.13: OneCycleLR(SGD, 0.5, total_steps=20, pct_start=0.3, anneal_strategy=form, cycle_momentum=False) and
 # CyclicLR(SGD, 0.05, 0.5, step_size_up=4, mode=mode, gamma=0.9, cycle_momentum=False), every third of 20 rates.
 ONE_CYCLE = {

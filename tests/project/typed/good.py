@@ -68,6 +68,8 @@ schedules = [
     REX(1e-3, steps=80),
     OneCycle(1e-3, steps=80, rise=0.2, form="linear"),
     Cyclical(1e-3, steps=80, base=0.1, mode="triangular2"),
+    kopt.schedules.PowerCooldown(1e-3, steps=80, warmup=8, decay=40, power=1.5, end=0.02),
+    kopt.schedules.join([WarmupLinear(1e-3, steps=80), 1e-4, REX(1e-3, steps=80)], [80, 100]),
 ]
 schedule = kopt.schedules.WarmupStableDecay(1e-3, steps=80, warmup=8, decay=16, form="sqrt")
 model.compile(kopt.Cautious(kopt.AdamW(schedule)), loss="mse")
@@ -81,6 +83,7 @@ callbacks = [
     swa,
     kopt.SWA(3, every=2, keep=True, batches=[x[:32], x[32:64]]),
     kopt.EMA(0.99),
+    kopt.TailAverage(0.1, every=5, steps=1000, keep=True),
     kopt.EMA(momentum=0.9, every=2, batches=[(x, y)]),
     kopt.AveragedWeights(),
     kopt.AveragedWeights(keep=True, batches=[x]),
