@@ -8,7 +8,8 @@
     python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
     python docs/generate.py --measure missing            # measures what backends.md says is not measured
 
-What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand. Figures that were
+What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand, but for the pages of
+`name_pages.py`, which are made as a whole. Figures that were
 measured stay until they are measured again: the results of runs that are not under saved_models/, and without
 `--measure` what parity.md, peft-architectures.md and backends.json already have.
 """
@@ -28,6 +29,7 @@ from typing import Any
 sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in ("support", "peft")]
 
 import backend_runs
+import name_pages
 import numpy as np
 import references
 import yaml
@@ -142,6 +144,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     differences = measured_backends(json.loads(text[DIFFERENCES]), measure)
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_tables(differences))
+    text |= {name_pages.path_of(library): name_pages.page(library) for library in name_pages.LIBRARIES}
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}
         text[RECIPES] = replaced(text[RECIPES], name, result_table(recipe, own, section(text[RECIPES], name)))

@@ -29,7 +29,7 @@ class Rprop(Optimizer):
 
     Agrees with `torch.optim.Rprop(lr=η, etas=(η₋, η₊), step_sizes=(η shortest, η longest))`; a schedule of η scales
     every length here and changes nothing there. Differs from the first Rprop (Riedmiller and Braun, 1993), which takes
-    the step back after a change of sign, and from `optax.rprop`, where it is Rprop⁻.
+    the step back after a change of sign, and from `optax.rprop`, which takes each step one update late.
     Reference: Igel and Hüsken, 2000, Improving the Rprop Learning Algorithm; 2003, doi:10.1016/S0925-2312(01)00700-7.
     """
 
