@@ -96,6 +96,21 @@ class Lists:
         self._seen, self._begin = by_user(saved.train)
         self._stored = [np.asarray(values) for values in saved.model.users.values] if saved.features[0] else []
 
+    def bases(self) -> list[Basis]:
+        """Returns what the scores of each number of a user are from; 0 is unknown."""
+        known = self._begin[1:] > self._begin[:-1]
+        described = np.zeros(len(known), bool)
+        for values in self._stored:
+            described |= values.any(1)
+        found: list[Basis] = ["popularity"]
+        for seen, told in zip(known[1:], described[1:], strict=True):
+            found.append("history" if seen else "features" if told else "popularity")
+        return found
+
+    def seen(self, number: int) -> Array:
+        """Returns the items that a user has chosen."""
+        return self._seen[self._begin[number] : self._begin[number + 1]]
+
     def make(self, asked: Iterable[Asked]) -> Iterator[Listed]:
         """Yields a list for each user, for as many at a time as memory is meant to hold."""
         users, at_once = iter(asked), max(1, SCORES // len(self.saved.items))
@@ -116,7 +131,7 @@ class Lists:
         scores[:, 0] = -np.inf
         for row, (user, number) in enumerate(zip(asked, numbers, strict=True)):
             if self.exclude_seen and number:
-                scores[row, self._seen[self._begin[number] : self._begin[number + 1]]] = -np.inf
+                scores[row, self.seen(number)] = -np.inf
             items = best(scores[row], self.k)
             basis: Basis = "history" if known[row] else "features" if described[row] else "popularity"
             yield Listed(user.key, basis, items, scores[row, items])

@@ -11,6 +11,8 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -19,12 +21,12 @@ from ..readers import formats
 from ..readers.formats import Format
 from ..readers.records import OnBadRow
 from ..run import signals
-from ..run.command_line import run_command
+from ..run.command_line import Commands, run_command
 from ..run.errors import UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run
 from ..run.flags import Count, OptionalPath, RunPath, refuse
-from ..run.folder import read_flags
+from ..run.folder import check_empty, new_folder, read_flags
 from .card import card, summary
 from .data import splits
 from .flags import Train, Unknown, check, take_model_flags
@@ -61,6 +63,20 @@ class Predict:
     on_bad_row: OnBadRow = "error"
     """error stops at the first row of --users-file that cannot be used; skip leaves such rows out and counts them."""
     form: Format = dataclasses.field(default_factory=Format)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the vectors of users and items, their ids, and a SavedModel that recommends in any TensorFlow program."""
+
+    model: RunPath
+    """Folder of a run."""
+    to: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write, which must be empty or new."""
+    k: Count = 10
+    """Number of items in the lists that the SavedModel gives."""
+    exclude_seen: bool = False
+    """Leave out items that the user has already chosen."""
 
 
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
@@ -191,8 +207,22 @@ def predict(flags: Predict) -> int:
     return 0
 
 
+def export(flags: Export) -> int:
+    """Writes vectors, ids and a SavedModel to a folder; returns the exit code."""
+    check_empty(flags.to)
+    from . import serving
+    from .saved_run import restore
+
+    trained, saved = restore(flags.model)
+    with new_folder(flags.to) as folder:
+        users = serving.write(folder, saved, trained, flags.k, flags.exclude_seen)
+    print(f"{users} users and {len(saved.items) - 1} items exported to {flags.to}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (default: the program's arguments) and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     start = functools.partial(train, arguments=arguments)
-    return run_command("recommendation", arguments, {Train: start, Evaluate: evaluate, Predict: predict})
+    commands: Commands = {Train: start, Evaluate: evaluate, Predict: predict, Export: export}
+    return run_command("recommendation", arguments, commands)

@@ -15,7 +15,7 @@ from ..run.errors import DataError, UsageError
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from . import growth, ranking
 from .batches import batches, windows
-from .data.features import Feature, Sides, Table
+from .data.features import Feature, Sides
 from .data.interactions import Interactions, Vocabulary, in_order
 from .data.splits import Data
 from .flags import Train
@@ -79,12 +79,14 @@ def adapt(flags: Train, data: Data, part: Interactions) -> Saved:
 
 def meanings(flags: Train, data: Data) -> Sides:
     """Returns the features that the model uses, without their values."""
-    users, items = ([_meaning(f) for f in _features(flags, table)] for table in (data.users, data.items))
+    users, items = ([_meaning(f) for f in side] for side in _features(flags, data))
     return users, items
 
 
-def _features(flags: Train, table: Table) -> list[Feature]:
-    return [] if flags.choose.kind == "mf" else table.features
+def _features(flags: Train, data: Data) -> tuple[list[Feature], list[Feature]]:
+    """Returns the features of users and items that the model reads."""
+    of_users = [] if flags.choose.kind in ("mf", "sasrec") else data.users.features
+    return of_users, [] if flags.choose.kind == "mf" else data.items.features
 
 
 def _meaning(feature: Feature) -> Feature:
@@ -96,8 +98,7 @@ def build(flags: Train, data: Data, part: Interactions) -> Recommender:
     choose = flags.choose
     encoders: list[Any] = []
     sides = []
-    for known, table in ((part.users, data.users), (part.items, data.items)):
-        features = _features(flags, table)
+    for known, features in zip((part.users, part.items), _features(flags, data), strict=True):
         sizes = [[len(f.keys), f.values.shape[1]] for f in features]
         size = {"size": len(known), "dim": choose.embedding_dim, "features": sizes, "buckets": choose.hash_buckets}
         encoders.append(size)

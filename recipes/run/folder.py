@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from . import signals
 from .command_line import parse
-from .errors import AlreadyDoneError, DataError, UsageError
+from .errors import AlreadyDoneError, DataError, UsageError, is_full_disk
 from .flags import FREE, RunFlags, cadence, settings
 
 FILES = (
@@ -283,6 +283,33 @@ def atomic_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     from kopt.checkpoint import atomic_folder
 
     return atomic_folder(path)
+
+
+def check_empty(folder: Path) -> None:
+    """Checks that something can be exported to a folder.
+
+    Raises:
+        UsageError: it is not empty, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--to {folder}: is not an empty folder.")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder to write what is exported to, as `atomic_folder`; folders above it are made.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as part:
+            yield part
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise UsageError(f"--to {folder}: {error.strerror}.") from error
 
 
 def save_model(folder: Path, model: Any) -> None:

@@ -25,7 +25,7 @@ from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
 from ..run.flags import Count, Fraction, OptionalPath, Range, RunFlags, RunPath
-from ..run.folder import atomic_folder, load_model, read_flags
+from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from ..run.scores import Scores, score_probabilities
 from . import batches, corpus, labelled_texts, language_model, methods
@@ -344,24 +344,19 @@ def _predict(trained: Train, pretrained: Pretrained, model: Any, texts: Texts, n
 
 def export(flags: Export) -> int:
     """Writes the adapter of a run, or its whole model, to a folder; returns the exit code."""
-    if flags.to.exists() and (not flags.to.is_dir() or any(flags.to.iterdir())):
-        raise UsageError(f"--to {flags.to}: is not an empty folder.")
+    check_empty(flags.to)
     trained, names, _, model = restore(flags.model)
     if flags.merge:
         methods.check(AdapterFlags(method=trained.tune.method, merge=True))
-    try:
-        flags.to.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(flags.to) as folder:
-            if trained.tune.adapts and not flags.merge:
-                shutil.copytree(flags.model / "adapter", folder, dirs_exist_ok=True)
-            elif (flags.model / "model.keras").is_file():
-                shutil.copy(flags.model / "model.keras", folder)
-            else:
-                methods.merge(model).save(folder / "model.keras")
-            corpus.write_names(folder, names)
-            shutil.copy(flags.model / "README.md", folder)
-    except OSError as error:
-        raise UsageError(f"--to {flags.to}: {error.strerror}.") from error
+    with new_folder(flags.to) as folder:
+        if trained.tune.adapts and not flags.merge:
+            shutil.copytree(flags.model / "adapter", folder, dirs_exist_ok=True)
+        elif (flags.model / "model.keras").is_file():
+            shutil.copy(flags.model / "model.keras", folder)
+        else:
+            methods.merge(model).save(folder / "model.keras")
+        corpus.write_names(folder, names)
+        shutil.copy(flags.model / "README.md", folder)
     print(f"exported to {flags.to}")
     return 0
 
