@@ -132,3 +132,75 @@ def test_what_it_cannot_fit_is_an_error():
     bad = kopt.minimize(lambda: tf.math.log(-v.value), variables=[v], optimizer=chosen)
     assert bad.reason == "loss or gradient are not finite at the start"
     assert repr(chosen) == "LevenbergMarquardt(radius=100.0, products=50)"
+
+
+@pytest.mark.slow
+def test_in_fit_it_converges_where_adam_does_not(tmp_path):
+    x, teacher = data()[0].astype("float32"), network("float32", units=2)
+    y, losses = teacher(x).numpy(), {}
+    for name, optimizer, epochs in (("LM", kopt.LevenbergMarquardt(), 12), ("Adam", kopt.Adam(0.01), 300)):
+        student = network("float32", units=2)
+        student.set_weights([w + 0.1 * np.cos(np.arange(w.size)).reshape(w.shape) for w in teacher.get_weights()])
+        student.compile(optimizer, "mse")
+        losses[name] = student.fit(x, y, batch_size=40, epochs=epochs, verbose=0).history["loss"]
+        if name == "LM":
+            student.save(tmp_path / "m.keras")
+            state = [v.numpy() for v in optimizer.variables]
+    assert losses["LM"][-1] < 1e-8 < losses["Adam"][-1]
+    assert all(b <= a * (1 + 1e-4) + 1e-12 for a, b in zip(losses["LM"], losses["LM"][1:], strict=False))
+    loaded = keras.saving.load_model(tmp_path / "m.keras").optimizer
+    assert (int(loaded.iterations), loaded.products) == (12, 50)
+    for a, b in zip(loaded.variables, state, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_in_fit_it_makes_the_steps_of_minimize():
+    (x, y), weight = data(), np.linspace(0.5, 1.5, 40)
+    one, other = network(), network()
+    chosen = kopt.LevenbergMarquardt(products=8, radius=0.01)
+    one.compile(kopt.LevenbergMarquardt(products=8, radius=0.01), "mse", run_eagerly=True)
+    one.fit(x, y, sample_weight=weight, batch_size=40, shuffle=False, epochs=2, verbose=0)
+    options = {"loss": "mse", "sample_weight": weight, "tolerance": 0.0}
+    kopt.minimize(other, x, y, optimizer=chosen, max_evaluations=3, **options)  # two steps, none refused
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_what_it_cannot_fit_in_fit_is_an_error():
+    x, y = data()
+
+    def fit(loss="mse", batch_size=40, **how):
+        model = network("float32")
+        model.compile(kopt.LevenbergMarquardt(), loss, **how)
+        model.fit(x, y, batch_size=batch_size, verbose=0)
+
+    for error, message, options in [
+        (ValueError, "minimizes squares", {"loss": "mae", "run_eagerly": True}),
+        (ValueError, r"batch_size=len\(x\)", {"batch_size": 20}),
+        (ValueError, "jit_compile=False", {"jit_compile": True}),
+    ]:
+        with pytest.raises(error, match=message):
+            fit(**options)
+    with pytest.raises(RuntimeError, match=r"or in kopt\.minimize"):
+        kopt.LevenbergMarquardt().apply([tf.ones(2)], [keras.Variable(np.ones(2))])
+
+
+@pytest.mark.slow
+def test_a_network_solves_a_differential_equation():
+    """u' = u (1 - u), u(0) = ½, of which the solution is 1/(1 + e⁻ᵗ): the residuals at 20 points are fitted to zero."""
+    t = tf.constant(np.linspace(0, 3, 20)[:, None])
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, "tanh", dtype="float64"), keras.layers.Dense(1, dtype="float64")]
+    model = keras.Sequential([keras.Input((1,), dtype="float64"), *layers])
+
+    def residuals():
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            u = 0.5 + t * model(t)
+        return tape.gradient(u, t) - u * (1 - u)
+
+    chosen = kopt.LevenbergMarquardt(radius=0.1)
+    result = kopt.minimize(residuals, variables=model.trainable_variables, optimizer=chosen, max_evaluations=100)
+    assert result.loss < 1e-9
+    found = 0.5 + t.numpy() * model(t).numpy()
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-t.numpy())), atol=1e-5)

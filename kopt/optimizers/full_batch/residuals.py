@@ -1,5 +1,6 @@
 """Residuals of a function or of a model on all of its data, and products with the matrix of their derivatives."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class Residuals:
 
     def move(self, w: Vector) -> Vector:
         """Sets the weights, and returns the residuals there."""
-        for variable, value in zip(self._variables, self._split(w), strict=True):
+        for variable, value in zip(self._variables, self.split(w), strict=True):
             variable.assign(value)
         parts = [share * _vector(self._products.value(*each)) for share, each in self._batches]
         self._ends = list(np.cumsum([len(part) for part in parts])[:-1])
@@ -44,7 +45,7 @@ class Residuals:
 
     def forward(self, v: Vector) -> Vector:
         """Returns J v."""
-        tangents = self._split(v)
+        tangents = self.split(v)
         return np.concatenate([s * _vector(self._products.forward(tangents, *each)) for s, each in self._batches])
 
     def backward(self, u: Vector) -> Vector:
@@ -55,13 +56,31 @@ class Residuals:
             total += share * np.concatenate([_vector(g) for g in self._products.backward(cotangent, *each)])
         return total
 
-    def _split(self, x: Vector) -> list[Any]:
+    def split(self, x: Vector) -> list[Any]:
         """Returns a vector as tensors like the weights."""
         ends = np.cumsum([math.prod(v.shape) for v in self._variables])[:-1]
         return [
             ops.convert_to_tensor(part.reshape(v.shape), v.dtype)
             for part, v in zip(np.split(x, ends), self._variables, strict=True)
         ]
+
+
+def batch_of_fit(owner: str) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Returns the model whose train step is calling, and its batch: x, y and the sample weights.
+
+    Raises:
+        RuntimeError: no train step of Keras is calling.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        names = frame.f_locals
+        if frame.f_code.co_name == "train_step" and isinstance(names.get("self"), keras.Model) and "y_pred" in names:
+            return names["self"], (names["x"], names["y"], names["sample_weight"])
+        frame = frame.f_back
+    raise RuntimeError(
+        f"{owner} needs the residuals, which gradients do not tell. Use it in fit, with the train step of Keras on the "
+        "backends TensorFlow and torch, or in kopt.minimize."
+    )
 
 
 def residuals_of(model: Any, loss: Any, training: bool, batch: tuple[Any, Any, Any]) -> Callable[..., Any]:

@@ -48,6 +48,9 @@ class Backend(Protocol):
     def in_turn(self, calls: Sequence[Callable[[], Any]]) -> None:
         """Makes calls that return a tensor, none before the last one is done."""
 
+    def on_host(self, owner: str, call: Callable[..., None], tensors: Sequence[Any], after: Sequence[Any]) -> None:
+        """Makes a call with the values of tensors at each step, outside of what is compiled, after others are known."""
+
     def replicas(self) -> int:
         """Returns how many replicas train."""
 

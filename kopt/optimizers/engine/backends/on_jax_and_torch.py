@@ -60,6 +60,13 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> None:
         call()
 
 
+def on_host(owner: str, call: Callable[..., None], tensors: Sequence[Any], after: Sequence[Any]) -> None:
+    """At once; JAX has no variables to move in a train step."""
+    if keras.backend.backend() == "jax":
+        raise RuntimeError(f"{owner} in fit does not run on the JAX backend. Use kopt.minimize, which does.")
+    call(*tensors)
+
+
 def replicas() -> int:
     """`keras.distribution` runs one program on all devices."""
     return 1

@@ -76,6 +76,17 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> None:
             done = [call()]
 
 
+def on_host(owner: str, call: Callable[..., None], tensors: Sequence[Any], after: Sequence[Any]) -> None:
+    """As `tf.py_function`, which XLA has not."""
+    if tf.executing_eagerly():
+        call(*tensors)
+        return
+    if _in_xla():
+        raise ValueError(f"{owner} computes on the host between steps. Compile the model with jit_compile=False.")
+    with tf.control_dependencies([tf.convert_to_tensor(g) for g in after]):
+        tf.py_function(call, list(tensors), [])
+
+
 def replicas() -> int:
     """Those of the strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -159,7 +170,8 @@ def products(function: Callable[..., Any], variables: Sequence[Any], state: Sequ
         return [tf.convert_to_tensor(g) for g in gradients]
 
     made = (value, forward, backward)
-    graphs = (tf.function(f, autograph=False, reduce_retracing=True) for f in made)
+    # Partials, as in `compiled`.
+    graphs = (tf.function(functools.partial(f), autograph=False, reduce_retracing=True) for f in made)
     return Products(*(graphs if compiled else made))
 
 
