@@ -215,6 +215,17 @@ def normal_quantile(p: Tensor) -> Tensor:
     return math.sqrt(2) * (1.0 - 2.0 * p) * ops.where(spread < 5.0, near, far)
 
 
+def is_due(t: Tensor, every: int) -> Tensor:
+    """Returns whether update t is the first one, or one of every k from there: 1, 1+k, 1+2k ..."""
+    return ops.equal(ops.floor((t - 1) / every) * every, t - 1)
+
+
+def of_largest(x: Tensor) -> Tensor:
+    """Returns matrices in units of their largest elements, so that their squares can be summed; zeros stay."""
+    largest = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
+    return x / ops.where(largest > 0, largest, 1.0)
+
+
 def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
     value = coefficients[-1]
     for coefficient in coefficients[-2::-1]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from keras import ops
 
 from kopt.declare import Range
+from kopt.optimizers.engine.tensor_math import is_due, of_largest
 from kopt.optimizers.matrix.blocks import Blocks, transposed
 from kopt.optimizers.matrix.by_matrix import ByMatrix
 from kopt.optimizers.optimizer import (
@@ -48,10 +49,6 @@ class TwoSided(ByMatrix, abstract=True):
     def has_side(self, blocks: Blocks, side: int) -> bool:
         """Returns whether there are matrices for a side."""
         return True
-
-    def due(self, t: Tensor) -> Tensor:
-        """Returns whether update t is the first one or one of every k from there."""
-        return ops.equal(ops.floor((t - 1) / self.every) * self.every, t - 1)
 
 
 class Shampoo(TwoSided):
@@ -96,7 +93,7 @@ class Shampoo(TwoSided):
         def renewed() -> tuple[Tensor, Tensor]:
             return inverse_fourth_root(left, self.damping), inverse_fourth_root(right, self.damping)
 
-        a, b = ops.cond(self.due(t), renewed, lambda: (s.A, s.B))
+        a, b = ops.cond(is_due(t, self.every), renewed, lambda: (s.A, s.B))
         m = ema(s.m, blocks.join(ops.matmul(ops.matmul(a, x), b), s.layout), self.momentum)
         return m / debias(self.momentum, t), {"m": m, "L": left, "A": a, "R": right, "B": b}
 
@@ -194,7 +191,7 @@ class SOAP(TwoSided):
         u = length * blocks.join(self._turned(inside, s, back=True), s.layout)
         names = [name for name in "AB" if len(new[name].shape)]
         refreshed = ops.cond(
-            self.due(t),
+            is_due(t, self.every),
             lambda: ops.cond(first, lambda: self._begun(x, new, names), lambda: self._refreshed(new, names)),
             lambda: [new["v"], *(new[name] for name in names)],
         )
@@ -215,7 +212,7 @@ class SOAP(TwoSided):
     def _refreshed(self, s: dict[str, Tensor], names: list[str]) -> list[Tensor]:
         v, bases = s["v"], []
         for name in names:
-            product = _scaled(ops.matmul(s[_product(name)], s[name]))
+            product = of_largest(ops.matmul(s[_product(name)], s[name]))
             order = ops.argsort(-ops.sum(s[name] * product, axis=-2), axis=-1)
             axis, places = (1, order[:, :, None]) if name == "A" else (2, order[:, None, :])
             v = ops.take_along_axis(v, places, axis=axis)
@@ -225,13 +222,7 @@ class SOAP(TwoSided):
 
 def _orthonormal(x: Tensor) -> Tensor:
     """Returns Q of x = Q U, all of its columns."""
-    return ops.linalg.qr(_scaled(x), mode="complete")[0]
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """Returns matrices whose largest elements are 1, so that their squares can be summed."""
-    largest = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
-    return x / ops.where(largest > 0, largest, 1.0)
+    return ops.linalg.qr(of_largest(x), mode="complete")[0]
 
 
 def _product(name: str) -> str:

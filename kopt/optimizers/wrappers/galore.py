@@ -3,6 +3,7 @@
 from keras import ops
 
 from kopt.optimizers.engine.rule_checks import direction
+from kopt.optimizers.engine.tensor_math import is_due, of_largest
 from kopt.optimizers.optimizer import Layout, Mapping, Positive, Slot, Slots, Step, Tensor, override
 from kopt.optimizers.wrappers.low_rank import LowRank, is_even, is_wide, projected
 
@@ -57,7 +58,7 @@ class GaLore(LowRank):
             return u, {**new, "P": s.P}
         x, names = layout.as_matrices(g), [*self.optimizer.slots]
         kept = [s.P, *(getattr(s, name) for name in names)]
-        basis, *slots = ops.cond(self.due(t), lambda: self._renewed(x, s, t, names), lambda: kept)
+        basis, *slots = ops.cond(is_due(t, self.every), lambda: self._renewed(x, s, t, names), lambda: kept)
         seen = Slots(**{**vars(s), **dict(zip(names, slots, strict=True))})
         along = projected(layout.as_matrices(w), basis, layout)
         u, new = direction(self.optimizer, projected(x, basis, layout), along, seen, t)
@@ -67,12 +68,12 @@ class GaLore(LowRank):
     def _renewed(self, x: Tensor, s: Slots, t: Tensor, names: list[str]) -> list[Tensor]:
         """Returns P of this gradient, and the slots along it."""
         first, wide = ops.equal(t, 1), is_wide(s.layout)
-        tall = _scaled(x if wide else ops.swapaxes(x, -1, -2))
+        tall = of_largest(x if wide else ops.swapaxes(x, -1, -2))
         basis = ops.where(first, ops.eye(*s.P.shape[-2:], dtype=x.dtype), s.P)
 
         def turn(_: Tensor, basis: Tensor) -> Tensor:
             seen = ops.matmul(ops.swapaxes(tall, -1, -2), basis)
-            return ops.linalg.qr(_scaled(ops.matmul(tall, seen)), mode="reduced")[0]
+            return ops.linalg.qr(of_largest(ops.matmul(tall, seen)), mode="reduced")[0]
 
         basis = ops.fori_loop(0, TURNS, turn, basis)
         change = ops.matmul(ops.swapaxes(basis, -1, -2), s.P)
@@ -82,9 +83,3 @@ class GaLore(LowRank):
             turned = ops.matmul(by, old) if wide else ops.matmul(old, ops.swapaxes(by, -1, -2))
             slots.append(ops.where(first, old, turned))
         return [basis, *slots]
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """Returns matrices whose largest elements are 1, so that their squares can be summed."""
-    largest = ops.max(ops.abs(x), axis=(-2, -1), keepdims=True)
-    return x / ops.where(largest > 0, largest, 1.0)

@@ -69,10 +69,6 @@ class LowRank(Wrapper, abstract=True):
     def rate(self, s: Slots, t: Tensor) -> Tensor:
         return 1.0 if self.takes(s.layout) else self.optimizer.rate(s, t)
 
-    def due(self, t: Tensor) -> Tensor:
-        """Returns whether P is chosen at update t: the first one, and one of every k from there."""
-        return ops.equal(ops.floor((t - 1) / self.every) * self.every, t - 1)
-
 
 def is_wide(layout: Layout) -> bool:
     """Returns whether P projects the inputs of a kernel, and not the outputs: the shorter side."""
