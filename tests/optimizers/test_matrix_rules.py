@@ -11,8 +11,9 @@ from registry import RULES
 import kopt
 from kopt.optimizers.engine.state.layout import Layout
 from kopt.optimizers.matrix.newton_schulz import orthogonalized
+from kopt.optimizers.wrappers.wrapper import Wrapper
 
-BY_LAYER = [name for name, cls in RULES.items() if cls.by_layer is True]
+BY_LAYER = [name for name, cls in RULES.items() if cls.by_layer is True and not issubclass(cls, Wrapper)]
 INPUTS = {"query": 1, "key": 1, "value": 1, "attention_output": 2}
 
 
