@@ -16,6 +16,7 @@ import numpy as np
 
 from recipes.recommendation import ranking
 from recipes.recommendation.data import splits
+from recipes.recommendation.data.data_flags import DataFlags
 
 
 def svd(data, seed):
@@ -55,7 +56,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     flags = parser.parse_args()
     given = {k: v for k, v in vars(flags).items() if v is not None and k != "seeds"}
-    pairs = splits.DataFlags(**given)
+    pairs = DataFlags(**given)
     found = []
     for seed in flags.seeds:
         data = splits.load(pairs, True, seed)

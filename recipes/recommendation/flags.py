@@ -17,9 +17,9 @@ from ..run.flags import (
     RunFlags,
     optional,
 )
-from ..run.optimizer_flags import OptimizerFlags
-from .data import splits
-from .data.splits import DataFlags
+from ..run.optimizer_flags import OptimizerFlags, check_name
+from .data import data_flags, splits
+from .data.data_flags import DataFlags
 
 Task = Literal["rating", "retrieval", "sequential"]
 Unknown = Literal["popular", "skip", "error"]
@@ -110,11 +110,13 @@ def check(flags: Train) -> None:
         raise UsageError("--early-stopping: needs a --validation-share of more than 0 to watch.")
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
+    if flags.embedding_optimizer is not None:
+        check_name(flags.embedding_optimizer, "--embedding-optimizer")
     if flags.adapt is None and flags.rank != Train().rank:
         raise UsageError("--rank: give --adapt too.")
     if not unknown:
         _check_effects(flags)
-    splits.check(flags.data)
+    data_flags.check(flags.data)
 
 
 def _check_effects(flags: Train) -> None:

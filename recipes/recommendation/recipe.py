@@ -24,7 +24,7 @@ from ..run import signals
 from ..run.command_line import Commands, run_command
 from ..run.errors import UsageError
 from ..run.facts import peak_memory
-from ..run.fit import Run
+from ..run.fit import MANY, Run
 from ..run.flags import Count, OptionalPath, RunPath, refuse
 from ..run.folder import check_empty, new_folder, read_flags
 from .card import card, summary
@@ -84,6 +84,10 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     check(flags)
     if flags.adapt is not None:
         flags = take_model_flags(flags, read_flags(flags.adapt, Train))
+    if flags.embedding_optimizer is not None:
+        from .training import build_optimizer
+
+        build_optimizer(flags, MANY)  # a wrong value is found before the folder is made and the data are read
     flags = dataclasses.replace(flags, data=splits.choose(flags.data))
     with Run("recommendation", flags, arguments, label=f"{flags.choose.kind}-{flags.optim.optimizer}") as run:
         return train_in(run, flags)
@@ -163,7 +167,7 @@ def evaluate(flags: Evaluate) -> int:
         data = splits.load(trained.data, rated, trained.run.seed, *ids)
         test, seen = data.test, data.known if trained.refit else data.train
     else:
-        test = splits.read_more(trained.data, flags.interactions, *ids)
+        test = splits.read_test(trained.data, flags.interactions, rated, *ids)
         seen = None
     metrics = training.measure(trained, saved, test, seen)
     learnt = int(np.isin(splits.pairs(test), splits.pairs(saved.train)).sum())
@@ -176,6 +180,8 @@ def predict(flags: Predict) -> int:
     """Prints or writes the best items for each user; returns the exit code."""
     if not flags.user and flags.users_file is None:
         raise UsageError("predict: give at least one --user, or a --users-file.")
+    if not all(user.strip() for user in flags.user):
+        raise UsageError("--user: is empty.")
     formats.check(flags.form, (flags.users_file,))
     refuse(flags, ("on_bad_row",), flags.users_file is None and "without --users-file")
     from . import lists
@@ -184,7 +190,7 @@ def predict(flags: Predict) -> int:
     if flags.output is not None:
         lists.check_output(flags.output, (flags.users_file,))
     trained, saved = restore(flags.model)
-    asked: Iterator[lists.Asked] = (lists.Asked(user, []) for user in flags.user)
+    asked: Iterator[lists.Asked] = (lists.Asked(user.strip(), []) for user in flags.user)
     if flags.users_file is not None:
         column = trained.data.columns.user
         asked = itertools.chain(asked, lists.read_users(flags.users_file, column, saved, flags.on_bad_row, flags.form))

@@ -191,8 +191,9 @@ def build_optimizer(flags: Train, steps: int, batches_per_epoch: int = 1, exampl
         plain, optimizer=flags.embedding_optimizer, learning_rate=flags.embedding_learning_rate, opt=()
     )
     steps = max(1, steps // flags.optim.grad_accum)
-    pair = [make_optimizer(each, steps) for each in (tables, plain)]
-    for each, flag in zip(pair, ("--embedding-optimizer", "--optimizer"), strict=True):
+    names = ("--embedding-optimizer", "--optimizer")
+    pair = [make_optimizer(each, steps, flag=flag) for each, flag in zip((tables, plain), names, strict=True)]
+    for each, flag in zip(pair, names, strict=True):
         if not isinstance(each, kopt.Optimizer):
             raise UsageError(f"{flag}: with --embedding-optimizer both must be optimizers of kopt.")
     try:

@@ -73,6 +73,7 @@ def make_optimizer(
     multipliers: Sequence[tuple[str, float]] = (),
     examples: int | None = None,
     batch_size: int | None = None,
+    flag: str = "--optimizer",
 ) -> Any:
     """Returns the optimizer that `flags` describe.
 
@@ -82,11 +83,12 @@ def make_optimizer(
         multipliers: factors of the learning rate by path of a weight; only optimizers of kopt take them.
         examples: in an epoch; what `LBFGS` and `BGD` take the gradient of.
         batch_size: examples of a batch, but perhaps for the last one.
+        flag: the one that names the optimizer.
 
     Raises:
         UsageError: a name, option or value is wrong.
     """
-    cls = find_class(flags.optimizer)
+    cls = find_class(flags.optimizer, flag)
     options = parse_options("--opt", flags.opt)
     if flags.on_nonfinite == "skip":
         if not _is_kopt(cls):
@@ -94,7 +96,7 @@ def make_optimizer(
         options.setdefault("on_nonfinite", "skip")
     if multipliers:
         if not _is_kopt(cls):
-            raise UsageError(f"--optimizer {flags.optimizer}: only kopt's optimizers have a learning rate per weight.")
+            raise UsageError(f"{flag} {flags.optimizer}: only kopt's optimizers have a learning rate per weight.")
         options["multipliers"] = list(multipliers)
     if flags.learning_rate is not None:
         options["learning_rate"] = flags.learning_rate
@@ -111,7 +113,7 @@ def make_optimizer(
         given = {"examples", "steps_per_update", "gradient_accumulation_steps"} & options.keys()
         options |= {} if given else {"examples": examples, "batch_size": min(batch_size, examples)}
         accumulated = 1 if given else -(-examples // batch_size)
-    optimizer = _construct(cls, options)
+    optimizer = _construct(cls, options, flag)
     updates = max(1, batches // accumulated)
     warmup = _warmup_updates(flags.warmup, updates)
     if flags.lr_schedule == "constant" and flags.schedule_opt:
@@ -121,7 +123,19 @@ def make_optimizer(
     # Keras asks a schedule about batches, kopt about updates.
     unit = 1 if _is_kopt(cls) else flags.grad_accum
     peak = options.get("learning_rate", _learning_rate(optimizer))
-    return _construct(cls, options | {"learning_rate": _schedule(flags, peak, updates, warmup, unit)})
+    return _construct(cls, options | {"learning_rate": _schedule(flags, peak, updates, warmup, unit)}, flag)
+
+
+def check_name(name: str, flag: str = "--optimizer") -> frozenset[str]:
+    """Checks the name of an optimizer, without importing Keras, and returns what arguments it has.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    known = known_arguments()
+    if name.lower() not in known:
+        raise UsageError(_unknown_optimizer(name, known, flag))
+    return known[name.lower()]
 
 
 def check_names(flags: OptimizerFlags) -> None:
@@ -130,19 +144,17 @@ def check_names(flags: OptimizerFlags) -> None:
     Raises:
         UsageError: one is unknown, or parts are missing.
     """
-    known, name = known_arguments(), flags.optimizer.lower()
-    if name not in known:
-        raise UsageError(_unknown_optimizer(flags.optimizer, known))
+    known, name = check_name(flags.optimizer), flags.optimizer.lower()
     options = parse_options("--opt", flags.opt)
     for key in options:
-        if key not in known[name]:
-            raise UsageError(_unknown_option("--opt", key, options[key], known[name], flags.optimizer))
+        if key not in known:
+            raise UsageError(_unknown_option("--opt", key, options[key], known, flags.optimizer))
     parts, example = PARTS.get(name, ((), ""))
     if missing := [part for part in parts if part not in options]:
         raise UsageError(f"--optimizer {flags.optimizer}: give --opt {missing[0]}=... too, as in {example}.")
 
 
-def find_class(name: str) -> type:
+def find_class(name: str, flag: str = "--optimizer") -> type:
     """Returns the optimizer class called `name`, in kopt or else in Keras.
 
     Raises:
@@ -160,14 +172,14 @@ def find_class(name: str) -> type:
         and "learning_rate" in inspect.signature(cls).parameters
     } | kopt.registry()
     if name.lower() not in classes:
-        raise UsageError(_unknown_optimizer(name, classes))
+        raise UsageError(_unknown_optimizer(name, classes, flag))
     return classes[name.lower()]
 
 
-def _unknown_optimizer(name: str, known: Iterable[str]) -> str:
+def _unknown_optimizer(name: str, known: Iterable[str], flag: str) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=3)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"--optimizer {name}: unknown. {hint}Known: {', '.join(sorted(known))}."
+    return f"{flag} {name}: unknown. {hint}Known: {', '.join(sorted(known))}."
 
 
 def _unknown_option(flag: str, name: str, value: Any, known: Iterable[str], owner: str) -> str:
@@ -222,7 +234,7 @@ def parse_options(flag: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _construct(cls: type, options: dict[str, Any]) -> Any:
+def _construct(cls: type, options: dict[str, Any], flag: str) -> Any:
     arguments = set(inspect.signature(cls).parameters) | {"learning_rate"}
     arguments |= {name for base in cls.__mro__[1:-1] for name in inspect.signature(base).parameters}
     allowed = sorted(arguments - {"self", "args", "options", "kwargs"})
@@ -232,7 +244,7 @@ def _construct(cls: type, options: dict[str, Any]) -> Any:
     try:
         return cls(**options)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"--optimizer {cls.__name__.lower()}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{flag} {cls.__name__.lower()}: {' '.join(str(error).split())}") from error
 
 
 def _is_kopt(cls: type) -> bool:

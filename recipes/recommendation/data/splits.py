@@ -1,106 +1,23 @@
 """Interactions from files, from a package, or synthetic ones, split into a training, a validation and a test set."""
 
 import dataclasses
-import datetime
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...readers import formats, leakage
+from ...readers import leakage
 from ...readers.formats import Format
 from ...readers.records import OnBadRow
 from ...run.batches import Array
-from ...run.errors import DataError, UsageError
-from ...run.flags import (
-    Count,
-    CountOrZero,
-    Fraction,
-    OpenFraction,
-    OptionalName,
-    OptionalNumber,
-    OptionalPath,
-    optional,
-    refuse,
-)
+from ...run.errors import DataError
 from . import movielens
+from .data_flags import DataFlags, Split
 from .features import Feature, Sides, Table, move_rows, read_table
-from .interactions import Columns, Interactions, Vocabulary, in_order, read_interactions, renumber
+from .interactions import Interactions, Vocabulary, in_order, read_interactions, renumber
 from .synthetic import NOISE, synthetic_ratings
-
-Split = Literal["random", "temporal", "leave-one-out"]
-Source = Literal["auto", "movielens-100k", "synthetic"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags:
-    """The data: a file of interactions, or what --data names."""
-
-    data: Source = "auto"
-    """Without --interactions: movielens-100k (in the package recbole), synthetic, or the first that is there (auto)."""
-    interactions: OptionalPath = None
-    """CSV, TSV, JSON, JSONL or Parquet with a user and an item in each row; may be packed with gzip."""
-    user_column: str = "user"
-    """Column of the user, also in --users-file."""
-    item_column: str = "item"
-    """Column of the item, also in --items-file."""
-    label_column: OptionalName = None
-    """Column of the rating, a number; --task rating needs it."""
-    time_column: OptionalName = None
-    """Column of the time, in seconds or ISO 8601. Default: the rows are in the order of time."""
-    time_format: OptionalName = None
-    """How times are written otherwise, such as %d/%m/%Y, in the codes of Python's strptime."""
-    items_file: OptionalPath = None
-    """Features of the items: one row for each item; several values in one cell are separated by |."""
-    users_file: OptionalPath = None
-    """Features of the users, in the same form."""
-    title_column: str = "title"
-    """Column of --items-file with the title that is shown for an item; it is not used as a feature."""
-    on_bad_row: OnBadRow = "error"
-    """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
-    form: Format = dataclasses.field(default_factory=Format)
-    test_interactions: OptionalPath = None
-    """Test set with the columns of --interactions, for a split that is given."""
-    split: Annotated[Split | None, optional("{random,temporal,leave-one-out}")] = None
-    """Test set: random interactions (default for rating), the latest, or the last one of each user (default else)."""
-    test_share: OpenFraction = 0.1
-    """Share of the interactions in the test set, for random and temporal."""
-    validation_share: Fraction = 0.1
-    """Share of the rest in the validation set, split off in the same way (one of each user for leave-one-out); with 0
-    there is none."""
-    folds: CountOrZero = 0
-    """Cross-validation of ratings: as many trainings, each with another part as its test set; 0 is one training."""
-    deduplicate: bool = False
-    """Leave pairs of user and item out of the training set that are also in the validation or test set."""
-    min_interactions: Count = 1
-    """Leave out users and items with fewer interactions than this."""
-    implicit_threshold: OptionalNumber = None
-    """For retrieval and sequential, use only interactions with at least this rating. Default: use all."""
-
-    @property
-    def columns(self) -> Columns:
-        """Returns the columns of an interaction."""
-        if self.interactions is None and self.data == "movielens-100k":
-            return movielens.COLUMNS
-        return Columns(self.user_column, self.item_column, self.label_column, self.time_column)
-
-
-FOR_FILES = (
-    "test_interactions",
-    "items_file",
-    "users_file",
-    "user_column",
-    "item_column",
-    "label_column",
-    "time_column",
-    "title_column",
-    "time_format",
-    "on_bad_row",
-    "form",
-)
-"""The flags that say something about the files."""
 
 
 class Pool(NamedTuple):
@@ -127,45 +44,6 @@ class Data(NamedTuple):
     items: Table
     floor: float | None
     """The best RMSE that any model can reach, if it is known."""
-
-
-def check(flags: DataFlags) -> None:
-    """Checks the flags against each other.
-
-    Raises:
-        UsageError: one is given without another that it needs, or is malformed.
-    """
-    plain = DataFlags()
-    for flag in FOR_FILES:
-        if flags.interactions is None and getattr(flags, flag) != getattr(plain, flag):
-            raise UsageError(f"--{flag.replace('_', '-')}: give --interactions too.")
-    if flags.interactions is not None and flags.data != "auto":
-        raise UsageError(f"--data {flags.data}: leave it out, or --interactions.")
-    if flags.items_file is None and flags.title_column != plain.title_column:
-        raise UsageError("--title-column: give --items-file too.")
-    if flags.time_format is not None:
-        _check_time_format(flags.time_format)
-        if flags.time_column is None:
-            raise UsageError("--time-format: give --time-column too.")
-    formats.check(flags.form, (flags.interactions, flags.test_interactions, flags.items_file, flags.users_file))
-    ways = ("split", "test_share", "folds")
-    refuse(flags, ways, flags.test_interactions is not None and "with --test-interactions")
-    if flags.folds == 1:
-        raise UsageError("--folds 1: expected 0, for one training, or at least 2.")
-    refuse(flags, ways[:2], flags.folds and "with --folds")
-    refuse(flags, ways[1:2], flags.split == "leave-one-out" and "with --split leave-one-out")
-    if flags.implicit_threshold is not None and flags.interactions is not None and flags.label_column is None:
-        raise UsageError("--implicit-threshold: give --label-column too.")
-
-
-def _check_time_format(pattern: str) -> None:
-    moment = datetime.datetime(2001, 2, 3, 4, 5, 6)
-    try:
-        found = datetime.datetime.strptime(moment.strftime(pattern), pattern)
-    except (ValueError, re.error) as error:
-        raise UsageError(f"--time-format {pattern}: not a format of times ({error}).") from error
-    if found.year != moment.year:
-        raise UsageError(f"--time-format {pattern}: has no year. Give one such as %d/%m/%Y.")
 
 
 def default_split(rated: bool) -> Split:
@@ -236,6 +114,8 @@ def read(
             add=unrated,
             like=of_items,
         )
+        _tell_of_names(flags, flags.users_file, user_table, "item")
+        _tell_of_names(flags, flags.items_file, item_table, "user")
     else:
         if flags.data == "synthetic":
             whole, user_table, item_table = synthetic_ratings()
@@ -248,6 +128,19 @@ def read(
         whole = keep_frequent(_above(whole, flags, rated), flags.min_interactions)
     floor = NOISE if rated and flags.data == "synthetic" else None
     return Pool(whole, given, user_table, item_table, floor)
+
+
+def _tell_of_names(flags: DataFlags, path: Path | None, table: Table, other: str) -> None:
+    """Says which features are called as a column of the interactions that is something else."""
+    meanings = {column: name for name, column in flags.columns._asdict().items() if name in (other, "label", "time")}
+    for feature in table.features:
+        if path is not None and feature.name in meanings:
+            flag = f"--{meanings[feature.name]}-column"
+            print(
+                f"data: {path.name}: the column {feature.name!r} is a feature here, and among the interactions what "
+                f"{flag} says. Give it another name if it should not be learnt from.",
+                file=sys.stderr,
+            )
 
 
 def _above(whole: Interactions, flags: DataFlags, rated: bool) -> Interactions:
@@ -351,6 +244,18 @@ def read_more(flags: DataFlags, path: Path, users: Vocabulary | None, items: Voc
     """
     form, time_format = flags.form, flags.time_format
     return read_interactions(path, flags.columns, flags.on_bad_row, users, items, form=form, time_format=time_format)
+
+
+def read_test(flags: DataFlags, path: Path, rated: bool, users: Vocabulary, items: Vocabulary) -> Interactions:
+    """Returns the interactions in a file that count by the flags of a run, of its users and items alone.
+
+    Raises:
+        DataError: it cannot be read, or none counts.
+    """
+    found = _above(read_more(flags, path, users, items), flags, rated)
+    if not len(found):
+        raise DataError(f"{path.name}: no interaction has a label of at least {flags.implicit_threshold}.")
+    return found
 
 
 def read_features(

@@ -1,14 +1,19 @@
 """What is measured, and on which interactions."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rating_data import ITEMS, USERS, folder, interactions, read_metrics
+from row_files import write
 
 from recipes.recommendation.data import splits
+from recipes.recommendation.data.data_flags import DataFlags
+from recipes.recommendation.data.interactions import Vocabulary
 from recipes.recommendation.saved_run import restore
+from recipes.run.errors import DataError
 
 
 def test_splits():
@@ -25,7 +30,7 @@ def test_validation_stands_between_training_and_test(way):
     rng = np.random.default_rng(0)
     whole = interactions(rng.integers(1, 9, 200), rng.integers(1, 20, 200), rng.normal(size=200), np.arange(200))
     source = splits.Pool(whole, None, None, None, None)
-    data = splits.split(source, splits.DataFlags(split=way, test_share=0.2, validation_share=0.25), True, 3)
+    data = splits.split(source, DataFlags(split=way, test_share=0.2, validation_share=0.25), True, 3)
     times = [set(part.time) for part in (data.train, data.validation, data.test)]
     assert len(set.union(*times)) == sum(map(len, times)) == 200 and set(data.known.time) == times[0] | times[1]
     assert [len(part) for part in times] == ([184, 8, 8] if way == "leave-one-out" else [120, 40, 40])
@@ -35,14 +40,14 @@ def test_validation_stands_between_training_and_test(way):
         for user in range(1, 9):
             last = [part.time[part.user == user].max() for part in (data.train, data.validation, data.test)]
             assert last == sorted(last)
-    without = splits.split(source, splits.DataFlags(split=way, validation_share=0.0), True, 3)
+    without = splits.split(source, DataFlags(split=way, validation_share=0.0), True, 3)
     assert without.validation is None and len(without.known) == len(without.train)
 
 
 def test_every_interaction_is_tested_in_one_fold():
     whole = interactions([1] * 10, range(1, 11), range(10), range(10))
     source = splits.Pool(whole, None, None, None, None)
-    tests = [splits.split(source, splits.DataFlags(folds=5), True, 0, fold).test.time.tolist() for fold in range(5)]
+    tests = [splits.split(source, DataFlags(folds=5), True, 0, fold).test.time.tolist() for fold in range(5)]
     assert sorted(i for part in tests for i in part) == list(range(10)) and all(len(part) == 2 for part in tests)
 
 
@@ -104,3 +109,21 @@ def test_a_given_split(call, files, quick):
     code, out, err = call("evaluate", "--model", str(folder("run")))
     assert json.loads(out)["examples_learnt_from"] == 0
     assert call(*flags.split(), "--overwrite", "--split", "random")[0] == 2
+
+
+def test_the_threshold_counts_in_every_file():
+    users, items = Vocabulary("ab"), Vocabulary("xy")
+    path = write("new.csv", "user,item,r\na,x,5\nb,x,1\nb,y,4\n")
+    flags = DataFlags(label_column="r", interactions=path, implicit_threshold=4)
+    assert splits.read_test(flags, path, False, users, items).item.tolist() == [1, 2]
+    assert len(splits.read_test(flags, path, True, users, items)) == 3
+    with pytest.raises(DataError, match=r"new\.csv: no interaction has a label of at least 6"):
+        splits.read_test(dataclasses.replace(flags, implicit_threshold=6), path, False, users, items)
+
+
+def test_a_feature_that_is_called_as_a_label_is_named(capsys):
+    path, films = write("new.csv", "user,item,r\na,x,5\nb,y,4\n"), write("films.csv", "item,r,user\nx,1,a\ny,2,b\n")
+    splits.read(DataFlags(label_column="r", interactions=path, items_file=films, title_column="item"), True)
+    err = capsys.readouterr().err
+    assert "films.csv: the column 'r' is a feature here, and among the interactions what --label-column says" in err
+    assert "films.csv: the column 'user' is a feature here, and among the interactions what --user-column says" in err
