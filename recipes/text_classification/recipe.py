@@ -148,7 +148,7 @@ def train_in(run: Run, flags: Train) -> int:
     data = load(flags)
     tokenizer, classes = language_model.Tokenizer(pretrained), len(data.names)
     training, validation = make_batches(flags, data, tokenizer)
-    sizes = {"examples": len(data.train), "batch_size": flags.batch_size}
+    sizes: dict[str, Any] = {"examples": len(data.train), "batch_size": flags.batch_size}
     optimizer = make_optimizer(optim, run.count_steps(training), multipliers, **sizes)
     model = build(flags, pretrained, data.names)
     trained, everything = methods.count_parameters(model)
