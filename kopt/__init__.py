@@ -100,6 +100,7 @@ from kopt.optimizers import Tiger as Tiger
 from kopt.optimizers import UpdateFloor as UpdateFloor
 from kopt.optimizers import Yogi as Yogi
 from kopt.optimizers import state_bytes as state_bytes
+from kopt.optimizers.full_batch import LBFGSB as LBFGSB
 from kopt.optimizers.full_batch import LevenbergMarquardt as LevenbergMarquardt
 from kopt.optimizers.full_batch import Result as Result
 from kopt.optimizers.full_batch import minimize as minimize
@@ -128,6 +129,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LBFGS",
+    "LBFGSB",
     "MADGRAD",
     "MARS",
     "NAG",

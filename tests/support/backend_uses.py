@@ -195,6 +195,18 @@ def minimized_function():
     return numbers([x])
 
 
+def minimized_within_bounds():
+    x = keras.Variable(np.array([-1.2, 1.0]), dtype="float32")
+
+    def banana():
+        return 100.0 * ops.square(x[1] - ops.square(x[0])) + ops.square(1.0 - x[0])
+
+    optimizer = kopt.LBFGSB(lower=-2.0, upper=[np.array([0.8, 2.0])])
+    result = kopt.minimize(banana, variables=[x], optimizer=optimizer, tolerance=1e-3)
+    assert result.converged, result
+    return numbers([x])
+
+
 def fitted_squares():
     model = network(None)
     squares = kopt.LevenbergMarquardt(products=8)
@@ -245,6 +257,9 @@ USES = {
     "a loop of one's own, kopt.LossScaleOptimizer": Case(lambda: looped(OPTIONS["kopt.LossScaleOptimizer"])),
     "minimize, a model": Case(minimized_model, bound=1e-5, remark="line searches make small differences grow"),
     "minimize, a function": Case(minimized_function, bound=1e-4, remark="each within the tolerance, 1e-3"),
+    "minimize, a function within bounds": Case(
+        minimized_within_bounds, bound=1e-4, remark="each within the tolerance, 1e-3"
+    ),
     "minimize, least squares": Case(fitted_squares, bound=1e-5, remark="the loss after five steps"),
     "SAM": Case(sharpened, refused=("jax", "torch")),
 }

@@ -11,6 +11,7 @@ from keras import ops
 from kopt.declare import Count, NonNegative, checked
 from kopt.declare.registry import get
 from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.full_batch.lbfgsb import LBFGSB
 from kopt.optimizers.full_batch.levenberg_marquardt import LevenbergMarquardt
 from kopt.optimizers.full_batch.residuals import Residuals, residuals_of
 from kopt.optimizers.full_batch.result import Result
@@ -44,7 +45,8 @@ def minimize(
             weights.
         loss: loss of the model, as in `compile`; None for what it was compiled with. `LevenbergMarquardt` takes
             "mse".
-        optimizer: a kopt optimizer that has made no step yet, or its name; or a `LevenbergMarquardt`.
+        optimizer: a kopt optimizer that has made no step yet, or its name; or a `LevenbergMarquardt`, or an
+            `LBFGSB` for variables within bounds.
         tolerance: ≥ 0; the run ends when no element of the gradient is larger.
         max_evaluations: ≥ 1; the run ends after so many evaluations.
         batch_size: ≥ 1; examples to evaluate at a time, where all do not fit. Loss and gradient are those of all.
@@ -59,7 +61,7 @@ def minimize(
     """
     optimizer = get(optimizer) if isinstance(optimizer, str) else optimizer
     squares = isinstance(optimizer, LevenbergMarquardt)
-    if not squares:
+    if not isinstance(optimizer, LevenbergMarquardt | LBFGSB):
         _check_optimizer(optimizer)
     if isinstance(target, keras.Model):
         if variables is not None:
@@ -83,7 +85,8 @@ def minimize(
     if squares:
         products = backend.products(function, list(variables), state, compiled)
         return optimizer.minimize(Residuals(products, list(variables), batches), tolerance, max_evaluations)
-    optimizer.build(list(variables))
+    if not isinstance(optimizer, LBFGSB):
+        optimizer.build(list(variables))
     differentiate = backend.differentiated(function, list(variables), state, compiled)
 
     def evaluate() -> tuple[Any, list[Any]]:
@@ -94,6 +97,8 @@ def minimize(
             gradients = [a + share * g for a, g in zip(gradients, parts, strict=True)]
         return loss, gradients
 
+    if isinstance(optimizer, LBFGSB):
+        return optimizer.minimize(evaluate, list(variables), tolerance, max_evaluations)
     return _run(optimizer, list(variables), evaluate, tolerance, max_evaluations)
 
 
