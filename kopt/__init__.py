@@ -110,6 +110,8 @@ from kopt.training import SWA as SWA
 from kopt.training import AveragedWeights as AveragedWeights
 from kopt.training import TailAverage as TailAverage
 from kopt.training.curvature import Curvature as Curvature
+from kopt.training.memory_report import MemoryReport as MemoryReport
+from kopt.training.memory_report import memory_report as memory_report
 from kopt.training.sam import ASAM as ASAM
 from kopt.training.sam import SAM as SAM
 from kopt.training.sam import LookSAM as LookSAM
@@ -184,6 +186,7 @@ __all__ = [
     "Lookahead",
     "LossScaleOptimizer",
     "Mechanic",
+    "MemoryReport",
     "Momentum",
     "Muon",
     "Nadam",
@@ -224,6 +227,7 @@ __all__ = [
     "declare",
     "get",
     "layerwise_decay",
+    "memory_report",
     "minimize",
     "peft",
     "registry",

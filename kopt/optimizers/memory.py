@@ -8,10 +8,14 @@ import keras
 import numpy as np
 
 from kopt.optimizers.engine.contract import Options, Rule
+from kopt.optimizers.engine.setup import PART
 from kopt.optimizers.engine.state.codecs import codec
 from kopt.optimizers.engine.state.layout import Layout, layouts
 from kopt.optimizers.engine.state.start import path_of
 from kopt.optimizers.optimizer import Optimizer
+
+WORK = 3
+"""Arrays as large as what is moved together, for a rule that looks at a whole weight; found with LAMB and Adafactor."""
 
 
 def state_bytes(optimizer: Optimizer, weights: Any = None) -> int:
@@ -47,6 +51,29 @@ def state_bytes(optimizer: Optimizer, weights: Any = None) -> int:
         + _around(layout, rules[optimizer.key_of(layout.path)], options, is_short)
         for layout, is_short in zip(known, short, strict=True)
     )
+
+
+def update_bytes(optimizer: Optimizer, model: keras.Model) -> int:
+    """Returns about what an update of a model needs for a while, beside weights, gradients and state.
+
+    Weights are moved in parts. While one is moved, its new slots stand beside the old ones. A rule that looks at a
+    whole weight makes the gradient of an embedding dense, and needs `WORK` arrays of the size of the part: its sums are
+    products on a CPU, so that squares and the like are written out.
+
+    Args:
+        optimizer: one of kopt. It may be built, and makes nothing here.
+        model: built.
+    """
+    variables, rules = model.trainable_variables, optimizer.rules_by_key()
+    known = layouts(variables, [path_of(v) for v in variables])
+    sizes = [_size(layout, "float32") for layout in known]
+    if not sum(sizes):
+        return 0
+    part = max(PART, *sizes)
+    whole = [layout for layout in known if not rules[optimizer.key_of(layout.path)].is_row_wise(layout)]
+    work = WORK * min(part, sum(_size(layout, "float32") for layout in whole))
+    dense = sum(_size(layout, "float32") for layout in whole if layout.is_table)
+    return int(min(1.0, part / sum(sizes)) * state_bytes(optimizer, model)) + work + dense
 
 
 def _of_slots(layout: Layout, rule: Rule, options: Options) -> int:
