@@ -141,7 +141,7 @@ def train_in(run: Run, flags: Train) -> int:
         | {"train_examples": len(seen), "validation_examples": 0 if held is None else len(held)}
         | {"test_examples": len(data.test), "refit_epochs": None if again is None else best},
     )
-    run.tracking.vectors(*training.popular_items(saved))
+    run.tracking.vectors(*training.popular_items(saved, data.items))
     return run.finish(metrics, card(run.command, metrics), summary(metrics))
 
 

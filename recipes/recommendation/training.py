@@ -15,7 +15,7 @@ from ..run.errors import DataError, UsageError
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from . import growth, ranking
 from .batches import batches, windows
-from .data.features import Feature, Sides
+from .data.features import Feature, Sides, Table
 from .data.interactions import Interactions, Vocabulary, in_order
 from .data.splits import Data
 from .flags import Train
@@ -249,8 +249,24 @@ def measure(flags: Train, saved: Saved, test: Interactions, train: Interactions 
     return {f"test_{k}": v for k, v in found.items()} | {f"baseline_{k}": v for k, v in plain.items()}
 
 
-def popular_items(saved: Saved) -> tuple[Array, list[str]]:
-    """Returns the vectors [n, dim] of the most popular items, and their titles."""
+def popular_items(saved: Saved, table: Table) -> tuple[Array, dict[str, list[Any]]]:
+    """Returns the vectors [n, dim] of the most popular items, and what is known of them by the name of a column.
+
+    Args:
+        saved: the model.
+        table: features that the model may not read.
+    """
     items, model = np.argsort(-saved.popularity[1:], kind="stable")[:10_000] + 1, saved.model
     vectors = model.candidates(items)[:, : model.dim] if model.by_product else model.items(items)[0]
-    return keras.ops.convert_to_numpy(vectors), [saved.titles[i] for i in items]
+    columns: dict[str, list[Any]] = {
+        "title": [saved.titles[i] for i in items],
+        "popularity": saved.popularity[items].astype(int).tolist(),
+    }
+    features = [(f, np.asarray(v)) for f, v in zip(saved.features[1], model.items.values, strict=True)]
+    for feature, values in features or [(f, f.values) for f in table.features]:
+        texts = [[feature.keys[number - 1] for number in values[i] if number] for i in items]
+        name = f"{feature.name} (feature)" if feature.name in columns else feature.name
+        columns[name] = [row[0] if row else "" for row in texts]  # the projector has colours for few values
+        if values.shape[1] > 1:
+            columns[f"{name}, all"] = [", ".join(row) for row in texts]
+    return keras.ops.convert_to_numpy(vectors), columns

@@ -119,15 +119,21 @@ class Tracking:
             curves = wandb.plot.pr_curve(y, probabilities, list(names), classes_to_plot=shown)
             self._wandb.log({"pr_curve": curves}, step=self._step)
 
-    def vectors(self, vectors: Array, labels: Sequence[str]) -> None:
-        """Shows vectors [n, dim] with a label for each, in the projector of TensorBoard."""
+    def vectors(self, vectors: Array, columns: Mapping[str, Sequence[object]]) -> None:
+        """Shows vectors [n, dim] in the projector of TensorBoard, which labels and colours them by columns.
+
+        Args:
+            vectors: the points.
+            columns: at least two, with a value for each vector; the first one is the label.
+        """
         if self.log_dir is None:
             return
         from tensorboard.plugins import projector
 
         folder = Path(self.log_dir)
         np.savetxt(folder / "embeddings.tsv", vectors, "%.5g", delimiter="\t")
-        lines = "".join(" ".join(label.split()) + "\n" for label in labels)
+        rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+        lines = "".join("\t".join(" ".join(str(cell).split()) for cell in row) + "\n" for row in rows)
         (folder / "labels.tsv").write_text(lines, encoding="utf-8")
         config = projector.ProjectorConfig()
         config.embeddings.add(tensor_name="items", tensor_path="embeddings.tsv", metadata_path="labels.tsv")

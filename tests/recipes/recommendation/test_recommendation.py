@@ -1,5 +1,6 @@
 """The recipe `recommendation` as a user calls it, and what it is made of."""
 
+import csv
 import json
 
 import keras
@@ -41,8 +42,10 @@ def test_train_evaluate_predict(train, call, task, model):
     }
     events = EventAccumulator(str(folder("run") / "logs")).Reload()
     assert {"Loss/train", f"Metrics/validation_{names[0]}", f"test/{names[0]}"} <= set(events.Tags()["scalars"])
-    labels = (folder("run") / "logs" / "labels.tsv").read_text().splitlines()
-    assert sorted(labels) == sorted(f"Film {i}" for i in range(1, ITEMS + 1))
+    with (folder("run") / "logs" / "labels.tsv").open(newline="") as file:
+        labels = {row["title"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert labels.keys() == {f"Film {i}" for i in range(1, ITEMS + 1)}
+    assert len(np.loadtxt(folder("run") / "logs" / "embeddings.tsv")) == ITEMS
 
     code, out, _ = call("evaluate", "--model", str(folder("run")))
     again = json.loads(out)
@@ -57,6 +60,15 @@ def test_train_evaluate_predict(train, call, task, model):
     scores = [float(row[3]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     _, saved = restore(folder("run"))
+    for title, row in labels.items():
+        genres = "Drama, War" if int(title.removeprefix("Film ")) % 2 else "Comedy"
+        count = saved.popularity[saved.items.find(title.removeprefix("Film "))]
+        assert row == {
+            "title": title,
+            "popularity": f"{count:.0f}",
+            "genres": genres.split(",")[0],
+            "genres, all": genres,
+        }
     seen = saved.train.item[saved.train.user == saved.users.find("u3")]
     assert not {row[1] for row in rows} & {saved.items.keys[i - 1] for i in seen}
 
