@@ -54,7 +54,7 @@ def card(command: str, metrics: Mapping[str, Any]) -> str:
 
     {program("recommendation")} predict --model RUN --user ID --k 10 --exclude-seen
 
-`vocabulary.json` holds the ids of the numbers in `model.keras`, `interactions.npz` the interactions of the
+`vocabulary.json` holds the ids and features of the numbers in `model.keras`, `interactions.npz` the interactions of the
 training, `config.yaml` the settings. `import {PACKAGE}.recommendation.models` before loading the model with Keras.
 """
 

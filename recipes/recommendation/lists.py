@@ -94,6 +94,10 @@ class Lists:
     def __init__(self, saved: Saved, flags: Train, k: int, exclude_seen: bool) -> None:
         self.saved, self.scorer, self.k, self.exclude_seen = saved, Scorer(saved, flags), k, exclude_seen
         self._seen, self._begin = by_user(saved.train)
+        # Of an item without interactions a model that reads no features knows nothing.
+        self.listed = (saved.popularity > 0) | bool(saved.features[1])
+        """Mask [items] of those that may be in a list."""
+        self.listed[0] = False
         self._stored = [np.asarray(values) for values in saved.model.users.values] if saved.features[0] else []
 
     def bases(self) -> list[Basis]:
@@ -128,7 +132,7 @@ class Lists:
         if described.any():
             chosen = [values[row] for row in np.flatnonzero(described)]
             scores[described] = self.scorer.by_features([_pad(column) for column in zip(*chosen, strict=True)])
-        scores[:, 0] = -np.inf
+        scores[:, ~self.listed] = -np.inf
         for row, (user, number) in enumerate(zip(asked, numbers, strict=True)):
             if self.exclude_seen and number:
                 scores[row, self.seen(number)] = -np.inf

@@ -72,7 +72,9 @@ class Saved:
             users, items, titles = Vocabulary(ids["users"]), Vocabulary(ids["items"]), ids["titles"]
             of_users, of_items = ([_feature(**each) for each in side] for side in ids["features"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder}: vocabulary.json does not hold users, items, titles and features.") from error
+            raise DataError(
+                f"{folder}: vocabulary.json does not hold users, items, titles and features. Train again."
+            ) from error
         train = Interactions(users, items, user, item, None, None, str(folder))
         return cls(load_model(folder), users, items, titles, (of_users, of_items), train)
 

@@ -119,6 +119,7 @@ class Server(tf.Module):
         self.items = tf.Variable(["", *saved.items.keys])
         self.titles = tf.Variable(saved.titles)
         self.popularity = tf.Variable(saved.popularity)
+        self.listed = tf.Variable(lists.listed)
         self.queries = tf.Variable(np.insert(queries, 0, 0, 0))
         self.candidates = tf.Variable(candidates.T if saved.model.by_product else candidates[:, :0])
         seen = [lists.seen(user) if lists.exclude_seen else np.zeros(0, np.int32) for user in users]
@@ -186,7 +187,7 @@ class Server(tf.Module):
         return scores if self._scale is None else tf.clip_by_value(scores, *self._scale)
 
     def _best(self, scores: Any) -> dict[str, Any]:
-        found, places = tf.math.top_k(scores[:, 1:], self.k)
+        found, places = tf.math.top_k(tf.where(self.listed, scores, -np.inf)[:, 1:], self.k)
         left = tf.math.is_finite(found)
         items = tf.where(left, places + 1, 0)
         score = tf.where(left, found, 0)

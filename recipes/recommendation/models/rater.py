@@ -47,12 +47,14 @@ class Rater(Recommender):
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns the ratings [n] of pairs: "user" and "item", each [n]."""
         item = inputs["item"]
-        known = self.mean + self.bias(inputs)[:, 0] + self.item_bias(item)[:, 0]
+        mean, user, item_bias = (ops.cast(x, "float32") for x in (self.mean, self.bias(inputs), self.item_bias(item)))
+        known = mean + user[:, 0] + item_bias[:, 0]
         u, v = self.parts(inputs), self.items(item)
         self.penalize(u + v, training)
         if self.by_product:
             p, q = (self.combine(tower, x, training) for tower, x in zip(self.towers, (u, v), strict=True))
-            return self.limit(known + ops.sum(self.drop(p, training=training) * q, -1), training)
+            product = ops.sum(ops.cast(self.drop(p, training=training) * q, "float32"), -1)
+            return self.limit(known + product, training)
         first = x = ops.concatenate(u + v, -1)
         for cross in self.crosses:
             x = cross(first, x)
@@ -60,11 +62,12 @@ class Rater(Recommender):
             x = ops.concatenate([x, self.dots(u + v)], -1)
         for layer in self.top:
             x = layer(self.drop(x, training=training))
-        return self.limit(known + x[:, 0], training)
+        return self.limit(known + ops.cast(x[:, 0], "float32"), training)
 
     def bias(self, inputs: Mapping[str, Any]) -> Any:
         """Returns the biases [n, 1] of users: "bias" where it is given, else that of "user"."""
-        return inputs["bias"] if "bias" in inputs else self.user_bias(inputs["user"])
+        given = inputs.get("bias")
+        return self.user_bias(inputs["user"]) if given is None else ops.cast(given, self.compute_dtype)
 
     def queries(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns the vectors [n, dim + 2] of users, in float32."""
@@ -86,5 +89,4 @@ class Rater(Recommender):
 
     def limit(self, ratings: Any, training: bool | None) -> Any:
         """Returns ratings within the scale; in training as they are, so that their gradients do not vanish."""
-        ratings = ops.cast(ratings, "float32")
         return ratings if training or self.scale is None else ops.clip(ratings, *self.scale)

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from rating_data import folder, make_model
@@ -78,6 +79,13 @@ def test_users_of_a_file_and_what_lists_are_from():
     assert [user.key for user in asked] == ["3", "1"]
 
 
+def test_items_of_which_nothing_is_known_are_not_listed():
+    for kind, hidden, expected in (("mf", 0, {1, 2, 3}), ("two-tower", 3, {1, 2, 3, 4, 5})):
+        saved, flags = make_model(kind, hidden)
+        (found,) = lists.Lists(saved, flags, 9, False).make([lists.Asked("1", [])])
+        assert set(found.items) == expected
+
+
 def test_few_users_are_held_at_a_time(monkeypatch):
     saved, flags = make_model("mf", hidden=0)
     every, read = lists.Lists(saved, flags, 2, False), []
@@ -144,6 +152,22 @@ def test_files_of_lists(capsys):
 def test_usage_errors_of_predict(call, flags, message):
     code, _, err = call("predict", "--model", "nowhere", *flags.split())
     assert code == 2 and message in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, task", [("two-tower", "rating"), ("dcn", "rating"), ("two-tower", "retrieval")])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(kind, task, precision):
+    keras.config.set_dtype_policy(precision)
+    saved, flags = make_model(kind, task=task)
+    if task == "rating":
+        saved.model.compile("sgd", "mse")
+        pairs = dict.fromkeys(("user", "item"), np.ones(2, np.int32))
+        assert np.isfinite(saved.model.train_on_batch(pairs, np.ones(2)))
+    asked = [lists.Asked("1", []), lists.Asked("new", [[1], [2]])]
+    found = list(lists.Lists(saved, flags, 3, False).make(asked))
+    assert [one.basis for one in found] == ["history", "features"]
+    assert all(np.isfinite(one.scores).all() and len(one.items) == 3 for one in found)
 
 
 @pytest.mark.slow
