@@ -157,3 +157,14 @@ def test_wrappers_and_routes_know_the_layers():
         optimizer.build(model.trainable_variables)
         found = {p.path: p.slots["v"]["value"].shape for p in optimizer.setup.parameters}
         assert found["attention/query/kernel"] == () and found["head/kernel"] == (8, 3)
+
+
+@pytest.mark.parametrize("name", ["Muon", "SOAP", "Shampoo"])
+def test_rows_of_embeddings_beside_matrices_are_lazy(name):
+    embedding = keras.layers.Embedding(9, 4, name="table")
+    model = keras.Sequential([keras.Input((2,)), embedding, keras.layers.Dense(3), keras.layers.Dense(1)])
+    model.compile(getattr(kopt, name)(0.1), "mse")
+    before = embedding.embeddings.numpy()
+    model.fit(np.array([[1, 4], [4, 7]]), np.ones((2, 2)), epochs=2, verbose=0)
+    moved = np.abs(embedding.embeddings.numpy() - before).max(1) > 0
+    assert moved.tolist() == [False, True, False, False, True, False, False, True, False]

@@ -36,11 +36,11 @@ class TwoSided(ByMatrix, abstract=True):
     block: Count = 256
 
     def square(self, side: int) -> Slot:
-        """Returns the slot of a square matrix for a side of each block; a number where there is none."""
+        """Returns the slot of a square matrix for a side of each block; nothing where there is none."""
 
         def shape(layout: Layout) -> tuple[int, ...]:
             if not self.takes(layout):
-                return ()
+                return (*(layout[:1] or (1,)), 0)  # nothing to remember, whichever rows are asked for
             blocks = Blocks.of(layout, self.block)
             return (blocks.count, blocks.sides[side], blocks.sides[side]) if self.has_side(blocks, side) else ()
 
