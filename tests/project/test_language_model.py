@@ -1,0 +1,96 @@
+"""The bench of language models: runs are resumed, the best trial gets the seeds, the page is made from files."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import language_model as bench
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    for name, value in {"WIDTH": 8, "HEADS": 2, "LAYERS": 1, "CONTEXT": 8, "BATCH": 2, "HELD_OUT": 4}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "runs")
+    monkeypatch.setattr(bench, "PICTURE", tmp_path / "curves.png")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    bench.PAGE.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    return tmp_path
+
+
+def test_steps_to_a_loss_are_between_two_evaluations():
+    losses = [(0, 5.0), (10, 3.0), (20, 2.0), (30, 2.5)]
+    assert bench.steps_to(2.5, losses) == 15
+    assert bench.steps_to(2.0, losses) == 20
+    assert bench.steps_to(1.9, losses) == math.inf
+    assert bench.steps_to(2.5, [(0, math.nan), (10, math.nan)]) == math.inf
+
+
+def test_trials_cover_the_space_evenly():
+    places = np.array([bench.quantiles(i) for i in range(bench.TRIALS)])
+    for column in (places * bench.TRIALS).astype(int).T:
+        assert sorted(column) == list(range(bench.TRIALS))
+    row = bench.ROWS["AdamW"]
+    rates, decays = zip(*(bench.setting(row, i) for i in range(bench.TRIALS)), strict=True)
+    assert row.low <= min(rates) < 2 * row.low and row.high / 3 < max(rates) < row.high
+    assert min(decays) > bench.LOW and max(decays) < bench.HIGH
+
+
+def test_a_lead_is_tested_on_one_side():
+    fast, slow = [200.0, 210.0, 190.0], [300.0, 310.0, 290.0]
+    assert bench.p_value(fast, slow) < 1e-6 and bench.p_value(slow, fast) > 1 - 1e-6
+    assert bench.p_value(slow, slow) == 0.5
+
+
+def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
+    runs = []
+
+    def train(row, rate, decay, seed, known, steps=bench.STEPS):
+        runs.append((rate, seed))
+        speed = 1 + rate + seed / 100  # the largest rate is the fastest
+        losses = [(t, 5.0 - t / 100 * speed) for t in range(0, 401, 10)]
+        return {"losses": losses, "milliseconds": 50.0, "bytes": 8.0, "parameters": 10}
+
+    monkeypatch.setattr(bench, "train", train)
+    bench.main(["--rows", "AdamW", "Muon", "--trials", "2", "--seeds", "0"])
+    assert len(runs) == 4 and {seed for _, seed in runs} == {0}
+    bench.main(["--rows", "AdamW", "Muon", "--trials", "6", "--seeds", "3", "--write"])
+    assert len(runs) == 2 * (6 + 3)
+    assert {rate for rate, seed in runs if seed} == {max(rate for rate, _ in runs)}
+    bench.main(["--rows", "AdamW", "Muon", "--seeds", "3"])
+    assert len(runs) == 18
+    path = bench.file_of("Muon", "seed", 2)
+    run = json.loads(path.read_text())
+    assert (run["seed"], run["row"]) == (2, "Muon")
+    path.write_text(json.dumps(run | {"protocol": "another"}))
+    bench.main(["--rows", "Muon", "--seeds", "3"])
+    assert len(runs) == 19
+    page = bench.PAGE.read_text()
+    assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
+    assert page.count("| 3 | 259 | 2.5 | 1.00 |") == 2
+    assert bench.PICTURE.read_bytes()[:4] == b"\x89PNG"
+    assert "AdamW + Hyperball" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", bench.ROWS)
+def test_every_row_learns(row, small):
+    known = bench.text()[:20_000]
+    found = bench.train(bench.ROWS[row], *bench.setting(bench.ROWS[row], 1), 1, known, steps=20)
+    first, *_, last = [loss for _, loss in found["losses"]]
+    assert [t for t, _ in found["losses"]] == [0, 10, 20]
+    assert last < first < np.log(256) + 0.5
+    assert found["milliseconds"] > 0 and found["bytes"] >= 0
+
+
+def test_the_model_sees_no_byte_ahead(small):
+    model = bench.model()
+    text = np.zeros((1, bench.CONTEXT), "int32")
+    other = text.copy()
+    other[0, 5:] = 7
+    here, there = (keras.ops.convert_to_numpy(model(x)) for x in (text, other))
+    np.testing.assert_array_equal(here[0, :5], there[0, :5])
+    assert np.abs(here[0, 5:] - there[0, 5:]).max() > 1e-4
