@@ -17,6 +17,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(bench, "PICTURE", tmp_path / "curves.png")
     monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(bench, "text", lambda: np.arange(20_000).astype("uint8"))
     bench.PAGE.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     return tmp_path
 
@@ -46,7 +47,7 @@ def test_a_lead_is_tested_on_one_side():
 
 
 def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
-    runs = []
+    runs, drawn = [], []
 
     def train(row, rate, decay, seed, known, steps=bench.STEPS):
         runs.append((rate, seed))
@@ -55,6 +56,7 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
         return {"losses": losses, "milliseconds": 50.0, "bytes": 8.0, "parameters": 10}
 
     monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "draw", drawn.append)
     bench.main(["--rows", "AdamW", "Muon", "--trials", "2", "--seeds", "0"])
     assert len(runs) == 4 and {seed for _, seed in runs} == {0}
     bench.main(["--rows", "AdamW", "Muon", "--trials", "6", "--seeds", "3", "--write"])
@@ -70,16 +72,26 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
     assert len(runs) == 19
     page = bench.PAGE.read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
-    assert page.count("| 3 | 259 | 2.5 | 1.00 |") == 2
+    assert page.count("| 3 | 264 | 2.6 | 1.00 |") == 2
+    assert "AdamW + Hyperball" not in page and "(curves.png)" in page
+    assert len(drawn) == 1
+
+
+@pytest.mark.slow
+def test_curves_are_drawn_of_seeds_or_else_of_the_best_trial(small):
+    bench.FOLDER.mkdir()
+    for row, kind, numbers in (("AdamW", "seed", (1, 2)), ("Lion", "trial", (0, 1))):
+        for i in numbers:
+            run = {"protocol": "p", "trial": 0, "losses": [(0, 5.0), (10, 3.0 - i)]}
+            bench.file_of(row, kind, i).write_text(json.dumps(run))
+    bench.draw("p")
     assert bench.PICTURE.read_bytes()[:4] == b"\x89PNG"
-    assert "AdamW + Hyperball" not in page
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", bench.ROWS)
 def test_every_row_learns(row, small):
-    known = bench.text()[:20_000]
-    found = bench.train(bench.ROWS[row], *bench.setting(bench.ROWS[row], 1), 1, known, steps=20)
+    found = bench.train(bench.ROWS[row], *bench.setting(bench.ROWS[row], 1), 1, bench.text(), steps=20)
     first, *_, last = [loss for _, loss in found["losses"]]
     assert [t for t, _ in found["losses"]] == [0, 10, 20]
     assert last < first < np.log(256) + 0.5
