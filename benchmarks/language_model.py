@@ -148,6 +148,7 @@ def setting(row: Row, trial: int) -> tuple[float, float]:
 
 def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, steps: int = STEPS) -> dict[str, Any]:
     """Trains once; returns the losses on what is held out, the milliseconds of a step, and what the state takes."""
+    keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     learnt, held_out = parts(known)
     schedule = kopt.schedules.WarmupStableDecay(rate, steps=10 * STEPS, warmup=WARMUP, decay=1)
@@ -254,7 +255,6 @@ def run_all(rows: list[str], trials: int, seeds: int) -> None:
             run = {"protocol": of, "row": row, "trial": trial, "rate": rate, "decay": decay, "seed": seed, **found}
             with atomic_files.atomic_file(path) as part:
                 part.write_text(json.dumps(run) + "\n", encoding="utf-8")
-            keras.backend.clear_session()
             print(
                 f"{path.stem}: rate {rate:.2g}, decay {decay:.2g}, {steps_to(TARGET, found['losses']):.0f} steps to "
                 f"{TARGET}, last loss {found['losses'][-1][1]:.3f}, {found['milliseconds']:.0f} ms a step, "

@@ -14,6 +14,7 @@ from benchmarks import language_model as bench
 def small(tmp_path, monkeypatch):
     for name, value in {"WIDTH": 8, "HEADS": 2, "LAYERS": 1, "CONTEXT": 8, "BATCH": 2, "HELD_OUT": 4}.items():
         monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench, "TARGET", 2.25)
     monkeypatch.setattr(bench, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(bench, "PICTURE", tmp_path / "curves.png")
     monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
@@ -72,7 +73,7 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
     assert len(runs) == 19
     page = bench.PAGE.read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
-    assert page.count("| 3 | 264 | 2.6 | 1.00 |") == 2
+    assert page.count("| 3 | 264 | 2.5 | 1.00 |") == 2
     assert "AdamW + Hyperball" not in page and "(curves.png)" in page
     assert len(drawn) == 1
 
