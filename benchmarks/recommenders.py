@@ -3,9 +3,10 @@
     pip install scikit-surprise implicit
     python -m benchmarks.recommenders --interactions ratings.csv --user-column userId --item-column movieId \
         --label-column rating --time-column timestamp [--seeds 0 1 2 3 4]
+    python -m benchmarks.recommenders --data movielens-100k --seeds
 
 Prints the RMSE of SVD on the random split of each seed, and the ranks of ALS on the leave-one-out split, measured as
-the recipe measures its own, beside the baselines.
+the recipe measures its own, beside the baselines: on the validation set, trained without it, and on the test set.
 """
 
 import argparse
@@ -50,10 +51,11 @@ def als(data, ks, seed, **options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interactions", type=Path, required=True)
+    parser.add_argument("--interactions", type=Path)
+    parser.add_argument("--data")
     for name in ("user", "item", "label", "time"):
         parser.add_argument(f"--{name}-column")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     flags = parser.parse_args()
     given = {k: v for k, v in vars(flags).items() if v is not None and k != "seeds"}
     pairs = DataFlags(**given)
@@ -64,13 +66,16 @@ def main():
         plain = ranking.rating_errors(mean + user[data.test.user] + item[data.test.item], data.test.label)["rmse"]
         found.append(svd(data, seed))
         print(f"seed {seed}: SVD rmse {found[-1]:.4f}, biases {plain:.4f}", flush=True)
-    print(f"SVD rmse, mean of {len(found)}: {statistics.mean(found):.4f}")
+    if found:
+        print(f"SVD rmse, mean of {len(found)}: {statistics.mean(found):.4f}")
     data = splits.load(pairs, False, 0)
     print("popularity", ranking.rank(ranking.score_by_popularity(data.known), data.test, data.known, (10,)))
     for factors in (32, 64, 100):
         for regularization in (0.01, 0.1):
             options = {"factors": factors, "regularization": regularization}
-            print("ALS", options, als(data, (10,), 0, **options), flush=True)
+            before = data._replace(known=data.train, test=data.validation)
+            held = als(before, (10,), 0, **options)["ndcg_at_10"]
+            print("ALS", options, f"validation {held:.4f}, test", als(data, (10,), 0, **options), flush=True)
 
 
 if __name__ == "__main__":
