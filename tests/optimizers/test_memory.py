@@ -41,7 +41,8 @@ def test_bytes_a_parameter(optimizer, shape, most):
 
 def test_as_much_as_there_is():
     model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(32), keras.layers.Dense(3)])
-    for optimizer in (kopt.Adam(use_ema=True, gradient_accumulation_steps=2), kopt.Muon(state_dtype="int8")):
+    given = (kopt.Adam(use_ema=True, gradient_accumulation_steps=2), kopt.Muon(state_dtype="int8"), kopt.Adafactor())
+    for optimizer in (*given, kopt.AdamMini(state_dtype="bfloat16"), kopt.GaLore(rank=2), kopt.APOLLO(rank=2)):
         planned = kopt.state_bytes(optimizer, model)
         optimizer.build(model.trainable_variables)
         kept = [

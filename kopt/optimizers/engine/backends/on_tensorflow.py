@@ -299,13 +299,15 @@ def static_shape(gradient: Any) -> tuple[int | None, ...] | None:
 
 
 def read_gradient(gradient: Any, variable: Any, dtype: str, lazy: bool) -> Gradient:
-    """Of rows: sums repeated ones, or makes it dense."""
+    """Of rows: sums repeated ones, or makes it dense. A graph may have forgotten the shape."""
     if not isinstance(gradient, tf.IndexedSlices):
-        return Gradient(tf.cast(gradient, dtype))
+        whole = tf.cast(gradient, dtype)
+        return Gradient(whole if whole.shape.is_fully_defined() else tf.ensure_shape(whole, variable.shape))
     values, ids = tf.cast(gradient.values, dtype), gradient.indices
     if lazy:
         return _sum_repeated(values, ids)
-    return Gradient(tf.convert_to_tensor(tf.IndexedSlices(values, ids, tf.shape(variable, out_type=ids.dtype))))
+    whole = tf.convert_to_tensor(tf.IndexedSlices(values, ids, tf.shape(variable, out_type=ids.dtype)))
+    return Gradient(tf.ensure_shape(whole, variable.shape))
 
 
 def bounds_of_squares(gradients: Sequence[Any], dtypes: Sequence[str], dtype: str) -> tf.Tensor:
