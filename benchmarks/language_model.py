@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "AdamW": Row(lambda rate, decay: kopt.AdamW(rate, weight_decay=decay, **ADAM), 3e-4, 3e-2),
+    "AdamW": Row(lambda rate, decay: kopt.AdamW(rate, weight_decay=decay, **ADAM), 1e-4, 1e-2),
     "AdamW + Hyperball": Row(
         lambda rate, decay: kopt.Hyperball(kopt.AdamW(rate, weight_decay=decay, **ADAM)), 3e-4, 1e-1
     ),
@@ -212,10 +212,12 @@ def file_of(row: str, kind: str, number: int) -> Path:
     return FOLDER / f"{row.lower().replace(' + ', '-').replace(' ', '-')}.{kind}{number}.json"
 
 
-def read(path: Path, of: str) -> dict[str, Any] | None:
-    """Returns a run, None if there is none of this protocol."""
+def read(row: str, kind: str, number: int, of: str) -> dict[str, Any] | None:
+    """Returns a run, None if there is none of this protocol and of this space of the row."""
+    path = file_of(row, kind, number)
     run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return run if run.get("protocol") == of else None
+    same = run.get("protocol") == of and (run["rate"], run["decay"]) == setting(ROWS[row], run["trial"])
+    return run if same else None
 
 
 def better(run: dict[str, Any]) -> tuple[float, float]:
@@ -225,7 +227,7 @@ def better(run: dict[str, Any]) -> tuple[float, float]:
 
 def best(row: str, of: str) -> int | None:
     """Returns the best trial of a row."""
-    found = {i: read(file_of(row, "trial", i), of) for i in range(TRIALS)}
+    found = {i: read(row, "trial", i, of) for i in range(TRIALS)}
     runs = {i: better(run) for i, run in found.items() if run is not None}
     return min(runs, key=lambda i: runs[i]) if runs else None
 
@@ -233,13 +235,13 @@ def best(row: str, of: str) -> int | None:
 def planned(row: str, trials: int, seeds: int, of: str) -> Iterator[tuple[Path, int, int]]:
     """Yields file, trial and seed of the runs of a row that are missing; the seeds come when the trials are there."""
     for i in range(trials):
-        if read(path := file_of(row, "trial", i), of) is None:
-            yield path, i, 0
+        if read(row, "trial", i, of) is None:
+            yield file_of(row, "trial", i), i, 0
     if seeds and (chosen := best(row, of)) is not None:
         for seed in range(1, seeds + 1):
-            run = read(path := file_of(row, "seed", seed), of)
+            run = read(row, "seed", seed, of)
             if run is None or run["trial"] != chosen:
-                yield path, chosen, seed
+                yield file_of(row, "seed", seed), chosen, seed
 
 
 def run_all(rows: list[str], trials: int, seeds: int) -> None:
@@ -275,7 +277,7 @@ def p_value(ours: list[float], base: list[float]) -> float:
 
 def table(of: str) -> list[str]:
     """Returns the rows that have seeds, the fewest steps first, as Markdown."""
-    seeds = {row: [r for i in range(1, SEEDS + 1) if (r := read(file_of(row, "seed", i), of))] for row in ROWS}
+    seeds = {row: [r for i in range(1, SEEDS + 1) if (r := read(row, "seed", i, of))] for row in ROWS}
     counts = {row: [min(steps_to(TARGET, r["losses"]), STEPS) for r in runs] for row, runs in seeds.items() if runs}
     if not counts:
         return ["No row has run with its seeds yet."]
@@ -312,9 +314,9 @@ def draw(of: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for i, row in enumerate(ROWS):
-        runs = [r for n in range(1, SEEDS + 1) if (r := read(file_of(row, "seed", n), of))]
+        runs = [r for n in range(1, SEEDS + 1) if (r := read(row, "seed", n, of))]
         chosen = best(row, of)
-        runs = runs or ([] if chosen is None else [read(file_of(row, "trial", chosen), of) or {}])
+        runs = runs or ([] if chosen is None else [read(row, "trial", chosen, of) or {}])
         if runs:
             length = min(len(r["losses"]) for r in runs)
             losses = np.array([[x for _, x in r["losses"][:length]] for r in runs])
@@ -323,7 +325,7 @@ def draw(of: str) -> None:
             if len(runs) > 1:
                 axes.fill_between(steps, losses.min(0), losses.max(0), color=f"C{i}", alpha=0.15, lw=0)
     axes.axhline(TARGET, color="gray", ls="--", lw=1)
-    axes.set(xlabel="step", ylabel="held-out loss, nats a byte", ylim=(TARGET - 0.35, TARGET + 1.2), xlim=(0, STEPS))
+    axes.set(xlabel="step", ylabel="held-out loss, nats a byte", ylim=(TARGET - 0.65, TARGET + 1.1), xlim=(0, STEPS))
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)
     with atomic_files.atomic_file(PICTURE) as part:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -62,18 +63,21 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
     assert len(runs) == 4 and {seed for _, seed in runs} == {0}
     bench.main(["--rows", "AdamW", "Muon", "--trials", "6", "--seeds", "3", "--write"])
     assert len(runs) == 2 * (6 + 3)
-    assert {rate for rate, seed in runs if seed} == {max(rate for rate, _ in runs)}
+    highest = {max(bench.setting(bench.ROWS[row], i)[0] for i in range(bench.TRIALS)) for row in ("AdamW", "Muon")}
+    assert {rate for rate, seed in runs if seed} == highest
     bench.main(["--rows", "AdamW", "Muon", "--seeds", "3"])
     assert len(runs) == 18
     path = bench.file_of("Muon", "seed", 2)
     run = json.loads(path.read_text())
     assert (run["seed"], run["row"]) == (2, "Muon")
-    path.write_text(json.dumps(run | {"protocol": "another"}))
-    bench.main(["--rows", "Muon", "--seeds", "3"])
-    assert len(runs) == 19
+    for change in ({"protocol": "another"}, {"rate": 0.5}, {"trial": 0}):
+        path.write_text(json.dumps(run | change))
+        bench.main(["--rows", "Muon", "--seeds", "3"])
+    assert len(runs) == 18 + 3
     page = bench.PAGE.read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
-    assert page.count("| 3 | 264 | 2.5 | 1.00 |") == 2
+    assert re.search(r"`Muon` \|.* \| 3 \| 264 \| 2.5 \| 1.01 \| 0.04 \|", page), page
+    assert re.search(r"`AdamW` \|.* \| 3 \| 268 \| 2.6 \| 1.00 \|  \|", page), page
     assert "AdamW + Hyperball" not in page and "(curves.png)" in page
     assert len(drawn) == 1
 
@@ -83,7 +87,9 @@ def test_curves_are_drawn_of_seeds_or_else_of_the_best_trial(small):
     bench.FOLDER.mkdir()
     for row, kind, numbers in (("AdamW", "seed", (1, 2)), ("Lion", "trial", (0, 1))):
         for i in numbers:
-            run = {"protocol": "p", "trial": 0, "losses": [(0, 5.0), (10, 3.0 - i)]}
+            rate, decay = bench.setting(bench.ROWS[row], i * (kind == "trial"))
+            run = {"protocol": "p", "trial": i * (kind == "trial"), "rate": rate, "decay": decay}
+            run |= {"losses": [(0, 5.0), (10, 3.0 - i)]}
             bench.file_of(row, kind, i).write_text(json.dumps(run))
     bench.draw("p")
     assert bench.PICTURE.read_bytes()[:4] == b"\x89PNG"
