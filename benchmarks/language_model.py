@@ -61,21 +61,24 @@ class Row(NamedTuple):
     high: float
 
 
+def _options(decay: float) -> dict[str, Any]:
+    """Returns what all have in common: every row of the embedding moves at every step, as in other libraries."""
+    return {"weight_decay": decay, "sparse": "exact"}
+
+
 ROWS: dict[str, Row] = {
-    "AdamW": Row(lambda rate, decay: kopt.AdamW(rate, weight_decay=decay, **ADAM), 1e-4, 1e-2),
+    "AdamW": Row(lambda rate, decay: kopt.AdamW(rate, **_options(decay), **ADAM), 1e-4, 1e-2),
     "AdamW + Hyperball": Row(
-        lambda rate, decay: kopt.Hyperball(kopt.AdamW(rate, weight_decay=decay, **ADAM)), 3e-4, 1e-1
+        lambda rate, decay: kopt.Hyperball(kopt.AdamW(rate, **_options(decay), **ADAM)), 3e-4, 1e-1
     ),
-    "Lion": Row(lambda rate, decay: kopt.Lion(rate, weight_decay=decay), 3e-5, 3e-3),
-    "Prodigy": Row(lambda rate, decay: kopt.Prodigy(rate, weight_decay=decay, **ADAM), 0.3, 3.0),
-    "Schedule-Free AdamW": Row(
-        lambda rate, decay: kopt.ScheduleFreeAdamW(rate, weight_decay=decay, beta_2=0.95), 1e-3, 1e-1
-    ),
-    "Muon": Row(lambda rate, decay: kopt.Muon(rate, weight_decay=decay), 3e-4, 3e-2),
-    "NorMuon": Row(lambda rate, decay: kopt.NorMuon(rate, weight_decay=decay), 3e-4, 3e-2),
-    "SOAP": Row(lambda rate, decay: kopt.SOAP(rate, weight_decay=decay), 3e-4, 3e-2),
-    "Shampoo": Row(lambda rate, decay: kopt.Shampoo(rate, weight_decay=decay), 1e-3, 1e-1),
-    "Adafactor": Row(lambda rate, decay: kopt.Adafactor(rate, weight_decay=decay), 1e-3, 1e-1),
+    "Lion": Row(lambda rate, decay: kopt.Lion(rate, **_options(decay)), 3e-5, 3e-3),
+    "Prodigy": Row(lambda rate, decay: kopt.Prodigy(rate, **_options(decay), **ADAM), 0.3, 3.0),
+    "Schedule-Free AdamW": Row(lambda rate, decay: kopt.ScheduleFreeAdamW(rate, **_options(decay), **ADAM), 1e-3, 1e-1),
+    "Muon": Row(lambda rate, decay: kopt.Muon(rate, **_options(decay)), 3e-4, 3e-2),
+    "NorMuon": Row(lambda rate, decay: kopt.NorMuon(rate, **_options(decay)), 3e-4, 3e-2),
+    "SOAP": Row(lambda rate, decay: kopt.SOAP(rate, **_options(decay)), 3e-4, 3e-2),
+    "Shampoo": Row(lambda rate, decay: kopt.Shampoo(rate, **_options(decay)), 1e-3, 1e-1),
+    "Adafactor": Row(lambda rate, decay: kopt.Adafactor(rate, **_options(decay)), 1e-3, 1e-1),
 }
 
 
