@@ -112,6 +112,7 @@ from kopt.training import TailAverage as TailAverage
 from kopt.training.curvature import Curvature as Curvature
 from kopt.training.memory_report import MemoryReport as MemoryReport
 from kopt.training.memory_report import memory_report as memory_report
+from kopt.training.remat import remat as remat
 from kopt.training.sam import ASAM as ASAM
 from kopt.training.sam import SAM as SAM
 from kopt.training.sam import LookSAM as LookSAM
@@ -231,6 +232,7 @@ __all__ = [
     "minimize",
     "peft",
     "registry",
+    "remat",
     "schedules",
     "state_bytes",
     "tensorboard",

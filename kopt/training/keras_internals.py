@@ -4,7 +4,8 @@ No other file here does so: after an upgrade of Keras, look here. The names that
 `tests/test_keras_internals.py`.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +26,37 @@ def takes_training(model: Any) -> bool:
 def mask_of(predicted: Any) -> Any:
     """Returns the mask that layers hung on what they computed, by which losses leave out padding; None without one."""
     return keras.src.backend.get_keras_mask(predicted)
+
+
+def set_mask(tensor: Any, mask: Any) -> Any:
+    """Hangs such a mask on a tensor, and returns it."""
+    keras.src.backend.set_keras_mask(tensor, mask=mask)
+    return tensor
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """Returns the layers that a layer holds itself."""
+    return list(layer._layers)
+
+
+def surroundings() -> Callable[[], Any]:
+    """Returns a function that makes a context like the present one of a call: training or not, and the precision."""
+    names = ("current_call_ctx", "autocast_scope")
+    state = keras.src.backend.common.global_state
+    then = [state.get_global_attribute(name) for name in names]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        now = [state.get_global_attribute(name) for name in names]
+        try:
+            for name, value in zip(names, then, strict=True):
+                state.set_global_attribute(name, value)
+            yield
+        finally:
+            for name, value in zip(names, now, strict=True):
+                state.set_global_attribute(name, value)
+
+    return again
 
 
 def loss_metric(model: Any) -> Any:

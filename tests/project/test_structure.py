@@ -54,7 +54,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.schedules",
     r"kopt\.training\.keras_internals",
     r"kopt\.training\.(shown|train_step|sampled_labels)",
-    r"kopt\.training\.(sam|curvature|memory_report)",
+    r"kopt\.training\.(sam|curvature|memory_report|remat)",
     r"kopt\.training\.averages",
     r"kopt\.training",
     r"kopt\.peft\.(targets|peft_fields|layers\.keras_internals)",
@@ -103,6 +103,7 @@ MAY_IMPORT_TENSORFLOW = {
     "kopt.optimizers.engine.backends.on_tensorflow",
     "kopt.training.sam",
     "kopt.training.curvature",
+    "kopt.training.remat",
 }
 
 
