@@ -88,7 +88,8 @@ def test_mixed_precision():
     np.testing.assert_allclose(trained(again, run_eagerly=True), trained(plain, run_eagerly=True), atol=1e-2)
 
 
-@pytest.mark.parametrize("first", [True, pytest.param(False, marks=slow)])
+@slow
+@pytest.mark.parametrize("first", [True, False])
 def test_adapters_before_and_after(first):
     done = []
     for again in (False, True):
