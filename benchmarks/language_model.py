@@ -252,6 +252,7 @@ def run_all(rows: list[str], trials: int, seeds: int) -> None:
     known = text()
     of = protocol(known)
     FOLDER.mkdir(exist_ok=True)
+    atomic_files.remove_leftovers(FOLDER)
     for row in rows:
         for path, trial, seed in planned(row, trials, seeds, of):
             rate, decay = setting(ROWS[row], trial)

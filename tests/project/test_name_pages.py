@@ -1,6 +1,8 @@
 """docs/from-*.md: each name of other libraries has its row, and what a row says of kopt is so."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 
 import name_pages
@@ -58,9 +60,24 @@ def test_every_public_name_has_a_row(library):
     assert not names.public(library) - {*name_pages.names(library)}
 
 
+@pytest.fixture
+def as_before():
+    """Puts back the precision of other libraries, which the comparison sets."""
+    before = []
+    if importlib.util.find_spec("torch"):
+        torch = importlib.import_module("torch")
+        before.append((torch.set_default_dtype, torch.get_default_dtype()))
+    if importlib.util.find_spec("jax"):
+        jax = importlib.import_module("jax")
+        before.append((lambda x: jax.config.update("jax_enable_x64", x), jax.config.jax_enable_x64))
+    yield
+    for put, value in before:
+        put(value)
+
+
 @every_library
 @pytest.mark.slow
-def test_differences_are_what_was_measured(library):
+def test_differences_are_what_was_measured(library, as_before):
     pytest.importorskip(library)
     for name in names.compared(library)[::3]:
         assert names.difference(library, name) <= 1e-6, (library, name)
