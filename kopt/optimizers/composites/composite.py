@@ -46,6 +46,12 @@ class Composite(Optimizer, abstract=True):
         return all(rule.bounded for rule in self.rules().values())
 
     @property
+    @override
+    def needs_loss(self) -> bool:
+        """Whether one of the rules looks at the loss."""
+        return any(rule.needs_loss for rule in self.rules().values())
+
+    @property
     def by_layer(self) -> bool:
         """Whether one of the rules looks at the layers."""
         return any(rule.by_layer for rule in self.rules().values())

@@ -1,15 +1,19 @@
 """Switch."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Annotated
 
 from keras import ops
 
 from kopt.declare import Convert
 from kopt.optimizers.composites.composite import Composite
+from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.rule_checks import settled, stepped
 from kopt.optimizers.engine.setup import with_prefix
-from kopt.optimizers.inner import inner
+from kopt.optimizers.full_batch.full_batch import FullBatch, put_back
+from kopt.optimizers.inner import in_turn
 from kopt.optimizers.optimizer import Any, Count, Layout, Optimizer, Slots, Step, Tensor, override
 
 
@@ -18,6 +22,9 @@ class Switch(Composite):
 
         t ≤ n:   w ← step t of the first optimizer, with η times its own rate
         t > n:   w ← step t-n of the second, which begins anew, its schedule too
+
+    Rules that look at the loss can have their turn, too: Adam with mini-batches, and `LBFGS` to finish, in a second
+    `fit` with batch_size=len(x). Until its turn a rule computes nothing for all weights together.
 
     Slots: those of both.  Row-wise if both are.
 
@@ -29,8 +36,8 @@ class Switch(Composite):
     Reference: Keskar and Socher, 2017, arXiv:1712.07628, who find n and the second rate while training.
     """
 
-    first: Annotated[Any, Convert(inner)] = dataclasses.field(default="adam", kw_only=False)
-    second: Annotated[Any, Convert(inner)] = "sgd"
+    first: Annotated[Any, Convert(in_turn)] = dataclasses.field(default="adam", kw_only=False)
+    second: Annotated[Any, Convert(in_turn)] = "sgd"
     after: Count = 100
 
     bounded = False  # the rates of both are within
@@ -55,11 +62,14 @@ class Switch(Composite):
 
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
-        return {
-            k + name: x
-            for k, rule in self.rules().items()
-            for name, x in rule.contribute(g, w, *self._seen_by(k, s, t, w)).items()
-        }
+        found = dict[str, Tensor]()
+        for k, rule in self.rules().items():
+            part = functools.partial(rule.contribute, g, w, *self._seen_by(k, s, t, w))
+            turn = t <= self.after if k == "first_" else t > self.after
+            # The compiler leaves out what only tells the shapes of zeros.
+            own = ops.cond(turn, part, lambda part=part: {name: ops.zeros_like(x) for name, x in part().items()})
+            found |= {k + name: x for name, x in own.items()}
+        return found
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -88,6 +98,31 @@ class Switch(Composite):
             seen, its = self._seen_by(key, s, t)
             rates.append(rule.rate(seen, its) * ops.cast(rule.rate_after(its - 1), t.dtype))
         return ops.where(t <= self.after, *rates)
+
+    @override
+    def build(self, variables: Sequence[Any]) -> None:
+        super().build(variables)
+        for rule in self.rules().values():
+            rule._held.built = self._held.built  # they ask for the precision of the weights
+
+    @property
+    def stalls(self) -> int:
+        """Number of line searches in a row that found no lower point."""
+        counts = [self.setup.shared.get(k + "stalls") for k in self.rules()] if self.built else []
+        return max((int(backend.value(x)) for x in counts if x is not None), default=0)
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Puts back the last accepted point if the weights are at a trial; `fit` calls it at its end.
+
+        It warns if the epoch had mini-batches, and the turn is that of a rule that compares whole losses.
+        """
+        if self.built and backend.holds(self._iterations):
+            late = int(ops.convert_to_numpy(self.setup.updates())) > self.after
+            for (key, rule), turn in zip(self.rules().items(), (not late, late), strict=True):
+                put_back(self.setup, key)
+                if turn and isinstance(rule, FullBatch):
+                    rule.check_batches(self.gradient_accumulation_steps or 1)
+        super().finalize_variable_values(var_list)
 
     def _seen_by(self, key: str, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
         return _seen(self.rules()[key], key, self.after if key == "second_" else 0, s, t, w)

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
+from kopt.optimizers.engine.setup import Setup
 from kopt.optimizers.optimizer import Any, Count, Optimizer, Tensor, override
 
 
@@ -59,14 +60,18 @@ class FullBatch(Optimizer, abstract=True):
 
     def scale_loss(self, loss: Any) -> Any:
         """Returns the loss to differentiate; warns if `fit` gives mini-batches."""
-        steps, update = steps_of_fit(), self.gradient_accumulation_steps or 1
+        self.check_batches(self.gradient_accumulation_steps or 1)
+        return super().scale_loss(loss)
+
+    def check_batches(self, update: int) -> None:
+        """Warns if the `fit` that is calling has more or fewer batches in an epoch than make an update."""
+        steps = steps_of_fit()
         if steps is not None and steps != update and not self.takes_minibatches:
             warnings.warn(
                 f"{type(self).__name__} compares whole losses, but sees {update} of the {steps} batches of an epoch at "
                 "each update. Give fit batch_size=len(x), or the optimizer examples=len(x) and batch_size.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return super().scale_loss(loss)
 
     @property
     def takes_minibatches(self) -> bool:
@@ -89,19 +94,31 @@ class FullBatch(Optimizer, abstract=True):
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts back the last accepted point if the weights are at a trial; `fit` calls it at its end."""
-        searching = self.setup.shared.get("searching") if self.built else None
-        if searching is not None and backend.holds(searching) and bool(backend.value(searching) > 0):
-            for p in self.setup.parameters:
-                if "x" in p.slots:
-                    for variable, value in p.rounded(p.remembered()["x"], self.setup.updates(), 0):
-                        variable.assign(ops.copy(value))  # on JAX no two variables may share an array
-            searching.assign(0.0)
+        if self.built:
+            put_back(self.setup)
         super().finalize_variable_values(var_list)
 
     def _rounding_error(self, value: Tensor, moved: Tensor) -> Tensor:
         """Bounds the error of a loss: that of the number and that of the weights, `moved` = Σ (g w)²."""
         unit = 2.0**-23 if any(p.dtype == "float32" for p in self.setup.parameters) else 2.0**-52
         return 2 * unit * (ops.abs(value) + ops.sqrt(moved))
+
+
+def put_back(setup: Setup, prefix: str = "") -> None:
+    """Puts back the last accepted point if the weights are at a trial of a search.
+
+    Args:
+        setup: of the optimizer.
+        prefix: of the slots and shared values of the rule that searches.
+    """
+    searching = setup.shared.get(prefix + "searching")
+    if searching is None or not backend.holds(searching) or not bool(backend.value(searching) > 0):
+        return
+    for p in setup.parameters:
+        if prefix + "x" in p.slots:
+            for variable, value in p.rounded(p.remembered()[prefix + "x"], setup.updates(), 0):
+                variable.assign(ops.copy(value))  # on JAX no two variables may share an array
+    searching.assign(0.0)
 
 
 def steps_of_fit() -> int | None:

@@ -43,6 +43,7 @@ by_keras = kopt.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, 100), weight_
 
 embedding_apart = kopt.Route([(r"embedding", kopt.AdaGrad(0.1)), ("", kopt.AdamW(1e-3))])
 adam_then_sgd = kopt.Switch(kopt.Adam(1e-3), second=kopt.SGD(0.05), after=1000)
+adam_then_newton = kopt.Switch("adam", second=kopt.LBFGS(history=5), after=1000)
 lower_layers_slower = kopt.AdamW(1e-4, multipliers=kopt.layerwise_decay(model, 0.8))
 ahead = kopt.Lookahead(kopt.AdamW(1e-3, weight_decay=0.1), k=5, alpha=0.5)
 ball = kopt.EMANesterov(kopt.Hyperball(kopt.Muon(0.01), sphere_rate=2.0, others=["head"]), lookahead=0.2, end=900)
