@@ -199,7 +199,7 @@ def predict(flags: Predict) -> int:
     if flags.output is not None:
         count = lists.write(flags.output, saved, found)
         strangers.report()
-        print(f"{count} users written to {flags.output}")
+        print(f"lists for {count} {'user' if count == 1 else 'users'} written to {flags.output}")
         return 0
     lead = ["user"] if len(flags.user) > 1 or flags.users_file is not None else []
     for listed in found:

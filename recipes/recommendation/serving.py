@@ -51,7 +51,9 @@ def write(folder: Path, saved: Saved, flags: Train, k: int, exclude_seen: bool) 
         )
     tf.saved_model.save(server, str(folder / SERVING), signatures)
     about = {
-        "score": "users.npy times items.npy" if saved.model.by_product else "the model; the vectors only describe",
+        "score": "users.npy times items.npy, kept within the scale if there is one"
+        if saved.model.by_product
+        else "the model; the vectors only describe",
         "scale": lists.scorer.scale,
         "k": server.k,
         "exclude_seen": exclude_seen,

@@ -176,7 +176,7 @@ def test_users_from_a_file(train, call, quick):
     write("who.csv", "user\nu3\nnobody\nu4\nsomebody\nu3\n")
     predict = ["predict", "--model", str(folder("run")), "--users-file", "who.csv", "--k", "2", "--exclude-seen"]
     code, out, err = call(*predict, "--output", "lists.csv")
-    assert (code, out) == (0, "4 users written to lists.csv\n")
+    assert (code, out) == (0, "lists for 4 users written to lists.csv\n")
     assert err == "2 users are unknown, and given the most popular items: 'nobody', 'somebody'.\n"
     with open("lists.csv", newline="") as file:
         rows = list(csv.DictReader(file))
