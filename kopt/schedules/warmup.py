@@ -153,7 +153,7 @@ class PowerCooldown(_Stable):
         power: > 0; 1 is `WarmupStableDecay`.
 
     Reference: Y. Pande, 2026, github.com/KellerJordan/modded-nanogpt, track 3 ("PowerCool"), with power 1.2; with
-    power 1.5 and an end: pull/290 there.
+    power 1.5 and an end: its record 20260511_klsoap_h_lr_power_decay.
     """
 
     power: Positive = 1.2
