@@ -28,7 +28,13 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # after the markers have chosen
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the slow cases that are not in the sample."""
+    """Leaves out the slow cases that are not in the sample.
+
+    Raises:
+        UsageError: the name of a test has an address, so that two workers do not call it the same.
+    """
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"Give these cases names without an address, such as ids=...: {unstable}")
     share = config.getoption("sample")
     cases = collections.defaultdict(list)
     for item in items:

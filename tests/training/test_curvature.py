@@ -180,7 +180,6 @@ def test_only_every_kth_update_looks():
         (kopt.SophiaG, keras.losses.MeanSquaredError("sum"), ValueError, "reduction='sum'"),
         (kopt.SophiaG, keras.losses.SparseCategoricalCrossentropy(ignore_class=0), ValueError, "ignore_class=0"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(optimizer, loss, error, message):
     with pytest.raises(error, match=message):

@@ -92,7 +92,6 @@ def test_joined_schedules_count_their_steps_from_zero(tmp_path):
         ([0.1, lambda: 0.2], [3], "schedules of Keras or kopt"),
         ([0.1, -1.0], [3], "schedules"),
     ],
-    ids=str,
 )
 def test_schedules_that_do_not_join_are_refused(parts, boundaries, message):
     with pytest.raises(ValueError, match=message):
