@@ -143,7 +143,6 @@ def test_gradients_are_taken_where_the_authors_take_them():
         (lambda: kopt.EMANesterov("adamw", start=5, end=5), "end must be after start"),
         (lambda: kopt.UpdateFloor("adamw", by="row"), "by"),
     ],
-    ids=str,
 )
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
