@@ -85,7 +85,10 @@ def train(recipe: str, pipe: int, arguments: Sequence[str]) -> int:
             end(self, batch, logs)
 
         Checkpoint.on_train_batch_end = ended
-        run(self, *args, **options)
+        try:
+            run(self, *args, **options)
+        finally:
+            Checkpoint.on_train_batch_end = end  # what is trained after it, as a refit, has other steps
 
     def restore_and_tell(self: Any, checkpoint: Any, model: Any) -> int:
         epoch = restore(self, checkpoint, model)

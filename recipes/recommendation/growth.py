@@ -66,21 +66,46 @@ def guess_biases(model: Recommender, known: Sequence[Array], wanted: Sequence[Ar
         layer.embeddings.assign(bias[:, None])
 
 
-def begin_unseen(model: Recommender, part: Interactions) -> None:
-    """Lets users and items without interactions begin as their features say: their own vectors are 0, and stay so."""
-    seen, unseen = [], []
-    for encoder, ids, known in ((model.users, part.user, part.users), (model.items, part.item, part.items)):
-        mask = np.zeros(len(known), bool)
+def begin_unseen(model: Recommender, part: Interactions, rows: Sequence[Array | None]) -> None:
+    """Lets users and items without interactions begin as their features say: their own vectors are 0, and stay so.
+
+    Args:
+        model: that has not learnt yet.
+        part: the interactions to learn from.
+        rows: of the tables of users and of items, by number, where ids share them; `None` where each has its own.
+    """
+    sides = zip((model.users, model.items), seen(part), rows, strict=True)
+    for encoder, mask, shared in sides:
+        if not encoder.built:
+            continue
+        table = keras.ops.convert_to_numpy(encoder.table.embeddings)
+        own = mask if shared is None else np.arange(len(table)) > 0
+        encoder.table.embeddings.assign(np.where(own[:, None], table, 0))
+        share_rows(encoder, mask, shared)
+    settle_unseen(model, part)
+
+
+def share_rows(encoder: Encoder, mask: Array, shared: Array | None) -> None:
+    """Gives ids their rows of a shared table, and those that are not in the mask row 0, which no id learns."""
+    if shared is not None and encoder.built and encoder.rows is not None:
+        encoder.rows.assign(np.where(mask, shared, 0))
+
+
+def settle_unseen(model: Recommender, part: Interactions) -> None:
+    """Gives users and items without interactions the biases that their features say, as `Scorer` does for others."""
+    masks = seen(part)
+    guess_biases(model, [np.flatnonzero(mask) for mask in masks], [np.flatnonzero(~mask)[1:] for mask in masks])
+
+
+def seen(part: Interactions) -> tuple[Array, Array]:
+    """Returns which numbers of users and of items have interactions."""
+    masks = np.zeros(len(part.users), bool), np.zeros(len(part.items), bool)
+    for mask, ids in zip(masks, (part.user, part.item), strict=True):
         mask[ids] = True
-        if encoder.built and encoder.rows is None:
-            table = keras.ops.convert_to_numpy(encoder.table.embeddings)
-            encoder.table.embeddings.assign(np.where(mask[:, None], table, 0))
-        seen.append(np.flatnonzero(mask))
-        unseen.append(np.flatnonzero(~mask)[1:])
-    guess_biases(model, seen, unseen)
+    return masks
 
 
-def grow(model: Recommender, users: tuple[Vocabulary, Table], items: tuple[Vocabulary, Table], rows: Any) -> Any:
+def grow(model: Recommender, users: tuple[Vocabulary, Table], items: tuple[Vocabulary, Table]) -> Any:
     """Returns a model with rows for new users and items, and what the model knows of the old ones.
 
     Adapters are merged. The vectors of new ids are 0, so that their features alone speak, and biases are what the
@@ -90,7 +115,6 @@ def grow(model: Recommender, users: tuple[Vocabulary, Table], items: tuple[Vocab
         model: with a row for each of the first numbers.
         users: all numbers of users, the old ones first, and their features.
         items: the same for items.
-        rows: function of a vocabulary that gives the rows that ids share, or `None`.
     """
     if peft.layer_status(model):
         model = peft.merge_and_unload(model)
@@ -110,15 +134,13 @@ def grow(model: Recommender, users: tuple[Vocabulary, Table], items: tuple[Vocab
         value = np.zeros(new.shape, before.dtype)
         value[tuple(slice(0, size) for size in old.shape)] = before
         new.assign(value)
-    for encoder, size, (_, known, table) in zip((grown.users, grown.items), sizes, sides, strict=True):
+    for encoder, size, (_, _, table) in zip((grown.users, grown.items), sizes, sides, strict=True):
         if not encoder.built:
             continue
         for variable, feature in zip(encoder.values, table.features, strict=True):
             value = keras.ops.convert_to_numpy(variable).copy()
             value[size:, : feature.values.shape[1]] = feature.values[size:]
             variable.assign(value)
-        if encoder.rows is not None:
-            encoder.rows.assign(np.append(keras.ops.convert_to_numpy(encoder.rows)[:size], rows(known)[size:]))
     old_rows = [np.arange(1, size) for size in sizes]
     new_rows = [np.arange(size, len(known)) for size, (_, known, _) in zip(sizes, sides, strict=True)]
     guess_biases(grown, old_rows, new_rows)

@@ -138,7 +138,8 @@ class Lists:
                 scores[row, self.seen(number)] = -np.inf
             items = best(scores[row], self.k)
             basis: Basis = "history" if known[row] else "features" if described[row] else "popularity"
-            yield Listed(user.key, basis, items, scores[row, items])
+            found = scores[row, items]
+            yield Listed(user.key, basis, items, found if basis == "popularity" else self.scorer.limit(found))
 
     def _values(self, user: Asked, number: int) -> list[list[int]]:
         """Returns the features of a user: those that the file gives, or else those that the model knows."""

@@ -95,7 +95,7 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
 
 def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
-    from . import training, trial
+    from . import growth, training, trial
     from .saved_run import Saved
 
     rated = flags.choose.task == "rating"
@@ -109,37 +109,40 @@ def train_in(run: Run, flags: Train) -> int:
     (saved, batches), held = training.start(flags, data, data.train, run.jit), data.validation
     validation = training.make_batches(flags, held, saved.model) if rated and held is not None else None
     trained, everything = training.count_parameters(saved.model)
-    if not run.begin(saved.model, batches, describe(flags, data, trained)):
+    again, folds = flags.refit and held is not None, flags.data.folds > 0
+    beside = again + folds + (again and folds)
+    if not run.begin(saved.model, batches, describe(flags, data, trained), beside):
         return 0
 
     metric = "rmse" if rated else f"ndcg_at_{flags.ks[0]}"
     watched = "val_loss" if rated else f"val_{metric}"
     measure = None if rated or held is None else functools.partial(training.rank, flags, saved, held)
-    run.fit(saved.model, batches, validation, measure=measure, metric=metric, watched=watched)
+    settle = functools.partial(growth.settle_unseen, saved.model, saved.train)
+    run.fit(saved.model, batches, validation, measure=measure, metric=metric, watched=watched, settle=settle)
     saved.write(run.folder, adapter=flags.adapt is not None)
     run.save_model(saved.model)
     best = trial.best_epoch(run.outcome.history, watched)
-    again = None
-    if flags.refit and held is not None and run.outcome.interrupted is None:
+    trials, refitted = trial.Trials(run.folder, flags), None
+    if again and run.outcome.interrupted is None:
         run.print(f"Refit: {best} epochs on training and validation set")
-        again = trial.refit(flags, data, best, run.jit)
-    if again is not None:
-        saved = again.saved
+        refitted = trial.refit(flags, data, best, run.jit, trials.place("refit"))
+    if refitted is not None:
+        saved = refitted.saved
         saved.write(run.folder, adapter=flags.adapt is not None)
         run.save_model(saved.model)
-    seen = data.train if again is None else data.known
+    seen = data.train if refitted is None else data.known
     results = training.measure(flags, saved, data.test, seen)
-    folds = {}
-    if flags.data.folds and signals.received() is None:
-        folds = trial.cross_validate(flags, source, results, run.jit)
+    of_folds = {}
+    if folds and signals.received() is None:
+        of_folds = trial.cross_validate(flags, source, results, run.jit, trials)
     run.outcome = run.outcome._replace(interrupted=signals.received())
     size = {"peak_memory_mb": peak_memory(), "trained_parameters": trained, "parameters": everything}
     metrics = run.facts(
         {"task": flags.choose.task, "model": flags.choose.kind, **size},
-        results | folds | ({"floor_rmse": data.floor} if data.floor else {}),
+        results | of_folds | ({"floor_rmse": data.floor} if data.floor else {}),
         {"data": data.known.source, "users": len(data.known.users) - 1, "items": len(data.known.items) - 1}
         | {"train_examples": len(seen), "validation_examples": 0 if held is None else len(held)}
-        | {"test_examples": len(data.test), "refit_epochs": None if again is None else best},
+        | {"test_examples": len(data.test), "refit_epochs": None if refitted is None else best},
     )
     run.tracking.vectors(*training.popular_items(saved, data.items))
     return run.finish(metrics, card(run.command, metrics), summary(metrics))

@@ -1,7 +1,7 @@
 """Scores of all items for users: what rankings are measured on, what is recommended, and what is exported."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -39,27 +39,31 @@ class Scorer:
             self._chosen, self._begin = by_user(saved.train)
 
     def __call__(self, users: Array) -> Array:
-        """Returns the scores [n, items] of numbers of users [n]."""
+        """Returns the scores [n, items] of numbers of users [n], ratings without the limits of their scale."""
         if self.vectors is not None:
-            return self.limit(self.queries(users) @ self.vectors.T)
-        items = np.arange(len(self.saved.items), dtype=np.int32)
-        found = self.saved.rate(np.repeat(users, len(items)), np.tile(items, len(users)))
-        return found.reshape(len(users), len(items))
+            return np.asarray(self.queries(users) @ self.vectors.T)
+        return np.stack([self._score_all(functools.partial(_repeat, user)) for user in users])
 
     def queries(self, users: Array) -> Array:
         """Returns the vectors [n, dim] of users, where scores are products."""
         return self._last({"user": users}, users)
 
     def by_features(self, values: Sequence[Array]) -> Array:
-        """Returns the scores [n, items] for users of whom nothing but the features is known.
+        """Returns the scores [n, items], as a call does, for users of whom nothing but the features is known.
 
         Args:
             values: numbers of classes for each feature, [n, width].
         """
         inputs = self.model.newcomers(values, self.bias)
         if self.vectors is not None:
-            return self.limit(self._last(inputs, np.zeros(len(values[0]), np.int32)) @ self.vectors.T)
-        return np.stack([self._rate_all(inputs, row) for row in range(len(values[0]))])
+            return np.asarray(self._last(inputs, np.zeros(len(values[0]), np.int32)) @ self.vectors.T)
+        bias, *parts = (keras.ops.convert_to_numpy(part) for part in (inputs["bias"], *inputs["parts"]))
+
+        def describe(row: int, n: int) -> dict[str, Any]:
+            own, *rest = (np.repeat(part[row : row + 1], n, 0) for part in (bias, *parts))
+            return {"bias": own, "parts": rest}
+
+        return np.stack([self._score_all(functools.partial(describe, row)) for row in range(len(bias))])
 
     @functools.cached_property
     def bias(self) -> Array:
@@ -82,11 +86,14 @@ class Scorer:
         places = np.array([place for _, place in last])
         return np.asarray(keras.ops.convert_to_numpy(states), np.float32)[np.arange(len(users)), places]
 
-    def _rate_all(self, inputs: dict[str, Any], row: int) -> Array:
+    def _score_all(self, describe: Callable[[int], dict[str, Any]]) -> Array:
+        """Returns the scores [items] of all items for one user, whom `describe` gives as often as it is asked to."""
         items, found = np.arange(len(self.saved.items), dtype=np.int32), []
         for at in range(0, len(items), BLOCK):
             some = items[at : at + BLOCK]
-            bias = np.repeat(keras.ops.convert_to_numpy(inputs["bias"])[row : row + 1], len(some), 0)
-            parts = [np.repeat(keras.ops.convert_to_numpy(p)[row : row + 1], len(some), 0) for p in inputs["parts"]]
-            found.append(keras.ops.convert_to_numpy(self.model({"parts": parts, "bias": bias, "item": some})))
+            found.append(keras.ops.convert_to_numpy(self.model.score(describe(len(some)) | {"item": some})))
         return np.concatenate(found)
+
+
+def _repeat(user: int, n: int) -> dict[str, Any]:
+    return {"user": np.full(n, user, np.int32)}

@@ -87,11 +87,13 @@ def _write_table(path: Path, names: Sequence[str], rows: Iterator[list[Any]]) ->
 
 
 def _names(features: Sequence[Feature]) -> list[str]:
-    """Returns the names of features as arguments may be called."""
+    """Returns the names of features as arguments of TensorFlow may be called, in ASCII and each another way."""
     names: list[str] = []
     for feature in features:
-        name = re.sub(r"\W", "_", feature.name)
-        names.append(f"{name}_{len(names)}" if name in names else name)
+        name = re.sub(r"[^a-zA-Z0-9_]", "_", feature.name)
+        name = name if name[:1].isalpha() else f"feature_{name}"
+        taken = {"self", *(other.lower() for other in names)}
+        names.append(f"{name}_{len(names)}" if name.lower() in taken else name)
     return names
 
 
@@ -137,14 +139,14 @@ class Server(tf.Module):
         """Returns "item", "title" and "score", [n, k], and the "basis" [n] of the scores for ids of users [n]."""
         rows = self.users.lookup(tf.strings.strip(user))
         if self._model.by_product:
-            scores = self._limit(tf.linalg.matmul(tf.gather(self.queries, rows), self.candidates))
+            scores = tf.linalg.matmul(tf.gather(self.queries, rows), self.candidates)
         else:
             scores = self._rate(lambda number: {"user": number}, tf.gather(self.numbers, rows))
         scores = tf.where(rows[:, None] == 0, self.popularity, scores)
         seen = tf.gather(tf.RaggedTensor.from_row_splits(self.seen, self.begin, validate=False), rows)
         places = tf.stack([tf.cast(seen.value_rowids(), tf.int32), seen.flat_values], 1)
         scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(places)[:1], -np.inf))
-        return self._best(scores) | {"basis": tf.gather(self.bases, rows)}
+        return self._best(scores, rows[:, None] > 0) | {"basis": tf.gather(self.bases, rows)}
 
     @tf.function
     def by_features(self, **cells: Any) -> dict[str, Any]:
@@ -173,7 +175,7 @@ class Server(tf.Module):
             queries = self._model.queries(inputs | {"history": past})[:, 0]
         else:
             queries = self._model.queries(inputs)
-        return self._best(self._limit(tf.linalg.matmul(tf.cast(queries, tf.float32), self.candidates)))
+        return self._best(tf.linalg.matmul(tf.cast(queries, tf.float32), self.candidates))
 
     def _rate(self, describe: Any, *given: Any) -> Any:
         """Returns the scores [n, items], by one call of the model for each user."""
@@ -181,16 +183,16 @@ class Server(tf.Module):
 
         def rate(row: Any) -> Any:
             one = [tf.repeat(part[None], tf.size(items), 0) for part in row]
-            return self._model(describe(*one) | {"item": items})
+            return self._model.score(describe(*one) | {"item": items})
 
         return tf.map_fn(rate, given, fn_output_signature=tf.float32)
 
-    def _limit(self, scores: Any) -> Any:
-        return scores if self._scale is None else tf.clip_by_value(scores, *self._scale)
-
-    def _best(self, scores: Any) -> dict[str, Any]:
+    def _best(self, scores: Any, rated: Any = True) -> dict[str, Any]:
+        """Returns what is recommended; where `rated`, scores are of the model, and end at its scale."""
         found, places = tf.math.top_k(tf.where(self.listed, scores, -np.inf)[:, 1:], self.k)
         left = tf.math.is_finite(found)
+        if self._scale is not None:
+            found = tf.where(rated, tf.clip_by_value(found, *self._scale), found)
         items = tf.where(left, places + 1, 0)
         score = tf.where(left, found, 0)
         return {"item": tf.gather(self.items, items), "title": tf.gather(self.titles, items), "score": score}

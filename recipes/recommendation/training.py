@@ -64,10 +64,12 @@ def adapt(flags: Train, data: Data, part: Interactions) -> Saved:
         old.model,
         (part.users, data.users),
         (part.items, data.items),
-        lambda known: _hash_rows(known, hashed),
     )
     titles = old.titles + data.items.titles[len(old.titles) :]
     saved = Saved(model, part.users, part.items, titles, old.features, append(old.train, part))
+    sides = (model.users, part.users), (model.items, part.items)
+    for (encoder, known), mask in zip(sides, growth.seen(saved.train), strict=True):
+        growth.share_rows(encoder, mask, _hash_rows(known, hashed))
     if part.label is not None and flags.choose.task == "rating":
         model.include(part.label)
         growth.settle_biases(model, part, saved.rate(part.user, part.item), sizes)
@@ -97,12 +99,10 @@ def build(flags: Train, data: Data, part: Interactions) -> Recommender:
     """Returns the model that the flags describe, untrained except for the biases and frequencies in a part."""
     choose = flags.choose
     encoders: list[Any] = []
-    sides = []
     for known, features in zip((part.users, part.items), _features(flags, data), strict=True):
         sizes = [[len(f.keys), f.values.shape[1]] for f in features]
         size = {"size": len(known), "dim": choose.embedding_dim, "features": sizes, "buckets": choose.hash_buckets}
         encoders.append(size)
-        sides.append((features, _hash_rows(known, choose.hash_buckets)))
     options: dict[str, Any] = {
         "hidden": choose.hidden,
         "dropout": choose.dropout,
@@ -123,10 +123,10 @@ def build(flags: Train, data: Data, part: Interactions) -> Recommender:
         model = Retriever(choose.kind, encoders[0], encoders[1], length=choose.history, **options)
         model.build()
         model.share.assign(ranking.popularity(part) / len(part))
-    for encoder, side in zip((model.users, model.items), sides, strict=True):
+    for encoder, features in zip((model.users, model.items), _features(flags, data), strict=True):
         if encoder.built:
-            encoder.describe(*side)
-    growth.begin_unseen(model, part)
+            encoder.describe(features)
+    growth.begin_unseen(model, part, [_hash_rows(known, choose.hash_buckets) for known in (part.users, part.items)])
     return model
 
 

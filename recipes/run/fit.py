@@ -4,15 +4,13 @@ import contextlib
 import math
 import random
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from . import facts, plots, signals
-from .errors import DataError, DiskError, DivergedError, UsageError
-from .flags import RunFlags, cadence, settings
-from .folder import CHECKPOINTS, Folder, checkpoints, save_model, save_results
+from .errors import DiskError, DivergedError, UsageError
+from .flags import RunFlags, settings
+from .folder import CHECKPOINTS, TRIALS, Folder, checkpoints, save_model, save_results
 from .optimizer_flags import make_optimizer, peak_learning_rate
 from .tracking import COLUMNS, Tracking, read_names
 
@@ -122,13 +120,14 @@ class Run:
         if self.flags.run.progress != "none":
             print(line, flush=True)
 
-    def begin(self, model: Any, training: Any, about: str) -> bool:
+    def begin(self, model: Any, training: Any, about: str, trials: int = 0) -> bool:
         """Opens the folder and prints what is trained; with `--dry-run`, trains on one batch and writes no files.
 
         Args:
             model: compiled Keras model.
             training: batches to train on.
             about: what is trained, in one line.
+            trials: trainings beside this one whose checkpoints are on the disk together.
 
         Returns:
             Whether to go on.
@@ -138,7 +137,7 @@ class Run:
             DiskError: there is no room for what the run writes.
         """
         if not self.flags.run.dry_run:
-            self._check_room(model)
+            self._check_room(model, trials)
             self._start_tracking()
             self._place.open()
             self.print(about)
@@ -156,13 +155,13 @@ class Run:
         chosen = settings(self.flags) | {"learning_rate": self.learning_rate}
         self.tracking = Tracking(self._trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
 
-    def _check_room(self, model: Any) -> None:
+    def _check_room(self, model: Any, trials: int) -> None:
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         weights = sum(v.value.dtype.size * math.prod(v.shape) for v in model.variables)
         everything = weights + sum(v.value.dtype.size * math.prod(v.shape) for v in model.optimizer.variables)
         best = weights if self.flags.run.early_stopping is not None else 0
-        needed = (self.flags.run.keep + 1) * (everything + best) + everything + SMALL
+        needed = (self.flags.run.keep + 1 + 2 * trials) * (everything + best) + everything + SMALL
         free = shutil.disk_usage(self._place.home).free
         if free < needed:
             raise DiskError(
@@ -172,16 +171,11 @@ class Run:
 
     def _restore(self, checkpoint: Any, model: Any) -> int:
         """Puts the model where the last checkpoint is, if the run goes on, and returns the epoch to begin with."""
+        from .progress import restore
+
         if not self._place.resumes:
             return 0
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                epoch: int = checkpoint.restore(model)
-            except ValueError as error:
-                raise DataError(f"--resume: {error}") from error
-        for warning in (w for w in caught if issubclass(w.category, UserWarning)):
-            print(f"warning: {warning.message}", file=sys.stderr)
+        epoch: int = restore(checkpoint, model)
         done, batches = checkpoint.place
         if done > self.flags.epochs:
             raise UsageError(f"--epochs {self.flags.epochs}: the run that goes on has {done} already.")
@@ -198,6 +192,7 @@ class Run:
         callbacks: Sequence[Any] = (),
         metric: str = "accuracy",
         watched: str = "val_loss",
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """Trains a compiled model and sets `outcome`.
 
@@ -213,27 +208,18 @@ class Run:
             callbacks: more callbacks.
             metric: name of the metric that is shown beside the loss.
             watched: name of the metric that early stopping watches.
+            settle: called once after the last epoch: sets what is not trained and follows from the weights.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         import keras
 
-        from kopt.checkpoint import Checkpoint
         from kopt.tensorboard import OptimizerStats
 
-        from .progress import FiniteCheckpoint, Report
+        from .progress import Report, choosers, make_checkpoint
 
         run, stops = self.flags.run, self.flags.optim.on_nonfinite == "stop"
-        stopper = swap = None
-        if self.flags.optim.ema is not None:
-            # Early stopping keeps the weights it finds at the end of an epoch: those must be the averaged ones.
-            swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=run.early_stopping is not None)
-        if run.early_stopping is not None:
-            mode = "min" if "loss" in watched else "max"
-            stopper = keras.callbacks.EarlyStopping(
-                watched, patience=run.early_stopping, restore_best_weights=True, mode=mode
-            )
         self.tracking.open()
         stats = OptimizerStats(
             self.tracking.log_dir,
@@ -245,14 +231,10 @@ class Run:
         report = Report(run.progress, run.max_steps, metric, stats.add, self.tracking.losses, stops)
         logged = [] if measure is None else [_logger(measure)]
         # The order matters: stats sees the weights before a swap, early stopping after it.
-        remembering = [report, *(c for c in (swap, stopper) if c is not None)]
-        checkpoint = (FiniteCheckpoint if stops else Checkpoint)(
-            self.folder / CHECKPOINTS,
-            every=cadence(run.save_every),
-            keep=run.keep,
-            callbacks=[stats, *remembering],
-            data=training,
-        )
+        chosen = choosers(self.flags, watched)
+        remembering = [report, *chosen]
+        place = self.folder / CHECKPOINTS
+        checkpoint = make_checkpoint(self.flags, place, run.keep, [stats, *remembering], training)
         epoch = self._restore(checkpoint, model)
         try:
             with signals.held(ENDING), self._diverging(checkpoint):
@@ -271,7 +253,10 @@ class Run:
         if self.flags.optim.on_nonfinite == "skip":
             optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # within Keras' loss scaling
             self._skipped = int(keras.ops.convert_to_numpy(optimizer.nonfinite_steps))
+        stopper = next((c for c in chosen if isinstance(c, keras.callbacks.EarlyStopping)), None)
         best = None if stopper is None else stopper.best_epoch + 1
+        if settle is not None:
+            settle()
         found = self._measure(model, validation, measure)
         if report.history and best in (None, len(report.history)):
             report.history[-1] |= {f"val_{name}": value for name, value in found.items()}
@@ -377,6 +362,8 @@ class Run:
         self.tracking.close()
         self._place.write_flags()
         save_results(self.folder, metrics, self.outcome.history, card)
+        if self.outcome.interrupted is None:
+            shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
         self._place.publish()
         ended = self.outcome.interrupted
         self.print(f"{summary}; saved in {self._place.path}{'' if ended is None else ', from where --resume goes on'}")

@@ -32,7 +32,9 @@ FILES = (
 OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
 """Files that only some recipes write."""
 CHECKPOINTS = "checkpoints"
-FOLDERS = ("logs", "adapter", CHECKPOINTS)
+TRIALS = "trials"
+"""Folder of what trainings beside that of a run have come to, until the run is complete."""
+FOLDERS = ("logs", "adapter", CHECKPOINTS, TRIALS)
 LOCK = ".lock"
 NEW, READY, OLD = ".new", ".ready", ".old"
 """Folders in the folder of a run: a run that will replace it, that run when it takes its place, and what gives way."""

@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kopt.checkpoint import Checkpoint
 
 from . import signals
-from .errors import DivergedError, UsageError
+from .errors import DataError, DivergedError, UsageError
+from .flags import cadence
 from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
@@ -41,6 +43,55 @@ class FiniteCheckpoint(Checkpoint):
             epoch, batch = self.place
             raise DivergedError(f"{found} is not finite after epoch {epoch}, batch {batch}.")
         return super().save()
+
+
+def choosers(flags: Any, watched: str | None) -> list[Any]:
+    """Returns the callbacks that say which weights a training ends with: `--ema` and `--early-stopping`.
+
+    They come after what looks at the weights of the training.
+
+    Args:
+        flags: all flags of a recipe.
+        watched: name of the metric that early stopping watches; `None` if there is none.
+    """
+    swap = flags.optim.ema is not None
+    if flags.run.early_stopping is None or watched is None:
+        return [keras.callbacks.SwapEMAWeights()] if swap else []
+    mode, patience = "min" if "loss" in watched else "max", flags.run.early_stopping
+    stopper = keras.callbacks.EarlyStopping(watched, patience=patience, restore_best_weights=True, mode=mode)
+    # Early stopping keeps the weights it finds at the end of an epoch: those must be the averaged ones.
+    return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), stopper] if swap else [stopper]
+
+
+def make_checkpoint(flags: Any, folder: Path, keep: int, callbacks: Sequence[Any], data: Any) -> Checkpoint:
+    """Returns what writes the checkpoints of a training.
+
+    Args:
+        flags: all flags of a recipe.
+        folder: of the checkpoints.
+        keep: how many stay.
+        callbacks: whose states are kept.
+        data: batches that are told the epoch.
+    """
+    kind = FiniteCheckpoint if flags.optim.on_nonfinite == "stop" else Checkpoint
+    return kind(folder, every=cadence(flags.run.save_every), keep=keep, callbacks=callbacks, data=data)
+
+
+def restore(checkpoint: Checkpoint, model: Any) -> int:
+    """Puts a model where the last checkpoint is, and returns the epoch to go on with; 0 where there is none.
+
+    Raises:
+        DataError: the checkpoints are damaged, or of another model.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            epoch = checkpoint.restore(model)
+        except ValueError as error:
+            raise DataError(f"--resume: {error}") from error
+    for warning in (w for w in caught if issubclass(w.category, UserWarning)):
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return epoch
 
 
 class Report(keras.callbacks.Callback):

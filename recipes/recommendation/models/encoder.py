@@ -6,7 +6,6 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from ...run.batches import Array
 from ..data.features import Feature
 
 PACKAGE = "kopt.recipes"
@@ -50,12 +49,10 @@ class Encoder(layers.Layer):
         self.bags = [self.add_weight(shape, self.start, name=f"bag_{i}") for i, shape in enumerate(shapes)]
         self.table.build(())
 
-    def describe(self, features: Sequence[Feature], rows: Array | None = None) -> None:
-        """Sets the features of each number, and its row if rows are shared."""
+    def describe(self, features: Sequence[Feature]) -> None:
+        """Sets the features of each number."""
         for variable, feature in zip(self.values, features, strict=True):
             variable.assign(feature.values)
-        if self.rows is not None:
-            self.rows.assign(rows)
 
     def call(self, numbers: Any) -> list[Any]:
         """Returns the vectors of numbers of any shape, each [..., dim]."""

@@ -35,7 +35,7 @@ class Rater(Recommender):
         self.config["scale"] = self.scale
         self.user_bias = layers.Embedding(users["size"], 1, "zeros", name="user_bias")
         self.item_bias = layers.Embedding(items["size"], 1, "zeros", name="item_bias")
-        self.mean = self.add_weight((), "zeros", trainable=False, name="mean")
+        self.mean = self.add_weight((), "zeros", trainable=False, autocast=False, name="mean")
         self.towers = [self.tower("user"), self.tower("item")] if kind == "two-tower" else [[], []]
         self.crosses = [keras_rs.layers.FeatureCross(name=f"cross_{i}") for i in range(2)] if kind == "dcn" else []
         self.dots = keras_rs.layers.DotInteraction(name="dots") if kind == "dlrm" else None
@@ -46,6 +46,11 @@ class Rater(Recommender):
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns the ratings [n] of pairs: "user" and "item", each [n]."""
+        ratings = self.score(inputs, training)
+        return ratings if training else self.limit(ratings)
+
+    def score(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
+        """Returns the ratings [n] of pairs before they are limited to the scale, which tell more about their order."""
         item = inputs["item"]
         mean, user, item_bias = (ops.cast(x, "float32") for x in (self.mean, self.bias(inputs), self.item_bias(item)))
         known = mean + user[:, 0] + item_bias[:, 0]
@@ -53,8 +58,8 @@ class Rater(Recommender):
         self.penalize(u + v, training)
         if self.by_product:
             p, q = (self.combine(tower, x, training) for tower, x in zip(self.towers, (u, v), strict=True))
-            product = ops.sum(ops.cast(self.drop(p, training=training) * q, "float32"), -1)
-            return self.limit(known + product, training)
+            p, q = (ops.cast(x, "float32") for x in (self.drop(p, training=training), q))
+            return known + ops.sum(p * q, -1)
         first = x = ops.concatenate(u + v, -1)
         for cross in self.crosses:
             x = cross(first, x)
@@ -62,7 +67,7 @@ class Rater(Recommender):
             x = ops.concatenate([x, self.dots(u + v)], -1)
         for layer in self.top:
             x = layer(self.drop(x, training=training))
-        return self.limit(known + ops.cast(x[:, 0], "float32"), training)
+        return known + ops.cast(x[:, 0], "float32")
 
     def bias(self, inputs: Mapping[str, Any]) -> Any:
         """Returns the biases [n, 1] of users: "bias" where it is given, else that of "user"."""
@@ -87,6 +92,6 @@ class Rater(Recommender):
             self.scale = (min(self.scale[0], float(ratings.min())), max(self.scale[1], float(ratings.max())))
             self.config["scale"] = self.scale
 
-    def limit(self, ratings: Any, training: bool | None) -> Any:
-        """Returns ratings within the scale; in training as they are, so that their gradients do not vanish."""
-        return ratings if training or self.scale is None else ops.clip(ratings, *self.scale)
+    def limit(self, ratings: Any) -> Any:
+        """Returns ratings within the scale; not for training, where their gradients would vanish."""
+        return ratings if self.scale is None else ops.clip(ratings, *self.scale)

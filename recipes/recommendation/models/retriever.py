@@ -47,13 +47,13 @@ class Retriever(Recommender):
         self.config |= {"length": length, "blocks": blocks, "heads": heads, "positions": positions}
         self.length, self.positions = length, positions
         self.item_bias = layers.Embedding(items["size"], 1, "zeros", name="item_bias")
-        self.share = self.add_weight((items["size"],), "ones", trainable=False, name="share")
+        self.share = self.add_weight((items["size"],), "ones", trainable=False, autocast=False, name="share")
         self.towers = [self.tower("user"), self.tower("item")] if kind == "two-tower" else [[], []]
-        self.correct = keras_rs.layers.SamplingProbabilityCorrection(name="correct")
+        self.correct = keras_rs.layers.SamplingProbabilityCorrection(dtype="float32", name="correct")
         self.seeds = keras.random.SeedGenerator()
         self.by_product, self.looks_back = True, kind != "mf"
         self.place = layers.Embedding(length, self.dim, name="place") if kind == "sasrec" else None
-        self.lag = self.add_weight((length,), "zeros", name="lag") if kind == "two-tower" else None
+        self.lag = self.add_weight((length,), "zeros", autocast=False, name="lag") if kind == "two-tower" else None
         self.blocks = [_Block(self.dim, heads, options.get("dropout", 0.0), name=f"block_{i}") for i in range(blocks)]
         self.blocks = self.blocks if kind == "sasrec" else []
 

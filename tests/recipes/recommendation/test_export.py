@@ -1,6 +1,7 @@
 """What other programs get: vectors with ids, and a SavedModel that needs nothing of this package."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rating_data import folder, make_model
+from rating_data import TASTES, folder, make_model
 
 from recipes.recommendation import lists, serving
 
@@ -59,6 +60,14 @@ def test_products_of_vectors_are_the_scores(kind, hidden, monkeypatch):
     expected = [saved.rate(np.full(6, user), np.arange(6)) for user in (3, 1, 2)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert every.bases() == ["popularity", *["history"] * 3, "popularity"]
+
+
+def test_features_are_called_as_functions_may_take_them():
+    def named(name):
+        return dataclasses.replace(TASTES, name=name)
+
+    names = serving._names([named(n) for n in ("self", "Gr\u00f6\u00dfe", "_x", "1st", "Age", "age", "a b", "a_b")])
+    assert names == ["self_0", "Gr__e", "feature__x", "feature_1st", "Age", "age_5", "a_b", "a_b_7"]
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_tables_grow_and_old_rows_keep_their_values():
     )
     assert films.titles[-2:] == ["five", "x"]
     old, before = values_of(saved.model), saved.rate(np.array([1, 2, 3]), np.array([3, 2, 1]))
-    model = growth.grow(saved.model, (users, table), (more, films), lambda known: None)
+    model = growth.grow(saved.model, (users, table), (more, films))
     assert same_corner(old, values_of(model)) and model is not saved.model
     pairs = {"user": np.array([1, 2, 3]), "item": np.array([3, 2, 1])}
     np.testing.assert_array_equal(model.predict(pairs, verbose=0), before)
@@ -54,7 +54,7 @@ def test_tables_grow_and_old_rows_keep_their_values():
     weights = growth.fit_bias(model.users, model.user_bias.embeddings.numpy()[:, 0], np.arange(1, 5))
     expected = growth.shares(model.users, np.array([5])) @ weights[:-1] + weights[-1]
     assert model.user_bias.embeddings.numpy()[5, 0] == pytest.approx(expected[0], abs=1e-6)
-    same = growth.grow(model, (users, table), (more, films), lambda known: None)
+    same = growth.grow(model, (users, table), (more, films))
     assert same is model
 
 
@@ -62,7 +62,7 @@ def test_biases_of_new_users_follow_their_ratings():
     saved, _ = make_model("mf", hidden=0)
     users = Vocabulary([*saved.users.keys, "new"])
     nobody = Table(["", *users.keys], [])
-    model = growth.grow(saved.model, (users, nobody), (saved.items, Table(saved.titles, [])), lambda known: None)
+    model = growth.grow(saved.model, (users, nobody), (saved.items, Table(saved.titles, [])))
     part = interactions([5, 5, 1], [1, 2, 2], [5, 5, 5], users=5, items=5)
     pairs = {"user": part.user, "item": part.item}
     before, old = model.predict(pairs, verbose=0), values_of(saved.model)

@@ -12,6 +12,7 @@ from row_files import write
 
 from recipes.readers.formats import Format
 from recipes.recommendation import lists, models, ranking, training
+from recipes.recommendation.batches import windows
 from recipes.recommendation.data.features import Feature
 from recipes.recommendation.scoring import Scorer
 
@@ -21,23 +22,54 @@ from recipes.recommendation.scoring import Scorer
 )
 def test_scores_are_ratings_of_pairs(kind):
     saved, flags = make_model(kind, hidden=0 if kind == "mf" else 3)
-    scores = Scorer(saved, flags)(np.array([2, 1]))
+    scorer = Scorer(saved, flags)
+    whole = scorer(np.array([2, 1]))
+    scores = scorer.limit(whole)
     items = np.arange(6, dtype=np.int32)
     expected = [saved.rate(np.full_like(items, user), items) for user in (2, 1)]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert scores.min() >= 1 and scores.max() <= 5 and np.ptp(scores[0]) > 0.01
 
 
-@pytest.mark.parametrize("kind", ["two-tower", pytest.param("dcn", marks=pytest.mark.slow)])
-def test_a_stranger_with_the_features_of_a_user_without_interactions_is_that_user(kind):
-    saved, flags = make_model(kind)
+@pytest.mark.parametrize(
+    "kind, buckets", [("two-tower", 0), ("two-tower", 2), pytest.param("dcn", 0, marks=pytest.mark.slow)]
+)
+def test_a_stranger_with_the_features_of_a_user_without_interactions_is_that_user(kind, buckets):
+    saved, flags = make_model(kind, buckets=buckets)
     values = [np.array([[1]]), np.array([[2]])]
     for variable, row in zip(saved.model.users.values, values, strict=True):
         variable.assign(np.concatenate([np.asarray(variable)[:4], row]))
-    training.growth.begin_unseen(saved.model, saved.train)
+    bias = saved.model.user_bias.embeddings
+    bias.assign(bias + np.array([[0], [1], [2], [3], [4]]))  # as a training would
+    training.growth.settle_unseen(saved.model, saved.train)
     scorer = Scorer(saved, flags)
     np.testing.assert_allclose(scorer.by_features(values)[0], scorer(np.array([4]))[0], atol=1e-5)
     assert np.abs(scorer.by_features([np.array([[2]]), values[1]])[0] - scorer(np.array([4]))[0]).max() > 1e-3
+
+
+def test_ratings_above_the_scale_are_in_order():
+    saved, flags = make_model()
+    saved.model.mean.assign(20.0)
+    (listed,) = lists.Lists(saved, flags, 5, False).make([lists.Asked("2", [])])
+    (whole,) = Scorer(saved, flags)(np.array([2]))
+    assert listed.items.tolist() == (np.argsort(-whole[1:], kind="stable") + 1).tolist() != [1, 2, 3, 4, 5]
+    assert listed.scores.tolist() == [5.0] * 5 == saved.rate(np.full(5, 2), listed.items).tolist()
+
+
+@pytest.mark.parametrize("kind, task", [("two-tower", "rating"), ("two-tower", "retrieval"), ("sasrec", "sequential")])
+def test_mixed_precision_does_not_round_scores_and_losses(kind, task):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    saved, flags = make_model(kind, task=task)
+    if task == "rating":
+        saved.model.mean.assign(3.1)
+        pairs = np.array([1, 2, 3]), np.array([3, 2, 1])
+        scores = Scorer(saved, flags)(pairs[0])[np.arange(3), pairs[1]]
+        rated = saved.model(dict(zip(("user", "item"), pairs, strict=True)))
+        np.testing.assert_allclose(scores, rated, atol=1e-5)  # 3.1 is 3.094 in bfloat16
+    else:
+        x = windows(saved.train, 3)
+        loss = saved.model.compute_loss(x, y_pred=saved.model(x, training=True))
+        assert loss.dtype == "float32" and 0 < float(loss) < 5
 
 
 def test_items_without_ratings_are_scored_by_their_features():

@@ -141,7 +141,7 @@ def test_hashed_ids_share_rows():
     assert rows[0] == 0 and set(rows[1:]) == set(range(1, 8)) and len(rows) == len(known)
     encoder = models.Encoder(len(known), 3, buckets=7)
     encoder.build(())
-    encoder.describe([], rows)
+    training.growth.share_rows(encoder, np.ones(len(known), bool), rows)
     (vectors,) = encoder(np.arange(len(known)))
     assert len(np.unique(np.array(vectors), axis=0)) == 8
 
