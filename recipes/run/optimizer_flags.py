@@ -28,6 +28,8 @@ SCHEDULES = {
     "cyclical": "Cyclical",
 }
 """Classes of `kopt.schedules`."""
+OF_KERAS = "keras."
+"""What stands before the names of Keras' own optimizers."""
 OUTER = ("self", "name", "args", "kwargs", "options")
 """Parameters of constructors that are no arguments of an optimizer."""
 PARTS = {
@@ -42,7 +44,7 @@ class OptimizerFlags:
     """The optimizer."""
 
     optimizer: str = "adabound"
-    """Name of an optimizer of kopt or Keras; upper and lower case are the same."""
+    """Name of an optimizer of kopt, or of Keras with keras. before it; upper and lower case are the same."""
     opt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE: an argument of the optimizer, as in final_lr=0.1."""
     learning_rate: OptionalNumber = None
@@ -89,6 +91,8 @@ def make_optimizer(
         UsageError: a name, option or value is wrong.
     """
     cls = find_class(flags.optimizer, flag)
+    if hasattr(cls, "observe"):
+        raise UsageError(f"{flag} {flags.optimizer}: needs a model of kopt.Curvature, which the recipes do not train.")
     options = parse_options("--opt", flags.opt)
     if flags.on_nonfinite == "skip":
         if not _is_kopt(cls):
@@ -155,7 +159,7 @@ def check_names(flags: OptimizerFlags) -> None:
 
 
 def find_class(name: str, flag: str = "--optimizer") -> type:
-    """Returns the optimizer class called `name`, in kopt or else in Keras.
+    """Returns the optimizer class called `name`, in kopt, or in Keras as "keras.adam".
 
     Raises:
         UsageError: there is none.
@@ -165,7 +169,7 @@ def find_class(name: str, flag: str = "--optimizer") -> type:
     import kopt
 
     classes = {
-        key.lower(): cls
+        OF_KERAS + key.lower(): cls
         for key, cls in vars(keras.optimizers).items()
         if isinstance(cls, type)
         and issubclass(cls, keras.optimizers.Optimizer)
@@ -336,7 +340,7 @@ def _of_keras() -> dict[str, frozenset[str]]:
         own = _of_constructor(node)
         if "learning_rate" in own and not name.startswith("Base"):
             base = classes.get("BaseOptimizer")
-            found[name.lower()] = frozenset(own | (set() if base is None else _of_constructor(base)))
+            found[OF_KERAS + name.lower()] = frozenset(own | (set() if base is None else _of_constructor(base)))
     return found
 
 

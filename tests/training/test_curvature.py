@@ -202,7 +202,7 @@ def test_a_plain_model_is_refused():
 def test_accumulation_other_rules_around_and_float16_are_refused():
     with pytest.raises(ValueError, match="it cannot accumulate"):
         kopt.SophiaG(gradient_accumulation_steps=2)
-    with pytest.raises(ValueError, match="its curvature"):
+    with pytest.raises(ValueError, match="need the curvature"):
         kopt.Lookahead(kopt.SophiaG())
     keras.config.set_dtype_policy("mixed_float16")
     with pytest.raises(TypeError, match="use mixed_bfloat16"):

@@ -196,7 +196,7 @@ def test_a_full_disk(argv, monkeypatch, capsys):
 
 def test_names_in_the_sources_are_those_of_the_classes():
     known = known_arguments()
-    assert {"adabound", "lookahead", "route", "adafactor"} <= known.keys() == set(known) and len(known) > 60
+    assert {"adabound", "lookahead", "route", "keras.adafactor"} <= known.keys() == set(known) and len(known) > 60
     assert known.keys() > {name for name, cls in kopt.registry().items() if cls.__module__.startswith("kopt.")}
     assert {"gamma", "beta_1", "learning_rate", "ema_momentum"} <= known["adabound"] and "gamma" not in known["adam"]
     for name in known:
@@ -208,7 +208,7 @@ def test_names_in_the_sources_are_those_of_the_classes():
     [
         (["--optimizer", "adamm"], "Did you mean adam"),
         (["--opt", "bta_1=0.5"], "Did you mean beta_1"),
-        (["--optimizer", "adafactor", "--opt", "final_lr=1"], "adafactor takes"),
+        (["--optimizer", "keras.adafactor", "--opt", "final_lr=1"], "keras.adafactor takes"),
         (["--optimizer", "route"], "routes="),
         (["--optimizer", "switch", "--opt", "first=adam"], "second="),
     ],
@@ -221,7 +221,7 @@ def test_wrong_names_are_found_before_keras_is_imported(flags, says, argv, capsy
 def test_wrong_values_are_found_before_data_are_read(argv, capsys, monkeypatch):
     monkeypatch.setattr(mnist, "load", lambda data: pytest.fail("read"))
     assert "beta_1" in fails(capsys, 2, *argv, "--opt", "beta_1=3")
-    assert "only kopt's" in fails(capsys, 2, *argv, "--optimizer", "adafactor", "--on-nonfinite", "skip")
+    assert "only kopt's" in fails(capsys, 2, *argv, "--optimizer", "keras.adafactor", "--on-nonfinite", "skip")
     assert "has its own way up" in fails(capsys, 2, *argv, "--lr-schedule", "one-cycle", "--warmup", "3")
     assert "rex takes end, start, steps" in fails(capsys, 2, *argv, "--lr-schedule", "rex", "--schedule-opt", "x=1")
     assert "no arguments" in fails(capsys, 2, *argv, "--lr-schedule", "constant", "--schedule-opt", "end=1")

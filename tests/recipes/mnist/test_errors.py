@@ -23,7 +23,7 @@ BEFORE = signal.getsignal(signal.SIGINT)  # a job in the background ignores it
     [
         ("--optimizer adamm", "adam"),
         ("--opt bta_1=1", "beta_1"),
-        ("--optimizer adafactor --opt foo=1", "takes"),
+        ("--optimizer keras.adafactor --opt foo=1", "takes"),
         ("--opt beta_1=3", "beta_1"),
         ("--opt beta_1", "NAME=VALUE"),
         ("--grad-accum 0", "at least 1"),

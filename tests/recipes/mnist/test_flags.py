@@ -57,7 +57,7 @@ def descend(**flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adam", "keras.adafactor"])
 @pytest.mark.parametrize(
     "flags",
     [
@@ -181,7 +181,7 @@ def rates(steps, **flags):
     return [round(float(schedule(step)), 4) for step in range(0, steps + 1, steps // 4)]
 
 
-@pytest.mark.parametrize("name", ["adabound", "adafactor"])
+@pytest.mark.parametrize("name", ["adabound", "keras.adafactor"])
 def test_schedules(name):
     assert rates(8, optimizer=name, lr_schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
     assert rates(8, optimizer=name, lr_schedule="linear", warmup="50%") == [0, 0.5, 1, 0.5, 0]
@@ -193,7 +193,7 @@ def test_schedules(name):
 def test_schedule_counts_updates():
     flags = {"lr_schedule": "linear", "warmup": "50%", "grad_accum": 4, "learning_rate": 1.0}
     ours = make_optimizer(OptimizerFlags(optimizer="adabound", **flags), 80)
-    keras_ = make_optimizer(OptimizerFlags(optimizer="adafactor", **flags), 80)
+    keras_ = make_optimizer(OptimizerFlags(optimizer="keras.adafactor", **flags), 80)
     assert float(ours._learning_rate(10)) == float(keras_._learning_rate(40)) == 1.0
     assert float(ours._learning_rate(20)) == float(keras_._learning_rate(80)) == 0.0
 
@@ -219,8 +219,13 @@ def test_options():
 
 @pytest.mark.parametrize("name", sorted(map(str.lower, rules())))
 def test_every_optimizer_can_be_named(name):
+    if name in ("adahessian", "sophiag", "sophiah"):
+        with pytest.raises(UsageError, match="Curvature"):
+            make_optimizer(OptimizerFlags(optimizer=name), 1)
+        return
     assert isinstance(make_optimizer(OptimizerFlags(optimizer=name.upper()), 1), kopt.Optimizer)
 
 
 def test_keras_optimizers_can_be_named():
-    assert find_class("adafactor") is keras.optimizers.Adafactor
+    assert find_class("keras.adafactor") is find_class("Keras.Adafactor") is keras.optimizers.Adafactor
+    assert find_class("adafactor") is kopt.Adafactor

@@ -31,7 +31,7 @@ from recipes.text_classification import recipe
         ("--alpha 0", "more than 0"),
         ("--head-learning-rate 0", "more than 0"),
         ("--lora-plus-ratio 0.5", "at least 1"),
-        ("--optimizer adafactor --lora-plus-ratio 4", "only kopt's optimizers"),
+        ("--optimizer keras.adafactor --lora-plus-ratio 4", "only kopt's optimizers"),
         ("--optimizer adamm", "adam"),
         ("--method head --rank 4", "--rank has no effect with --method head; it is for lora, dora, adapter, prompt"),
         ("--method full --alpha 4", "--alpha has no effect"),
