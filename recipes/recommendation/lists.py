@@ -56,7 +56,7 @@ class Listed(NamedTuple):
 
 
 def read_users(path: Path, column: str, saved: Saved, on_bad_row: OnBadRow, form: Format) -> Iterator[Asked]:
-    """Yields the users in a file, each once: the first row counts.
+    """Returns the users in a file, as they are read.
 
     Args:
         path: of a file of rows.
@@ -68,17 +68,23 @@ def read_users(path: Path, column: str, saved: Saved, on_bad_row: OnBadRow, form
     Raises:
         DataError: the file is missing, of another kind, lacks the column, holds a bad row or no good one.
     """
-    features, met = saved.features[0], set[str]()
+    features = saved.features[0]
 
     def convert(record: Mapping[str, Any]) -> Asked:
         key = read_key(record.get(column), column)
         return Asked(key, [f.find(read_cell(record.get(f.name), f.name)) for f in features])
 
     advice = "It is called as in the training, by --user-column; --columns names the columns of a file without names."
-    for _, asked in good_rows(path, convert, {column: advice}, on_bad_row, form):
-        if asked.key not in met:
-            met.add(asked.key)
-            yield asked
+    return (asked for _, asked in good_rows(path, convert, {column: advice}, on_bad_row, form))
+
+
+def once(asked: Iterable[Asked]) -> Iterator[Asked]:
+    """Yields each user once: the first counts."""
+    met = set[str]()
+    for user in asked:
+        if user.key not in met:
+            met.add(user.key)
+            yield user
 
 
 class Lists:

@@ -198,7 +198,8 @@ def predict(flags: Predict) -> int:
         column = trained.data.columns.user
         asked = itertools.chain(asked, lists.read_users(flags.users_file, column, saved, flags.on_bad_row, flags.form))
     strangers = lists.Strangers(flags.unknown)
-    found = strangers.sort_out(lists.Lists(saved, trained, flags.k, flags.exclude_seen).make(asked))
+    made = lists.Lists(saved, trained, flags.k, flags.exclude_seen).make(lists.once(asked))
+    found = strangers.sort_out(made)
     if flags.output is not None:
         count = lists.write(flags.output, saved, found)
         strangers.report()

@@ -143,13 +143,21 @@ def _exit_code(run: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")  # names and texts that the locale has no letters for
     with signals.caught():
         try:
-            return run()
+            code = run()
+            sys.stdout.flush()
+            return code
         except AlreadyDoneError as done:
             print(done)
             return done.code
         except RecipeError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.code
+        except BrokenPipeError:  # as `| head` has it
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+                )  # for what Python still writes at its end
+            return signals.exit_code(13)  # SIGPIPE, which Windows lacks
         except signals.Interrupted as error:
             with contextlib.suppress(OSError):  # a terminal that hung up
                 print(f"interrupted: {error.left}", file=sys.stderr)

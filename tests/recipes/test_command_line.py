@@ -1,6 +1,7 @@
 """What all recipes have in common on the command line: quick help, bounds of numbers, their name in a wheel."""
 
 import dataclasses
+import os
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,17 @@ def test_help_names_the_command_in_a_wheel(tmp_path):
     shutil.copytree(Path(recipes.__file__).parent, tmp_path / "kopt" / "recipes")
     for name in NAMES:
         assert f"usage: kopt {name.replace('_', '-')} " in run_help(f"kopt.recipes.{name}", tmp_path)
+
+
+def test_a_reader_that_has_seen_enough(monkeypatch, capfd):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert _exit_code(lambda: print("a line") or 0) == 141
+        print("more")  # Python itself would fail at its end
+        pipe.flush()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_signal_that_is_swallowed_comes_again(capfd):

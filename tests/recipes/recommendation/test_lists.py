@@ -98,7 +98,7 @@ def test_a_bias_is_what_the_features_say():
 def test_users_of_a_file_and_what_lists_are_from():
     saved, flags = make_model()
     path = write("who.csv", "user;taste;age\n1;;\nnew;odd;45\n9;;\nnew;even;1\n4;none;7\n")
-    asked = list(lists.read_users(path, "user", saved, "error", Format()))
+    asked = list(lists.once(lists.read_users(path, "user", saved, "error", Format())))
     assert asked == [("1", [[], []]), ("new", [[1], [2]]), ("9", [[], []]), ("4", [[], [1]])]
     found = list(lists.Lists(saved, flags, 3, True).make(asked))
     assert [listed.basis for listed in found] == ["history", "features", "popularity", "features"]
@@ -107,8 +107,8 @@ def test_users_of_a_file_and_what_lists_are_from():
     scores = Scorer(saved, flags).by_features([np.array([[1]]), np.array([[2]])])[0]
     np.testing.assert_allclose(found[1].scores, np.sort(scores[1:])[::-1][:3], rtol=1e-6)
     path = write("who.txt", "3\n1\n3\n")
-    asked = list(lists.read_users(path, "user", saved, "error", Format(columns="user")))
-    assert [user.key for user in asked] == ["3", "1"]
+    asked = [lists.Asked("1", []), *lists.read_users(path, "user", saved, "error", Format(columns="user"))]
+    assert [user.key for user in lists.once(asked)] == ["1", "3"]
 
 
 def test_items_of_which_nothing_is_known_are_not_listed():
