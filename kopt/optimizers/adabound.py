@@ -105,8 +105,8 @@ class AdaBoundW(AdaBound):
     weight_decay = 5e-4
 
     @override
-    def decay(self, updates: Tensor) -> Any:
-        return super().decay(updates) / self.base_learning_rate
+    def decay(self, weight_decay: Any, updates: Tensor) -> Any:
+        return super().decay(weight_decay, updates) / self.base_learning_rate
 
 
 def _peak(rate: Any, default: float) -> float:

@@ -140,6 +140,9 @@ class Optimizer(Configurable, KerasOptimizer):
         """Returns whether the rule is row-wise on a weight of this layout."""
         return bool(self.row_wise)
 
+    def check_weights(self, paths: Sequence[str]) -> None:
+        """Raises `ValueError` if a pattern of the rule is found in none of these paths, those of its weights."""
+
     def rule(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the direction u and the new slots. Pure: it assigns nothing.
 
@@ -185,9 +188,9 @@ class Optimizer(Configurable, KerasOptimizer):
         """Returns η of the update that follows so many."""
         return learning_rate.following(self._learning_rate, updates)
 
-    def decay(self, updates: Tensor) -> Any:
-        """Returns λ of w ← w - η (u + λ w) at the update that follows so many: a Python number, or a tensor."""
-        return learning_rate.following(self.weight_decay or 0.0, updates)
+    def decay(self, weight_decay: Any, updates: Tensor) -> Any:
+        """Returns λ of w ← w - η (u + λ w) after so many updates, from this option: a Python number, or a tensor."""
+        return learning_rate.following(weight_decay or 0.0, updates)
 
     def share(self, batch: Tensor) -> Tensor:
         """Returns how much accumulated batch number 0, 1, ... counts in the mean gradient; 1 is an equal share."""
@@ -206,8 +209,7 @@ class Optimizer(Configurable, KerasOptimizer):
         values = self._checked(args, options)
         rate, name = values.pop("learning_rate"), values.pop("name")
         keras.optimizers.Optimizer.__init__(self, learning_rate=rate, name=name or None)
-        values |= checked_options(type(self).__name__, values)
-        for key, value in values.items():
+        for key, value in (values | checked_options(type(self).__name__, values)).items():
             setattr(self, key, value)
         self._held = Held(type(self).__name__, StateFile(type(self).__name__))
         self.__post_init__()
@@ -301,9 +303,8 @@ class Optimizer(Configurable, KerasOptimizer):
         grads = list(grads)
         if not grads:
             return
-        if trainable_variables is None:
-            trainable_variables = [p.variable for p in self.setup.parameters]
-        variables = list(trainable_variables)
+        given = (p.variable for p in self.setup.parameters) if trainable_variables is None else trainable_variables
+        variables = list(given)
         if len(grads) != len(variables):
             raise ValueError(f"{type(self).__name__}: {len(grads)} gradients for {len(variables)} variables.")
         self.build(variables)
@@ -390,9 +391,8 @@ class Optimizer(Configurable, KerasOptimizer):
         return config
 
     def _argument(self, name: str) -> Any:
-        if name == "name":
-            return None
-        return learning_rate.given(self._learning_rate) if name == "learning_rate" else super()._argument(name)
+        rate = learning_rate.given(self._learning_rate) if name == "learning_rate" else None
+        return rate if name in ("learning_rate", "name") else super()._argument(name)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:

@@ -146,3 +146,53 @@ def test_a_model_with_layerwise_decay_is_saved(tmp_path):
     for m in (model, loaded):
         m.fit(regression(), shuffle=False, verbose=0)
     np.testing.assert_array_equal(flat(model), flat(loaded))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kopt.Lookahead(kopt.Cautious(kopt.SGD(0.1)), weight_decay=0.5),
+        lambda: kopt.Route([("", kopt.Lookahead(kopt.Cautious(kopt.SGD(0.1, weight_decay=0.3))))], weight_decay=0.5),
+        lambda: kopt.Switch(kopt.Lookahead(kopt.SGD(0.1)), second="adam", weight_decay=0.5),
+        lambda: kopt.Lookahead(kopt.Switch(kopt.SGD(0.1, weight_decay=0.5), second="adam")),
+        lambda: kopt.Lookahead(kopt.AdaBoundW(0.1, weight_decay=0.01), weight_decay=0.05),
+    ],
+    ids=["wrappers", "route", "switch", "around switch", "share of AdaBoundW"],
+)
+def test_decay_reaches_the_weights_through_all_that_is_around_a_rule(make):
+    weights = [np.ones((3, 2)), np.ones(2)]
+    for moved in descend(make(), weights, [[np.zeros_like(w) for w in weights]], "float64"):
+        np.testing.assert_allclose(moved, 0.95, rtol=1e-7)
+
+
+def test_what_is_around_a_rule_leaves_its_decay_alone():
+    rule, zeros = kopt.SGD(0.1, weight_decay=0.5), [[np.zeros((2, 2))]]
+    kopt.Lookahead(rule, weight_decay=0.0)
+    kopt.Route([("", rule)], weight_decay=0.0)
+    late = kopt.Lookahead(rule)
+    late.weight_decay = 0.25
+    assert rule.weight_decay == 0.5
+    np.testing.assert_allclose(descend(kopt.Lookahead(rule), [np.ones((2, 2))], zeros, "float64")[0], 0.95, rtol=1e-7)
+    np.testing.assert_allclose(descend(late, [np.ones((2, 2))], zeros, "float64")[0], 0.975, rtol=1e-7)
+
+
+def test_decay_around_a_switch_is_refused_since_each_of_its_rules_has_its_own():
+    with pytest.raises(ValueError, match="Give weight_decay to Switch itself"):
+        descend(kopt.Lookahead(kopt.Switch("sgd"), weight_decay=0.5), [np.ones((2, 2))], [[np.ones((2, 2))]])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kopt.APOLLO(kopt.AdamW(0.01), rank=2, every=2),
+        pytest.param(lambda: kopt.GaLore(kopt.AdamW(0.01), rank=2, every=2), marks=pytest.mark.slow),
+        lambda: kopt.GradientNoise("sgd", scale=1.0),
+        pytest.param(lambda: kopt.SOAP(0.01, every=2), marks=pytest.mark.slow),
+    ],
+    ids=["APOLLO", "GaLore", "GradientNoise", "SOAP"],
+)
+def test_the_second_rule_counts_updates_of_its_own_wherever_it_looks(make):
+    rng = np.random.default_rng(0)
+    weights, gradients = [rng.normal(size=(6, 5))], [[rng.normal(size=(6, 5))] for _ in range(8)]
+    switched = descend(kopt.Switch(kopt.SGD(0.0), second=make(), after=3), weights, gradients)
+    np.testing.assert_array_equal(switched[0], descend(make(), weights, gradients[3:])[0])

@@ -128,3 +128,20 @@ def test_it_learns_around_any_rule(name, inner, tmp_path):
         each.fit(regression(), shuffle=False, epochs=2, verbose=0)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"), [("APOLLO", 1), *(pytest.param(x, 2, marks=pytest.mark.slow) for x in ("GaLore", "APOLLO"))]
+)
+def test_rows_of_embeddings_beside_large_kernels_are_those_of_the_optimizer_within(name, batches):
+    rows = []
+    for around in (getattr(kopt, name), lambda rule, **_: rule):
+        keras.utils.set_random_seed(0)
+        table = keras.layers.Embedding(9, 4)
+        model = keras.Sequential([keras.Input((2,)), table, keras.layers.Dense(3), keras.layers.Dense(1)])
+        model.compile(around(kopt.AdamW(0.1, gradient_accumulation_steps=batches), rank=2), "mse")
+        before = table.embeddings.numpy()
+        model.fit(np.array([[1, 4], [4, 7]]), np.ones((2, 2)), batch_size=2 // batches, shuffle=False, verbose=0)
+        rows.append(table.embeddings.numpy())
+    np.testing.assert_array_equal(*rows)
+    assert np.flatnonzero(np.abs(rows[0] - before).max(1)).tolist() == [1, 4, 7]

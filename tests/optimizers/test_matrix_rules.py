@@ -133,6 +133,23 @@ def test_a_pattern_of_no_weight_is_an_error():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "around",
+    [kopt.Lookahead, kopt.Hyperball, lambda x: kopt.Route([("", x)]), lambda x: kopt.Switch("sgd", second=x)],
+    ids=["Lookahead", "Hyperball", "Route", "Switch"],
+)
+def test_so_it_is_within_other_optimizers(around):
+    with pytest.raises(ValueError, match=r"Muon\.others: the pattern 'lm_head' is found in none of the 1 weights"):
+        around(kopt.Muon(others=["lm_head"])).build([keras.Variable(np.ones((3, 2)), name="kernel")])
+
+
+def test_wrappers_tell_what_the_rule_within_moves():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    told = kopt.EMANesterov(kopt.Cautious(kopt.Muon())).destinations(model)
+    assert [*told.values()] == ["Muon on 3 × 4", "AdamW", "AdamW", "AdamW"]
+    assert {*kopt.Lookahead("lion").destinations(model).values()} == {"Lion"}
+
+
 def test_fit_saves_and_loads_the_choice(tmp_path):
     model = network()
     model.compile(kopt.Muon(1e-3), "mse")

@@ -255,6 +255,7 @@ GROWING = {
     "multiplier": lambda: kopt.AdamW(weight_decay=0.1, multipliers=[("kernel", 1e36)], on_nonfinite="skip"),
     "trust": lambda: kopt.LAMB(10.0, on_nonfinite="skip"),  # ‖w‖ grows tenfold
     "way": lambda: kopt.DoG(1e3, on_nonfinite="skip"),
+    "floor": lambda: kopt.UpdateFloor(kopt.SGD(50.0), on_nonfinite="skip"),  # a step is 17 ‖w‖ long
 }
 
 

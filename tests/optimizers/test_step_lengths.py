@@ -140,6 +140,7 @@ def test_gradients_are_taken_where_the_authors_take_them():
         (lambda: kopt.Hyperball("lamb"), "Hyperball takes an optimizer that steps along a direction"),
         (lambda: kopt.CautiousDecay("ftrl"), "CautiousDecay takes an optimizer that steps"),
         (lambda: kopt.UpdateFloor(kopt.Hyperball("adamw")), "UpdateFloor takes an optimizer that steps"),
+        (lambda: kopt.Hyperball(kopt.GradientNoise("adamw")), "Put Hyperball within GradientNoise, not around it"),
         (lambda: kopt.EMANesterov("adamw", start=5, end=5), "end must be after start"),
         (lambda: kopt.UpdateFloor("adamw", by="row"), "by"),
     ],

@@ -4,6 +4,7 @@ import abc
 
 import keras
 
+from kopt.declare.fields import same
 from kopt.optimizers.optimizer import Any, LearningRate, Mapping, Optimizer, Slot, Tensor, override
 
 
@@ -33,8 +34,6 @@ class Composite(Optimizer, abstract=True):
             for name, field in Optimizer.fields.items():
                 if name not in own and getattr(rule, name) != field.default:
                     raise ValueError(f"{owner}: give {name} to {owner} itself, for all weights. Received: {rule!r}")
-            if self.weight_decay is not None:
-                rule.weight_decay = self.weight_decay
 
     @abc.abstractmethod
     def rules(self) -> Mapping[str, Optimizer]:
@@ -67,8 +66,17 @@ class Composite(Optimizer, abstract=True):
         return {k + name: value for k, rule in self.rules().items() for name, value in rule.shared.items()}
 
     @override
-    def decay(self, updates: Tensor) -> float:
-        return 1.0  # each rule has its own λ
+    def decay(self, weight_decay: Any, updates: Tensor) -> float:
+        if weight_decay is not None and not same(weight_decay, self.weight_decay):
+            raise ValueError(
+                f"Give weight_decay to {type(self).__name__} itself, and not to what is around it: {weight_decay!r}. "
+                f"Received: {self!r}"
+            )
+        return 1.0  # each rule has its own λ, see `decay_of`
+
+    def decay_of(self, rule: Optimizer, updates: Tensor) -> Any:
+        """Returns λ of one of the rules after so many updates."""
+        return rule.decay(rule.weight_decay if self.weight_decay is None else self.weight_decay, updates)
 
     @override
     def get_config(self) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Switch(Composite):
     def is_row_wise(self, layout: Layout) -> bool:
         return all(rule.is_row_wise(layout) for rule in self.rules().values())
 
+    @override
+    def check_weights(self, paths: Sequence[str]) -> None:
+        for rule in self.rules().values():
+            rule.check_weights(paths)
+
     @property
     def precise(self) -> bool:
         """Whether one of them is."""
@@ -125,7 +130,7 @@ class Switch(Composite):
         super().finalize_variable_values(var_list)
 
     def _seen_by(self, key: str, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
-        return _seen(self.rules()[key], key, self.after if key == "second_" else 0, s, t, w)
+        return _seen(self, key, s, t, w)
 
     def __repr__(self) -> str:
         own = self._changed("first", "second", "after")
@@ -133,12 +138,15 @@ class Switch(Composite):
         return f"Switch({', '.join(parts)})"
 
 
-def _seen(rule: Optimizer, key: str, after: int, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
-    """Returns the namespace and the t of one of the rules, whose turn comes after so many updates."""
+def _seen(switch: Switch, key: str, s: Slots, t: Tensor, w: Tensor = None) -> tuple[Any, Tensor]:
+    """Returns the namespace and the t of one of the rules."""
+    rule, after = switch.rules()[key], switch.after if key == "second_" else 0
     its, seen = ops.maximum(t - after, 1.0), {**vars(s), **with_prefix(vars(s), key)}
     seen["learning_rate"] = s.learning_rate * ops.cast(rule.rate_after(its - 1), t.dtype)
     factor = getattr(s, "weight_decay", 0.0)
-    seen["weight_decay"] = rule.decay(its - 1) * factor if factor else 0.0
+    seen["weight_decay"] = switch.decay_of(rule, its - 1) * factor if factor else 0.0
+    if hasattr(s, "update"):
+        seen["update"] = ops.maximum(s.update - after, 1)
     if w is not None:  # what begins as the weight does so when the turn comes
         for name, slot in ((name, slot) for name, slot in rule.slots.items() if slot.from_weight):
             seen[name] = ops.where(its <= 1, slot.first(w, s.layout), seen[name])

@@ -68,7 +68,7 @@ def needs_care(setup: Setup, rate: Tensor) -> Any:
     usual = []
     for key, rule in setup.rules.items():
         top = ops.abs(setup.rate_of(key, rate, update + 1)) * fastest
-        usual += [top <= UNUSUAL, top * ops.cast(rule.decay(update), top.dtype) <= 1.0]
+        usual += [top <= UNUSUAL, top * ops.cast(setup.decay_of(rule, update), top.dtype) <= 1.0]
     return ops.logical_not(ops.all(ops.stack(usual)))
 
 

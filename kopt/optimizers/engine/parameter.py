@@ -242,12 +242,14 @@ class Parameter:
 
 
 def read(variable: Any, rows: Tensor = None) -> Tensor:
-    """Returns the value of a variable, or rows of it."""
-    return backend.value(variable) if rows is None else backend.take(variable, rows)
+    """Returns the value of a variable, or rows of it; a number has none."""
+    return backend.take(variable, rows) if rows is not None and len(variable.shape) else backend.value(variable)
 
 
 def write(variable: Any, value: Tensor, g: Gradient) -> Write:
-    """Returns the assignment of what a gradient moves."""
+    """Returns the assignment of what a gradient moves: of its rows, but for a number, which has none."""
+    if not len(variable.shape):
+        return Write(variable, value)
     if g.rows is not None:
         return Write(variable, value if g.keep is None else ops.take(value, g.keep, axis=0), g.rows)
     if g.touched is not None:

@@ -109,6 +109,11 @@ class Setup:
         """Returns η of a rule at an update: that of the optimizer, or a multiple of it."""
         return rate if key == "" else rate * ops.cast(self.rules[key].rate_after(update - 1), self.scalar_dtype)
 
+    def decay_of(self, rule: Rule, updates: Tensor) -> Any:
+        """Returns λ of a rule after so many updates: that of the optimizer, if it has one."""
+        given = self.optimizer.weight_decay
+        return rule.decay(rule.weight_decay if given is None else given, updates)
+
     def view(
         self, p: Parameter, slots: Mapping[str, Tensor], shared: Mapping[str, Tensor], rate: Tensor, update: Tensor
     ) -> SimpleNamespace:
@@ -119,7 +124,7 @@ class Setup:
             **common,
             learning_rate=ops.cast(self.rate_of(p.key, rate, update), p.dtype) * p.multiplier,
             multiplier=p.multiplier,
-            weight_decay=p.rule.decay(update - 1) * p.decay if p.decay else 0.0,
+            weight_decay=self.decay_of(p.rule, update - 1) * p.decay if p.decay else 0.0,
             index=p.index,
             layout=p.layout,
             update=update,

@@ -7,7 +7,6 @@ from keras import ops
 
 from kopt.optimizers.matrix.choice import Others, by_path, check_others, is_chosen, on_matrix
 from kopt.optimizers.optimizer import (
-    Any,
     Fraction,
     Layout,
     Optimizer,
@@ -65,9 +64,9 @@ class ByMatrix(Optimizer, abstract=True):
         return not self.takes(layout)
 
     @override
-    def build(self, variables: Sequence[Any]) -> None:
-        check_others(type(self).__name__, self.others, variables)
-        super().build(variables)
+    def check_weights(self, paths: Sequence[str]) -> None:
+        check_others(type(self).__name__, self.others, paths)
+        super().check_weights(paths)
 
     def destinations(self, model: keras.Model) -> dict[str, str]:
         """Returns by the path of each trainable weight what moves it: this rule, with the matrix it sees, or AdamW."""

@@ -32,10 +32,10 @@ def is_chosen(others: Sequence[str] | None, layout: Layout) -> bool:
     return not any(is_found(pattern, layout.path) for pattern in others)
 
 
-def check_others(owner: str, others: Sequence[str] | None, variables: Sequence[Any]) -> None:
+def check_others(owner: str, others: Sequence[str] | None, paths: Sequence[str]) -> None:
     """Raises `ValueError` if a pattern is found in no weight."""
     pairs = [(pattern, 1.0) for pattern in others or ()]
-    path_rules.resolve(f"{owner}.others", pairs, [path_of(v) for v in variables])
+    path_rules.resolve(f"{owner}.others", pairs, paths)
 
 
 def by_path(model: keras.Model, told: Callable[[Layout], str]) -> dict[str, str]:

@@ -4,13 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import keras
 from keras import ops
 
 from kopt.optimizers.engine.rule_checks import direction
 from kopt.optimizers.engine.tensor_math import sums_of_units
-from kopt.optimizers.matrix.choice import Others, by_path, check_others, is_chosen, on_matrix
-from kopt.optimizers.optimizer import Any, Layout, Positive, Slot, Slots, Step, Tensor, override, total
+from kopt.optimizers.matrix.choice import Others, check_others, is_chosen, on_matrix
+from kopt.optimizers.optimizer import Layout, Positive, Slot, Slots, Step, Tensor, override, total
 from kopt.optimizers.wrappers.wrapper import AlongDirection
 
 
@@ -57,20 +56,13 @@ class ForMatrices(AlongDirection, abstract=True):
         return not self.takes(layout) and self.optimizer.is_row_wise(layout)
 
     @override
-    def build(self, variables: Sequence[Any]) -> None:
-        check_others(type(self).__name__, self.others, variables)
-        super().build(variables)
+    def check_weights(self, paths: Sequence[str]) -> None:
+        check_others(type(self).__name__, self.others, paths)
+        super().check_weights(paths)
 
-    def destinations(self, model: keras.Model) -> dict[str, str]:
-        """Returns by the path of each trainable weight what moves it: this rule, or the optimizer within."""
-        return by_path(model, self.destination)
-
+    @override
     def destination(self, layout: Layout) -> str:
-        """Returns what moves a weight of this layout."""
-        within = self.optimizer
-        if self.takes(layout):
-            return on_matrix(type(self).__name__, layout)
-        return within.destination(layout) if hasattr(within, "destination") else type(within).__name__
+        return on_matrix(type(self).__name__, layout) if self.takes(layout) else super().destination(layout)
 
 
 class Hyperball(ForMatrices):
@@ -149,6 +141,7 @@ class UpdateFloor(ForMatrices):
     there ("RowFloor").
     """
 
+    bounded = False
     floor: Positive = 0.35
     by: Literal["matrix", "output"] = "matrix"
 

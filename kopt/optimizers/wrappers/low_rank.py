@@ -5,7 +5,7 @@ import dataclasses
 from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
-from kopt.optimizers.optimizer import Count, Layout, Mapping, Optimizer, Slot, Slots, Step, Tensor, override
+from kopt.optimizers.optimizer import Count, Layout, Mapping, Optimizer, Slot, Slots, Tensor, override
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 
@@ -28,6 +28,7 @@ class LowRank(Wrapper, abstract=True):
     every: Count = 200
     row_wise = False
     by_layer = True
+    advance = Optimizer.advance
 
     @override
     def __post_init__(self) -> None:
@@ -60,10 +61,6 @@ class LowRank(Wrapper, abstract=True):
             return tuple(layout)
         *stacked, p, q = layout.matrices
         return (*stacked, self.rank, q) if p <= q else (*stacked, p, self.rank)
-
-    @override
-    def advance(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
-        return Optimizer.advance(self, g, w, s, t)
 
     @override
     def rate(self, s: Slots, t: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from kopt.optimizers.optimizer import (
     ema,
     override,
 )
-from kopt.optimizers.wrappers.wrapper import Wrapper
+from kopt.optimizers.wrappers.wrapper import Wrapper, takes_directions
 
 
 class Averaging(Optimizer, abstract=True):
@@ -88,7 +88,7 @@ class ScheduleFree(Averaging, Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.optimizer).advance is not Optimizer.advance:
-            raise ValueError(f"ScheduleFree takes a rule that steps along a direction. Received: {self.optimizer!r}")
+            raise ValueError(takes_directions(self))
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The bases of the optimizers that change the rule of another one."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import keras
@@ -9,6 +10,7 @@ from kopt.declare import Convert
 from kopt.declare.fields import as_code, plain
 from kopt.optimizers.engine.rule_checks import direction, settled, stepped
 from kopt.optimizers.inner import inner
+from kopt.optimizers.matrix.choice import by_path
 from kopt.optimizers.optimizer import Any, Layout, LearningRate, Mapping, Optimizer, Slot, Slots, Step, Tensor, override
 
 
@@ -41,7 +43,6 @@ class Wrapper(Optimizer, abstract=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = self.optimizer
-        rule.weight_decay = self.weight_decay
         for kind, own in (("slot", self.own_slots), ("shared value", self.own_shared)):
             for name in {*own} & {*rule.slots, *rule.shared}:
                 raise ValueError(f"{type(self).__name__} and {rule!r} both have a {kind} {name!r}. Use one of them.")
@@ -82,8 +83,21 @@ class Wrapper(Optimizer, abstract=True):
         return {**self.optimizer.shared, **self.own_shared}
 
     @override
-    def decay(self, updates: Tensor) -> Any:
-        return self.optimizer.decay(updates)
+    def check_weights(self, paths: Sequence[str]) -> None:
+        self.optimizer.check_weights(paths)
+
+    def destinations(self, model: keras.Model) -> dict[str, str]:
+        """Returns by the path of each trainable weight what moves it: a rule for matrices, or another one."""
+        return by_path(model, self.destination)
+
+    def destination(self, layout: Layout) -> str:
+        """Returns what moves a weight of this layout."""
+        within = self.optimizer
+        return within.destination(layout) if hasattr(within, "destination") else type(within).__name__
+
+    @override
+    def decay(self, weight_decay: Any, updates: Tensor) -> Any:
+        return self.optimizer.decay(weight_decay, updates)
 
     def gradient(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Tensor:
         """Returns the gradient that the optimizer within sees."""
@@ -124,6 +138,13 @@ class Wrapper(Optimizer, abstract=True):
         return super().get_config() | {"optimizer": keras.optimizers.serialize(self.optimizer)}
 
 
+def takes_directions(wrapper: Wrapper) -> str:
+    """Returns what is wrong with a wrapper whose optimizer within does not step along a direction."""
+    name, rule = type(wrapper).__name__, wrapper.optimizer
+    inverse = f" Put {name} within {type(rule).__name__}, not around it." if isinstance(rule, Wrapper) else ""
+    return f"{name} takes an optimizer that steps along a direction.{inverse} Received: {rule!r}"
+
+
 class AlongDirection(Wrapper, abstract=True):
     """Base of the wrappers of rules that step along a direction, w ← w - η (u + λ w), and do so themselves.
 
@@ -139,8 +160,7 @@ class AlongDirection(Wrapper, abstract=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.optimizer).advance is not Optimizer.advance:
-            name = type(self).__name__
-            raise ValueError(f"{name} takes an optimizer that steps along a direction. Received: {self.optimizer!r}")
+            raise ValueError(takes_directions(self))
 
     def turned(self, u: Tensor, g: Tensor, w: Tensor, s: Slots) -> Tensor:
         """Returns the direction in place of u, that of the optimizer within."""

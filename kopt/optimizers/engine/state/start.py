@@ -51,6 +51,8 @@ def parameters(optimizer: Any, variables: Sequence[Any], held: Held) -> tuple[Pa
     places = {i for i, v in enumerate(variables) if id(v) in excluded}
     held.undecayed = sorted(places | {*path_rules.find_places(f"{owner}.undecayed", optimizer.undecayed, paths)})
     keys = [optimizer.key_of(path) for path in paths]
+    for key, rule in rules.items():
+        rule.check_weights([path for path, its in zip(paths, keys, strict=True) if its == key])
     seen = layouts(variables, paths) if any(rule.by_layer for rule in rules.values()) else None
     return tuple(
         Parameter(
