@@ -95,7 +95,8 @@ def fit(
             model.fit(trial.batches, epochs=epochs, initial_epoch=first, callbacks=[*callbacks, checkpoint], **options)
     finally:
         report.close()
-    growth.settle_unseen(model, trial.saved.train)
+    if flags.adapt is None:  # what a run knew keeps its biases
+        growth.settle_unseen(model, trial.saved.train)
     return report.history
 
 
