@@ -132,7 +132,6 @@ def test_a_pattern_of_no_weight_is_an_error():
         kopt.Muon(others=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "around",
     [kopt.Lookahead, kopt.Hyperball, lambda x: kopt.Route([("", x)]), lambda x: kopt.Switch("sgd", second=x)],
@@ -150,6 +149,7 @@ def test_wrappers_tell_what_the_rule_within_moves():
     assert {*kopt.Lookahead("lion").destinations(model).values()} == {"Lion"}
 
 
+@pytest.mark.slow
 def test_fit_saves_and_loads_the_choice(tmp_path):
     model = network()
     model.compile(kopt.Muon(1e-3), "mse")
