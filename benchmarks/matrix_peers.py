@@ -5,8 +5,12 @@ import importlib
 import types
 from typing import Any
 
+import numpy as np
+
 import kopt
 from benchmarks.peers import RATE, TINY, Case, made, on_matrices
+from kopt.optimizers.engine.noise import normal
+from kopt.optimizers.matrix.psgdkron import SALT
 
 
 def cases() -> dict[str, Case]:
@@ -41,6 +45,24 @@ def cases() -> dict[str, Case]:
         optimizers = [one(p) for p in ps]
         return types.SimpleNamespace(step=lambda: [optimizer.step() for optimizer in optimizers])
 
+    def kron(ps: Any, d: float) -> Any:
+        psgd = importlib.import_module("pytorch_optimizer.optimizer.psgd")
+        always = {"pre_conditioner_update_probability": 1.0, "balance_prob": 0.0}
+        optimizer = po.Kron(ps, RATE, weight_decay=d, precondition_dtype=torch.float64, **always)
+        plain = getattr(psgd.initialize_q_expressions, "plain", psgd.initialize_q_expressions)
+
+        def begun(p: Any, _: float, *rest: Any, **options: Any) -> Any:
+            return plain(p, float(p.grad.square().mean()) ** -0.25, *rest, **options)
+
+        def drawn(x: Any, **_: Any) -> Any:
+            found = normal(np.zeros((1, *x.T.shape), "float32"), optimizer.param_groups[0]["step"], SALT)
+            return torch.tensor(np.asarray(found, "float64")[0].T)
+
+        begun.plain = plain  # type: ignore[attr-defined]
+        psgd.initialize_q_expressions = begun
+        psgd.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64, "randn_like": drawn})
+        return optimizer
+
     def soap(ps: Any, d: float) -> Any:
         soap = importlib.import_module("pytorch_optimizer.optimizer.soap")
         soap.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
@@ -72,6 +94,12 @@ def cases() -> dict[str, Case]:
         ),
         "Muon": (made("Muon"), "torch Muon", on_matrices(muon), as_matrices),
         "NorMuon": (made("NorMuon"), "pytorch_optimizer NorMuon", on_matrices(normuon), as_matrices),
+        "PSGDKron": (
+            made("PSGDKron", adam_rate=1.0, ratio=4.0, damping=TINY),
+            "pytorch_optimizer Kron",
+            on_matrices(kron),
+            "δ off; renewed at every step, begun alike, with the same random numbers, without its rounding to float32",
+        ),
         "SOAP": (made("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
         "Adafactor": (made("Adafactor"), "torch Adafactor", on_matrices(adafactor, vectors=adafactor), ""),
         "AdamMini": (

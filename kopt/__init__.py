@@ -79,6 +79,7 @@ from kopt.optimizers import NovoGrad as NovoGrad
 from kopt.optimizers import Optimizer as Optimizer
 from kopt.optimizers import Prodigy as Prodigy
 from kopt.optimizers import ProximalAdaGrad as ProximalAdaGrad
+from kopt.optimizers import PSGDKron as PSGDKron
 from kopt.optimizers import QHAdam as QHAdam
 from kopt.optimizers import RAdam as RAdam
 from kopt.optimizers import RMSprop as RMSprop
@@ -197,6 +198,7 @@ __all__ = [
     "NovoGrad",
     "OpenFraction",
     "Optimizer",
+    "PSGDKron",
     "Positive",
     "Prodigy",
     "ProximalAdaGrad",

@@ -49,6 +49,7 @@ from kopt.optimizers.mars import MARS as MARS
 from kopt.optimizers.matrix import SOAP as SOAP
 from kopt.optimizers.matrix import Muon as Muon
 from kopt.optimizers.matrix import NorMuon as NorMuon
+from kopt.optimizers.matrix import PSGDKron as PSGDKron
 from kopt.optimizers.matrix import Shampoo as Shampoo
 from kopt.optimizers.memory import state_bytes as state_bytes
 from kopt.optimizers.novograd import NovoGrad as NovoGrad

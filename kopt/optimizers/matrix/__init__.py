@@ -2,5 +2,6 @@
 
 from kopt.optimizers.matrix.muon import Muon as Muon
 from kopt.optimizers.matrix.muon import NorMuon as NorMuon
+from kopt.optimizers.matrix.psgdkron import PSGDKron as PSGDKron
 from kopt.optimizers.matrix.shampoo import SOAP as SOAP
 from kopt.optimizers.matrix.shampoo import Shampoo as Shampoo

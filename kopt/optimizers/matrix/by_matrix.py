@@ -91,3 +91,8 @@ class ByMatrix(Optimizer, abstract=True):
         seen = Slots(**{**vars(s), "m": layout.as_matrices(s.m)})
         u, new = self.matrix_rule(layout.as_matrices(g), seen, t)
         return layout.from_matrices(u), {"v": s.v, **new, "m": layout.from_matrices(new["m"])}
+
+
+def absent(layout: Layout) -> tuple[int, ...]:
+    """Returns the shape of a slot of which weights that AdamW moves have nothing, whichever rows are asked for."""
+    return (*(layout[:1] or (1,)), 0)

@@ -8,7 +8,7 @@ from keras import ops
 from kopt.declare import Range
 from kopt.optimizers.engine.tensor_math import is_due, of_largest
 from kopt.optimizers.matrix.blocks import Blocks, transposed
-from kopt.optimizers.matrix.by_matrix import ByMatrix
+from kopt.optimizers.matrix.by_matrix import ByMatrix, absent
 from kopt.optimizers.optimizer import (
     Count,
     Fraction,
@@ -40,7 +40,7 @@ class TwoSided(ByMatrix, abstract=True):
 
         def shape(layout: Layout) -> tuple[int, ...]:
             if not self.takes(layout):
-                return (*(layout[:1] or (1,)), 0)  # nothing to remember, whichever rows are asked for
+                return absent(layout)
             blocks = Blocks.of(layout, self.block)
             return (blocks.count, blocks.sides[side], blocks.sides[side]) if self.has_side(blocks, side) else ()
 

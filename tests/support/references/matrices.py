@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kopt.optimizers.engine import noise
 from references.classic import adam
 from references.forms import Step, descent
 
@@ -182,6 +183,39 @@ def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, **rest) -> 
     return by_matrix(w, in_blocks(make, block), **moments, **rest)
 
 
-RULES = {"Muon": muon, "NorMuon": normuon, "Shampoo": shampoo, "SOAP": soap}
+def bound(a):
+    """Returns a lower bound of the largest eigenvalue of a symmetric matrix: a step of the power method."""
+    b = a @ a[(a**2).sum(1).argmax()]
+    return np.linalg.norm(a @ b) / np.linalg.norm(b)
+
+
+def psgd_kron(w, *, momentum, fit_rate, every, flat_start, max_size, ratio, damping, **rest) -> Step:
+    """arXiv:2402.04553, the Kronecker product of triangular factors, with the numbers that kopt draws."""
+    m, factors = 0.0, None
+
+    def turned(qs, x):
+        return qs[0] @ x @ qs[1].T
+
+    def direction(g, t):
+        nonlocal m, factors
+        m = momentum * m + (1 - momentum) * g
+        x = m / (1 - momentum**t)
+        full = [n <= max_size and n <= ratio * other for n, other in (x.shape, x.shape[::-1])]
+        if factors is None:
+            factors = [(np.sqrt((x**2).mean()) + damping) ** -0.25 * np.eye(n) for n in x.shape]
+        if t <= flat_start or (t - 1) % every == 0:
+            v = np.asarray(noise.normal(np.zeros((1, *x.shape), "float32"), t, -(2**31)), "float64")[0]
+            y, v = turned(factors, x + damping * v), turned([np.linalg.inv(q).T for q in factors], v)
+            for i, (a, b) in enumerate(((y @ y.T, v @ v.T), (y.T @ y, v.T @ v))):
+                size = bound(a + b) if full[i] else np.diag(a + b).max()
+                change = np.triu(a - b) if full[i] else np.diag(np.diag(a - b))
+                factors[i] = factors[i] - fit_rate * change @ factors[i] / size
+        u = turned([q.T for q in factors], turned(factors, x))
+        return u * min(1, 1.1 / (np.sqrt((u**2).mean()) + 1e-6))
+
+    return by_matrix(w, direction, **rest)
+
+
+RULES = {"Muon": muon, "NorMuon": normuon, "PSGDKron": psgd_kron, "Shampoo": shampoo, "SOAP": soap}
 MATRIX = tuple(RULES)
 """Rules whose products make rounding errors grow: to 1e-4 in float32 and 1e-6 in float64."""
