@@ -76,7 +76,9 @@ def test_experts_are_stacked_matrices():
 
 
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "CAME" else n for n in BY_LAYER])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("CAME", "PSGDKron") else n for n in BY_LAYER]
+)
 def test_attention_equals_the_reference(name, decay):
     keras.config.set_floatx("float64")
     attention = keras.layers.MultiHeadAttention(2, 3)
@@ -176,7 +178,7 @@ def test_wrappers_and_routes_know_the_layers():
         assert found["attention/query/kernel"] == () and found["head/kernel"] == (8, 3)
 
 
-@pytest.mark.parametrize("name", ["Muon", "SOAP", "Shampoo"])
+@pytest.mark.parametrize("name", ["Muon", "SOAP", "Shampoo", pytest.param("PSGDKron", marks=pytest.mark.slow)])
 def test_rows_of_embeddings_beside_matrices_are_lazy(name):
     embedding = keras.layers.Embedding(9, 4, name="table")
     model = keras.Sequential([keras.Input((2,)), embedding, keras.layers.Dense(3), keras.layers.Dense(1)])

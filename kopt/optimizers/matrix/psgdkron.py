@@ -41,8 +41,9 @@ class PSGDKron(ByMatrix):
         u = Lᵀ L x Rᵀ R,  u ← u min(1, 1.1 / rms(u))
 
     Both begin as (rms(x) + δ)^-¼ times the identity, at the first gradient that is not zero. So u has an rms near 1
-    from the start, some three times that of AdamW: rates are as much lower. ‖a‖ is a lower bound of the largest eigenvalue,
-    ‖a b‖/‖b‖ of b = a a_j with the longest row a_j. Of a diagonal factor the diagonals of all these are taken.
+    from the start, some three times AdamW's, whose rate is three times as high here. ‖a‖ is a lower bound of the
+    largest eigenvalue, ‖a b‖/‖b‖ of b = a a_j with the longest row a_j. Of a diagonal factor the diagonals of all these
+    are taken.
 
     Slots: m, like w (4 bytes/parameter); L and R: of a kernel p × q p² + q² numbers, of a diagonal factor p or q,
     always in 4 bytes; of what AdamW moves v like w.  Not row-wise, but for that.
@@ -54,7 +55,7 @@ class PSGDKron(ByMatrix):
         flat_start: n ≥ 0, updates at the beginning that all renew the factors.
         max_size: ≥ 1, longest side with a triangular factor; that of a longer one is diagonal.
         ratio: ≥ 1; a side more than so many times as long as the other has a diagonal factor, too.
-        damping: δ > 0, size of gradients that are taken for nothing: no direction is magnified more than 1/δ times.
+        damping: δ > 0, size of gradients that are taken for nothing: no direction is magnified beyond 1/δ for long.
 
     Differs from `pytorch_optimizer.Kron`, as from the authors' code, in what AdamW moves, which has diagonal factors
     there, and in kernels of more axes, which have a factor for each; in how the factors begin, at 1 there; and in when
