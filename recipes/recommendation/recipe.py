@@ -117,8 +117,7 @@ def train_in(run: Run, flags: Train) -> int:
     metric = "rmse" if rated else f"ndcg_at_{flags.ks[0]}"
     watched = "val_loss" if rated else f"val_{metric}"
     measure = None if rated or held is None else functools.partial(training.rank, flags, saved, held)
-    known = flags.adapt is not None  # what a run knew keeps its biases
-    settle = None if known else functools.partial(growth.settle_unseen, saved.model, saved.train)
+    settle = functools.partial(growth.settle_unseen, saved.model, saved.train)
     run.fit(saved.model, batches, validation, measure=measure, metric=metric, watched=watched, settle=settle)
     saved.write(run.folder, adapter=flags.adapt is not None)
     run.save_model(saved.model)

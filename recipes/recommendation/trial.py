@@ -95,8 +95,7 @@ def fit(
             model.fit(trial.batches, epochs=epochs, initial_epoch=first, callbacks=[*callbacks, checkpoint], **options)
     finally:
         report.close()
-    if flags.adapt is None:  # what a run knew keeps its biases
-        growth.settle_unseen(model, trial.saved.train)
+    growth.settle_unseen(model, trial.saved.train)
     return report.history
 
 
