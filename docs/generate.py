@@ -11,7 +11,7 @@
 What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand, but for the pages of
 `name_pages.py`, which are made as a whole. Figures that were
 measured stay until they are measured again: the results of runs that are not under saved_models/, and without
-`--measure` what parity.md, peft-architectures.md and backends.json already have.
+`--measure` what parity.md, peft-architectures.md, peft-parity.json and backends.json already have.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-sys.path += [str(pathlib.Path(__file__).parents[1] / "tests" / room) for room in ("support", "peft")]
+sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
 
 import backend_runs
 import name_pages
 import numpy as np
+import peft_parity
 import references
 import yaml
 from backend_cases import HEADINGS, SECTIONS
@@ -45,10 +46,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
 OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
 ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
+PEFT, PEFT_DIFFERENCES = ROOT / "docs" / "peft-parity.md", ROOT / "docs" / "peft-parity.json"
 BACKENDS, DIFFERENCES = ROOT / "docs" / "backends.md", ROOT / "docs" / "backends.json"
 COMMAND = "python docs/generate.py"
-MEASURED = ("parity", "architectures", "missing", *SECTIONS)
-"""What can be measured anew: the tables of two pages, the sections of backends.md, and what these lack."""
+MEASURED = ("parity", "architectures", "peft", "missing", *SECTIONS)
+"""What can be measured anew: the tables of three pages, the sections of backends.md, and what these lack."""
 
 ROOMS = {
     "matrix": "Rules for matrices",
@@ -129,7 +131,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
         measure: what is measured anew, of `MEASURED`; of the rest only the rules that parity.md and the architectures
             that peft-architectures.md lacks.
     """
-    read = (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, BACKENDS, DIFFERENCES)
+    read = (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, PEFT, PEFT_DIFFERENCES, BACKENDS, DIFFERENCES)
     text = {path: path.read_text(encoding="utf-8") for path in read}
     text[README] = replaced(text[README], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
@@ -141,6 +143,9 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     known = "" if "architectures" in measure else section(text[ARCHITECTURES], "architectures")
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "architectures", architecture_table(known))
     text[ARCHITECTURES] = replaced(text[ARCHITECTURES], "untried", untried_table())
+    beside = peft_parity.measured(json.loads(text[PEFT_DIFFERENCES]), "peft" in measure)
+    text[PEFT_DIFFERENCES] = json.dumps(beside, indent=1) + "\n"
+    text[PEFT] = replaced(text[PEFT], "peft", peft_parity.table(beside))
     differences = measured_backends(json.loads(text[DIFFERENCES]), measure)
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_tables(differences))

@@ -6,8 +6,8 @@ writes it, and tests hold it to `effective`. Injection, switching, merging, coun
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from keras import ops
@@ -36,6 +36,11 @@ def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.ones(shape)
 
 
+def constant(value: float) -> Initializer:
+    """Returns an initializer that gives one number."""
+    return lambda rng, shape: np.full(shape, value)
+
+
 def normal(stddev: float) -> Initializer:
     """Returns an initializer that draws from N(0, stddev²)."""
     return lambda rng, shape: rng.normal(0.0, stddev, shape)
@@ -51,19 +56,36 @@ class Weight:
     """One weight of an adapter at one site.
 
     Args:
-        axes: lengths, as numbers or as "in", "out" and "channel" of the site. Files permute the named axes as the other
+        axes: lengths, as numbers or as "in", "out", "channel" and "window" of the site: "in" is "window" times
+            "channel". Files have the axes in the opposite order, and permute "in", "out" and "channel" as the other
             library orders them. A site with batch axes puts those in front.
         init: function of a generator and a shape.
-        trainable: whether it is trained. A weight that is not is not written to adapter files either.
+        trainable: whether it is trained.
+        in_files: whether adapter files have it; None is whether it is trained.
+        shared: whether all layers with an adapter have it in common, as one variable. It has no batch axes.
+        as_it_is: whether files have its axes in this order.
+        flat: whether files have it as a matrix also for a convolution.
+        rest: what it is, in files, where a module is several layers here of which not all are adapted; None if nothing
+            stands for that.
     """
 
     axes: tuple[int | str, ...]
     init: Initializer = zeros
     trainable: bool = True
+    in_files: bool | None = None
+    shared: bool = False
+    as_it_is: bool = False
+    flat: bool = False
+    rest: float | None = None
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether adapter files have it."""
+        return self.trainable if self.in_files is None else self.in_files
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Returns the shape at a site."""
-        return (*site.batch, *(site.size(axis) for axis in self.axes))
+        return (*(() if self.shared else site.batch), *(site.size(axis) for axis in self.axes))
 
 
 class Weights:
@@ -116,8 +138,11 @@ class Base:
         if self.beneath is None:
             return self.run(x, kernel)
         # The adapters beneath need not be linear in the kernel, but the layer is: add what the change makes.
-        change = self.run(x, kernel - self.kernel())
-        return self(x) + change - self.run(x, ops.zeros_like(kernel))
+        return self(x) + self.linear(x, kernel - self.kernel())
+
+    def linear(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Returns the output with another kernel, [*batch, in, out], and without a bias."""
+        return self.run(x, kernel) - self.run(x, ops.zeros_like(kernel))
 
     def above(self, adapter: "Adapter", p: Weights) -> "Base":
         """Returns what lies beneath the next adapter: this one applied, with its weights p."""
@@ -164,6 +189,14 @@ class Adapter(Configurable):
     """Whether it is switched by a multiplication; else switching changes shapes, so that the model is traced anew."""
     additive: ClassVar[bool] = False
     """Whether it adds to the kernel what does not depend on the kernel, so that its place among others is free."""
+    batched: ClassVar[bool] = True
+    """Whether it takes kernels with batch axes."""
+    ordered: ClassVar[bool] = False
+    """Whether it counts inputs or outputs: a layer that Hugging Face orders otherwise can then not be exchanged."""
+    whole_numbers: ClassVar[tuple[str, ...]] = ()
+    """Weights that files have as whole numbers."""
+    patterned: ClassVar[Mapping[str, str]] = {}
+    """Arguments that say what another argument is at some paths, each with the name of that argument."""
     selects: ClassVar[tuple[str, ...]] = (
         "target_modules",
         "exclude_modules",
@@ -184,7 +217,7 @@ class Adapter(Configurable):
         "modules": "target_modules",
         "exclude": "exclude_modules",
         "layers": "target_modules or layers_to_transform",
-        **dict.fromkeys(FIELDS, "an argument of LoraConfig, IA3Config, LNTuningConfig and PromptTuningConfig"),
+        **dict.fromkeys(FIELDS, "an argument of LoraConfig, IA3Config and the other configurations of kopt.peft"),
     }
 
     target_modules: Annotated[Any, Convert(targets.parse_targets)] = None
@@ -231,9 +264,18 @@ class Adapter(Configurable):
         """Returns the bias with the adapter, [*batch, out], from the bias b without it."""
         return b
 
+    @property
+    def changes_bias(self) -> bool:
+        """Whether `effective_bias` gives another bias."""
+        return False
+
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns the output of the host before its activation; by default it builds the effective kernel."""
         return base.with_kernel(x, self.effective(base.kernel(), p))
+
+    def added(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Returns what the method adds to the output of the host before its activation."""
+        return self.forward(x, base, p) - base(x)
 
     def trains(self, name: str, targeted: bool) -> bool:
         """Returns whether a copy of the host's own variable of that name is trained.
@@ -246,11 +288,28 @@ class Adapter(Configurable):
 
     def can_host(self, layer: Any, site: Site | None) -> bool:
         """Returns whether the method can be used on a layer; one that trains copies needs no kernel."""
-        return site is not None and site.kind in self.kinds
+        return site is not None and site.kind in self.kinds and (self.batched or not site.batch)
 
-    def at(self, path: str) -> "Adapter":
+    def at(self, path: str) -> Self:
         """Returns the method with the arguments that hold at `path`."""
+        if not self.patterned:
+            return self
+        config = self.get_config()
+        local = {
+            field: targets.by_pattern(config[pattern], path, config[field]) for pattern, field in self.patterned.items()
+        }
+        return type(self)(**config | local)
+
+    def among(self, sites: Sequence[Site]) -> Self:
+        """Returns the method as it is where it goes to the kernels `sites`; for what they have in common."""
         return self
+
+    def spell(self, name: str, site: Site) -> str:
+        """Returns what adapter files call a weight, after the name of the module."""
+        return name
+
+    def check_values(self, values: Mapping[str, Array], site: Site) -> None:
+        """Raises ValueError if weights [*batch, *axes] of a file are not those that the method can have."""
 
     def prepend(self, inputs: Any, vocabulary: int) -> Any:
         """Returns the inputs of the whole model with the virtual tokens of the method in front."""

@@ -40,19 +40,22 @@ STARTS: dict[str, type] = {
     "prompt_tuning_init_text": str,
 }
 """Say how weights start. In files the saved weights have replaced it."""
+TRAINING: dict[str, type] = {"module_dropout": float, "rank_dropout": float, "rank_dropout_scale": bool, "eps": float}
+"""Say what happens in training alone, or beside an option that is not supported. kopt does none of it."""
 USUAL_STARTS: dict[str, Any] = {"init_ia3_weights": True, "prompt_tuning_init": "RANDOM"}
 """What kopt does; of the others it does none."""
 UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
+    "coft",
     "kasa_config",
     "layer_replication",
-    "lora_bias",
     "monteclora_config",
     "trainable_token_indices",
     "use_bdlora",
+    "use_effective_conv2d",
     "use_qalora",
     "velora_config",
 )
 """Change the result, so no file of peft with them can be read. kopt does not do them."""
-FIELDS = (*CARRIED, *FOUND, *STARTS, *UNSUPPORTED)
+FIELDS = (*CARRIED, *FOUND, *STARTS, *TRAINING, *UNSUPPORTED)

@@ -71,6 +71,16 @@ def parse_indices(value: Any) -> list[int] | None:
     return items
 
 
+def parse_tokens(value: Any) -> list[int]:
+    """Returns the numbers of tokens as a list."""
+    items = list(value) if isinstance(value, Iterable) else [value]
+    if len(items) > MOST or not all(type(item) is int and 0 <= item < 2**24 for item in items):
+        raise ValueError(f"a list of at most {MOST} numbers of tokens, from 0 to {2**24 - 1}")
+    if len(set(items)) < len(items):
+        raise ValueError("a list of numbers of tokens, each once")
+    return items
+
+
 def parse_numbers(kind: Any) -> Callable[[Any], dict[str, Any]]:
     """Returns a function that reads a mapping from regular expressions to numbers of a kind."""
 

@@ -58,6 +58,16 @@ COMMON = LISTS | {
     "revision": "main",
     "inference_mode": True,
 }
+BLOCKS = {"layers_to_transform": [1], "layers_pattern": "layers"}
+LYCORIS = {
+    "r": 4,
+    "alpha": 5,
+    "rank_dropout": 0.5,
+    "module_dropout": 0.5,
+    "use_effective_conv2d": True,
+    "rank_pattern": {"q": 3},
+    "alpha_pattern": {"q": 3},
+}
 VALUES = {
     "LoraConfig": COMMON
     | {
@@ -95,6 +105,60 @@ VALUES = {
     },
     "IA3Config": COMMON | {"feedforward_modules": ["q"], "fan_in_fan_out": True, "init_ia3_weights": False},
     "LNTuningConfig": COMMON,
+    "HiraConfig": COMMON
+    | BLOCKS
+    | {"r": 4, "hira_dropout": 0.25, "fan_in_fan_out": True, "init_weights": "gaussian", "rank_pattern": {"q": 3}},
+    "LoHaConfig": COMMON | BLOCKS | LYCORIS | {"init_weights": False},
+    "LoKrConfig": COMMON
+    | BLOCKS
+    | LYCORIS
+    | {"decompose_both": True, "decompose_factor": 3, "rank_dropout_scale": True, "init_weights": "lycoris"},
+    "MissConfig": COMMON | BLOCKS | {"r": 4, "miss_dropout": 0.25, "mini_r": 2, "init_weights": "mini", "bias": "all"},
+    "OFTConfig": COMMON
+    | BLOCKS
+    | {
+        "r": 4,
+        "oft_block_size": 8,
+        "module_dropout": 0.5,
+        "fan_in_fan_out": True,
+        "bias": "all",
+        "init_weights": False,
+        "coft": True,
+        "eps": 1e-3,
+        "block_share": True,
+        "use_cayley_neumann": False,
+        "num_cayley_neumann_terms": 3,
+    },
+    "RandLoraConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
+    | BLOCKS
+    | {
+        "r": 4,
+        "projection_prng_key": 5,
+        "save_projection": False,
+        "sparse": True,
+        "very_sparse": True,
+        "randlora_dropout": 0.25,
+        "fan_in_fan_out": True,
+        "randlora_alpha": 5,
+        "bias": "all",
+        "init_weights": False,
+    },
+    "ShiraConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
+    | {"r": 4, "mask_type": "own", "random_seed": 3, "fan_in_fan_out": True, "init_weights": False},
+    "TrainableTokensConfig": {k: v for k, v in COMMON.items() if k not in ("exclude_modules", "modules_to_save")}
+    | {"token_indices": [3], "init_weights": False},
+    "VeraConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
+    | BLOCKS
+    | {
+        "r": 4,
+        "projection_prng_key": 5,
+        "save_projection": False,
+        "vera_dropout": 0.25,
+        "d_initial": 0.5,
+        "fan_in_fan_out": True,
+        "bias": "all",
+        "init_weights": False,
+    },
     "PromptTuningConfig": {k: v for k, v in COMMON.items() if k not in LISTS}
     | {
         "num_virtual_tokens": 7,
@@ -110,10 +174,15 @@ VALUES = {
     },
 }
 BESIDE = {"layers_pattern": {"layers_to_transform": [1]}}
+OTHERS = {("OFTConfig", "r"): {"oft_block_size": 0}}
 ABOUT_THE_START_OR_ORIGIN = {
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
+    "eps",
+    "module_dropout",
+    "rank_dropout",
+    "rank_dropout_scale",
     "ensure_weight_tying",
     "eva_config",
     "fan_in_fan_out",
@@ -149,7 +218,7 @@ def test_every_field_of_peft(name, tmp_path):
     for field, value in VALUES[name].items():
         base = json.loads(json.dumps(cls().to_dict(), default=list))
         assert base.get(field) != value
-        config = base | BESIDE.get(field, {}) | {field: value}
+        config = base | BESIDE.get(field, {}) | OTHERS.get((name, field), {}) | {field: value}
         path = write(tmp_path, config)
         try:
             method = find_method(read_config(path), path)
@@ -174,7 +243,6 @@ def test_every_field_of_peft(name, tmp_path):
             "arrow_config",
             "kasa_config",
             "layer_replication",
-            "lora_bias",
             "monteclora_config",
             "trainable_token_indices",
             "use_bdlora",
@@ -182,4 +250,11 @@ def test_every_field_of_peft(name, tmp_path):
             "velora_config",
         },
         "PromptTuningConfig": {"num_transformer_submodules"},
+        "LoHaConfig": {"use_effective_conv2d"},
+        "LoKrConfig": {"use_effective_conv2d"},
+        "MissConfig": {"bias"},
+        "OFTConfig": {"bias", "coft"},
+        "RandLoraConfig": {"bias", "save_projection"},
+        "ShiraConfig": {"mask_type"},
+        "VeraConfig": {"bias"},
     }.get(name, set())

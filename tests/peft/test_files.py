@@ -70,8 +70,11 @@ def test_the_file_of_the_whole_model(method, tmp_path):
         lambda: peft.LoRA(r=2, target_modules=["token_embedding", "dense"]),
         lambda: peft.DoRA(r=2, target_modules=["token_embedding"]),
         lambda: peft.PromptTuning(num_virtual_tokens=3),
+        lambda: peft.TrainableTokens(token_indices=[1, 3]),
+        lambda: peft.HiRA(r=2, target_modules=["token_embedding", "dense"]),
+        lambda: peft.OFT(oft_block_size=3, target_modules=["token_embedding", "dense"]),
     ],
-    ids=["lora", "dora", "prompt"],
+    ids=["lora", "dora", "prompt", "tokens", "hira", "oft"],
 )
 def test_round_trip_of_embeddings(method, tmp_path):
     model = peft.get_peft_model(text_model(), method())

@@ -59,11 +59,11 @@ def test_integers_are_no_weights(saved):
 
 
 def test_unsupported_methods_and_options(saved):
-    rewrite(saved, peft_type="LOHA")
-    refuse(saved, "peft_type 'LOHA' is not supported. Supported: BITFIT, ")
-    rewrite(saved, peft_type="LORA", lora_bias=True, layer_replication=[[0, 1]])
-    refuse(saved, r"layer_replication=\[\[0, 1\]\], lora_bias=True")
-    rewrite(saved, lora_bias=False, layer_replication=None, init_lora_weights="loftq")
+    rewrite(saved, peft_type="BOFT")
+    refuse(saved, "peft_type 'BOFT' is not supported. Supported: BITFIT, ")
+    rewrite(saved, peft_type="LORA", use_qalora=True, layer_replication=[[0, 1]])
+    refuse(saved, r"layer_replication=\[\[0, 1\]\], use_qalora=True")
+    rewrite(saved, use_qalora=False, layer_replication=None, init_lora_weights="loftq")
     refuse(saved, "loftq.*changes the base")
     rewrite(saved, init_lora_weights="pissa_niter_4")
     refuse(saved, "pissa_niter_4.*random start is not in the file")

@@ -15,6 +15,7 @@ from keras import layers
 
 import kopt
 from kopt import peft
+from kopt.peft.model import adapters_of
 
 FOLDER = "KOPT_BACKEND_FILES"
 """The variable of the environment with the folder in which backends leave files for each other."""
@@ -28,7 +29,11 @@ STEPS = {"batch_size": 8, "epochs": 4, "shuffle": False, "verbose": 0}
 def scramble(model, name: str = "default", scale: float = 0.2) -> None:
     """Gives an adapter the same weights on every backend."""
     state = peft.model.get_adapter_state(model, name)
-    new = {key: value + scale * floats(*value.shape, seed=i) for i, (key, value) in enumerate(state.items())}
+    hosts = [layer for layer in adapters_of(model).hosts.values() if name in layer.adapters]
+    learns = [variable.trainable for layer in hosts for variable in layer.saved_of(name).values()]
+    new = {
+        key: value + learns[i] * scale * floats(*value.shape, seed=i) for i, (key, value) in enumerate(state.items())
+    }
     peft.model.set_adapter_state(model, name, new)
 
 
@@ -268,10 +273,11 @@ def _options(method: str, host: str) -> dict:
     A shift of all keys changes no attention, so the gradient of one is made of rounding errors: keys are left out.
     """
     at = ["host"] if host != "MultiHeadAttention" else ["host.query", "host.value", "host.attention_output"]
-    own = {"LoRA": {"r": 2, "lora_alpha": 4}, "IA3": {"feedforward_modules": []}, "LayerNormTuning": {}}
-    return own.get("LoRA" if method == "DoRA" else method, {}) | (
-        {} if method == "LayerNormTuning" else {"target_modules": at}
-    )
+    own: dict[str, dict] = {name: {"r": 2, "lora_alpha": 4} for name in ("LoRA", "DoRA", "LoRAFA")}
+    own |= {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS", "RandLoRA")}
+    own |= {"IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 2}, "SHiRA": {"r": 1, "random_seed": 3}}
+    own |= {"LoKr": {"r": 1}, "VeRA": {"r": 4, "d_initial": 0.5}, "TrainableTokens": {"token_indices": [1, 3]}}
+    return own.get(method, {}) | ({} if method == "LayerNormTuning" else {"target_modules": at})
 
 
 ABOVE = "up to 1.3e-06 was seen; why is not known"
@@ -282,6 +288,8 @@ def _lives() -> dict[str, Case]:
     cases = {}
     for method, cls in methods.items():
         for host, make in HOSTS.items():
+            if {"Conv2D": "convolution", "Embedding": "embedding"}.get(host, "einsum") not in cls.kinds:
+                continue
             few = "Bottleneck" in [base.__name__ for base in cls.__mro__] or method == "BitFit"
             if method == "PromptTuning" or (method == "LayerNormTuning" and host != "Dense"):
                 continue

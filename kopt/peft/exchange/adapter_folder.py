@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,13 +149,13 @@ def load_adapter(
             f"{'' if folder.exists() or folder.is_absolute() else fetch}"
         )
     config = read_config(folder / CONFIG)
-    tensors, metadata, file = _read_weights(folder, verify)
+    method = find_method(config, folder / CONFIG)
+    tensors, metadata, file = _read_weights(folder, verify, method.whole_numbers)
     if verify and _CONFIG in metadata and metadata[_CONFIG] != digest_of(config):
         raise ValueError(
             f"{folder / CONFIG} is not as it was saved with {file}: an entry was changed by hand, or the file is "
             "damaged. Undo the change or save the adapter again; if the change is meant, pass verify=False."
         )
-    method = find_method(config, folder / CONFIG)
     base = read_checkpoint(base_model)
     try:
         reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED), method)
@@ -194,12 +194,14 @@ def _check_readable(writer: Writer, tensors: Mapping[str, Any], config: Mapping[
             )
 
 
-def _read_weights(folder: pathlib.Path, verify: bool) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str], str]:
+def _read_weights(
+    folder: pathlib.Path, verify: bool, whole: Sequence[str]
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str], str]:
     """Returns the tensors of a folder, the metadata, and the name of the file that they are in."""
     if not (folder / WEIGHTS).exists() and (folder / _PICKLED).is_file():
         tensors, metadata, file = read_pickled(folder / _PICKLED), dict[str, str](), _PICKLED
     elif (folder / WEIGHTS).is_file():
-        (tensors, metadata), file = read_tensors(folder / WEIGHTS, verify), WEIGHTS
+        (tensors, metadata), file = read_tensors(folder / WEIGHTS, verify, whole), WEIGHTS
     else:
         raise ValueError(f"{folder} has no {WEIGHTS}. An adapter is a folder with {CONFIG} and {WEIGHTS}.")
     if not tensors:

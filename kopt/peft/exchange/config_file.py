@@ -8,14 +8,14 @@ from typing import Any
 from kopt.declare.digest import Digest
 from kopt.peft.adapter import Adapter, adapters
 from kopt.peft.exchange.strict_json import read_json
-from kopt.peft.peft_fields import CARRIED, FOUND, STARTS, UNSUPPORTED
+from kopt.peft.peft_fields import CARRIED, FOUND, STARTS, TRAINING, UNSUPPORTED
 
 ONLY_STARTS = ("eva",)
 """Initializations that the saved weights have replaced."""
 _REBASED = ("corda", "lora_ga", "loftq", "mica")  # initializations that change the base
-_KINDS = {"method": str, "use_dora": bool} | CARRIED | FOUND | STARTS
+_KINDS = {"method": str, "use_dora": bool} | CARRIED | FOUND | STARTS | TRAINING
 """Entries that change nothing in what a trained adapter does: where it comes from, and how its training began."""
-_WORDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object"}
+_WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", dict: "an object"}
 
 
 def digest_of(config: Mapping[str, Any]) -> str:
@@ -46,7 +46,8 @@ def find_method(config: Mapping[str, Any], path: pathlib.Path) -> type[Adapter]:
     """
     for name, kind in _KINDS.items():
         value = config.get(name)
-        if value is not None and (type(value) is not kind or (isinstance(value, int) and value < 0)):
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if value is not None and (not fits or (isinstance(value, (int, float)) and value < 0)):
             raise ValueError(f"{path}: {name} must be {_WORDS[kind]}. Received: {name}={_shown(value)}")
     _check_mapping(config.get("auto_mapping") or {}, path)
     method = _method(config, path)
@@ -101,6 +102,7 @@ def _method(config: Mapping[str, Any], path: pathlib.Path) -> type[Adapter]:
     kind = config["peft_type"]
     found = [cls for cls in adapters().values() if cls.peft_type == kind]
     fitting = [c for c in found if all((config.get(k) or False) == v for k, v in c.fixed.items())]
+    fitting.sort(key=lambda c: len(c.__mro__))  # of variants whose files are alike the plain one comes first
     if not fitting:
         known = ", ".join(sorted({cls.peft_type for cls in adapters().values()}))
         raise ValueError(f"{path}: peft_type {_shown(kind)} is not supported. Supported: {known}.")

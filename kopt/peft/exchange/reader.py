@@ -23,7 +23,7 @@ from kopt.peft.targets import by_pattern, matches
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.weight)?")
 """What the weights of peft are called, whatever the method of the file."""
 _SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-_BY_PATH = ("rank_pattern", "alpha_pattern", "feedforward_modules")
+_BY_PATH = ("feedforward_modules",)
 
 
 class Reader:
@@ -49,7 +49,9 @@ class Reader:
         method: type[Adapter],
     ) -> None:
         self.names, self.config, self.prompted, self.method = names, config, prompted, method
-        self.declared = self._declared_names()
+        self.declared, self.common = self._declared_names()
+        self.shared: dict[str, Array] = {}
+        """Those that all layers with the adapter have in common."""
         self.weights: dict[str, dict[str, Array]] = {}
         self.copies: dict[str, dict[str, Array]] = {}
         self.raw: dict[tuple[str, str], dict[str, Array]] = {}
@@ -72,15 +74,17 @@ class Reader:
             )
         self._check_output({_bare(key).removeprefix(f"{OUTPUT_MODULE}."): value for key, value in output.items()})
 
-    def _declared_names(self) -> set[str]:
-        """Returns what files call the weights that the method has at the layers of the model."""
+    def _declared_names(self) -> tuple[list[str], set[str]]:
+        """Returns what files call the weights that the method has at the layers of the model, and those of all."""
         adapter = self.method(**arguments(self.config, self.method))
-        return {
-            name
-            for port in self.names.ports.values()
-            if port.site is not None and adapter.can_host(port.layer, port.site)
-            for name in torch_layout.spelled(adapter.at(port.path), port.site)
-        }
+        own: dict[str, None] = {}
+        common: set[str] = set()
+        for port in self.names.ports.values():
+            if port.site is not None and adapter.can_host(port.layer, port.site):
+                local = adapter.at(port.path)
+                own |= dict.fromkeys(torch_layout.spelled(local, port.site))
+                common |= torch_layout.shared(local, port.site).keys()
+        return sorted(own, key=len, reverse=True), common
 
     def _check_output(self, output: Mapping[str, Array]) -> None:
         """Raises ValueError if an embedding that is the output matrix too would have to change in one place only."""
@@ -143,16 +147,23 @@ class Reader:
             self.weights[PROMPT] = {PROMPT: value}
             self.keys[PROMPT, PROMPT] = key
             return True
+        if (common := name.rpartition(".")[2]) in self.common:
+            if common in self.shared and not np.array_equal(self.shared[common], value):
+                raise ValueError(f"{key} and {self.keys['', common]} differ, though all modules have it in common.")
+            self.shared[common], self.keys["", common] = value, key
+            return True
+        for spelled in self.declared:
+            outer = name.removesuffix(f".{spelled}")
+            if outer != name and (module := self.names.find(outer)) is not None:
+                self._keep(self.weights, module, spelled, outer, key, value)
+                return True
         if (found := _KEY.fullmatch(name)) is not None:
             module = self.names.find(found[1])
-            spelled = f"{found[2]}.weight" if found[2] in torch_layout.LOW_RANK else found[2]
+            spelled = f"{found[2]}.weight" if found[2] in ("lora_A", "lora_B") else found[2]
             if module is not None:
                 self._keep(self.weights, module, spelled, found[1], key, value)
             return module is not None
         name, _, parameter = name.rpartition(".")
-        if parameter in self.declared and (module := self.names.find(name)) is not None:
-            self._keep(self.weights, module, parameter, name, key, value)
-            return True
         plain = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)$", "", name)
         module = self.names.find(plain)
         if module is None or all(p.parameter != parameter for p in self.names.by_module[module]):
@@ -191,7 +202,7 @@ class Reader:
         method, config = self.method, self.config
         fields = method.fields
         self._look_at_names()
-        taken = {*_SELECTION, *_BY_PATH, *method.fixed, "peft_type", "method"}
+        taken = {*_SELECTION, *_BY_PATH, *method.patterned, *method.fixed, "peft_type", "method"}
         options = {k: v for k, v in arguments(config, method).items() if k not in taken}
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
         whole = [module for module in self.copies if self._is_whole(module)]
@@ -209,12 +220,11 @@ class Reader:
         paths = {module: self._paths(module, bool(self.weights)) for module in adapted}
         targets: dict[str, dict[str, Any]] = {path: {} for module in paths for path in paths[module]}
         options["target_modules"] = sorted(targets) or None
-        if "rank_pattern" in fields:
+        for pattern, field in method.patterned.items():
             for module in adapted:
                 for path in paths[module]:
-                    targets[path] = {field: self._local(module, field) for field in ("r", "lora_alpha")}
-            options["rank_pattern"] = {re.escape(path): local["r"] for path, local in targets.items()}
-            options["alpha_pattern"] = {re.escape(path): local["lora_alpha"] for path, local in targets.items()}
+                    targets[path][field] = self._local(module, field)
+            options[pattern] = {re.escape(path): local[field] for path, local in targets.items()}
         if self.raw:
             self._select_parameters(method, options, targets)
         if "feedforward_modules" in fields:
@@ -279,8 +289,9 @@ class Reader:
         return any(self.spelled[module].endswith(name) for name in spec)
 
     def _local(self, module: str, field: str) -> Any:
-        patterns = self.config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[field]) or {}
-        return by_pattern(patterns, self.spelled[module], self.config.get(field) or 8)
+        pattern = next(pattern for pattern, name in self.method.patterned.items() if name == field)
+        usual = self.config.get(field) or self.method.fields[field].default
+        return by_pattern(self.config.get(pattern) or {}, self.spelled[module], usual)
 
     # -------------------------------------------------------------------------------------------- the values
 
@@ -336,7 +347,7 @@ class Reader:
         entry = (port.module, port.parameter)
         tensors = raw_parameters.with_rank(self.raw[entry], self._scaling(*entry), adapter)
         used |= {(".".join(entry), kind) for kind in tensors}
-        values, absent, _ = torch_layout.divide(tensors, site, self.names.factors(port, site), adapter)
+        values, absent, _ = torch_layout.divide(tensors, site, self.names.factors(port, site), adapter, path)
         missing += [f"{self.spelled['.'.join(entry)]}.{name}" for name in absent]
         return {f"{attr}.{name}": value for name, value in values.items()}
 
@@ -357,10 +368,18 @@ class Reader:
         module = PROMPT if (PROMPT, PROMPT) in self.keys else port.module
         tensors = self.weights.get(module, {})
         place = self.names.factors(port, site)
-        values, absent, misshapen = torch_layout.divide(tensors, site, place, step.adapter)
+        values, absent, misshapen = torch_layout.divide(tensors, site, place, step.adapter, path)
         used |= {(module, name) for name in tensors if name in torch_layout.spelled(step.adapter, site)}
         found |= values
         missing += [f"{self.spelled.get(module, module)}.{name}" for name in absent]
+        for name, weight in torch_layout.shared(step.adapter, site).items():
+            if name not in self.shared:
+                missing.append(name)
+            elif self.shared[name].shape != weight.axes[::-1]:
+                wrong.append(f"{name} has shape {self.shared[name].shape}, but the model takes {weight.axes[::-1]}")
+            else:
+                found[name] = self.shared[name].transpose()
+            used.add(("", name))
         for name, shape in misshapen.items():
             wrong.append(f"{self.keys[module, name]} has shape {tensors[name].shape}, but {path} takes {shape}")
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from kopt.peft.exchange.strict_json import parse_json
 
 Array = np.ndarray[Any, Any]
 READABLE = ("F64", "F32", "F16", "BF16")
+_WHOLE = ("I32", "I64")
 LONGEST_NAME = 1_000
 _OWN, _SEAL = "kopt_", "kopt_sha256"
 """How the entries of the metadata begin that kopt adds, and the one with the hash of tensors and other such entries."""
@@ -51,12 +52,15 @@ def read_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def read_tensors(path: pathlib.Path, verify: bool = True) -> tuple[dict[str, Array], dict[str, str]]:
+def read_tensors(
+    path: pathlib.Path, verify: bool = True, whole: Sequence[str] = ()
+) -> tuple[dict[str, Array], dict[str, str]]:
     """Returns all tensors of a safetensors file as float32, and the metadata.
 
     Args:
         path: the file.
         verify: whether the hash in the metadata is compared, if there is one.
+        whole: ends of the names of tensors that may have whole numbers, which float32 holds up to 16,777,216.
 
     Raises:
         ValueError: the file is damaged or changed, or a tensor has another type than floating point.
@@ -67,7 +71,7 @@ def read_tensors(path: pathlib.Path, verify: bool = True) -> tuple[dict[str, Arr
         digest = _digest(metadata)
         for name in sorted(file.keys()):
             kind = file.get_slice(name).get_dtype()
-            if kind not in READABLE:
+            if kind not in READABLE and not (kind in _WHOLE and name.endswith(tuple(whole))):
                 raise ValueError(
                     f"{path}: {name} has the type {kind}. Received where {', '.join(READABLE)} can be read."
                 )

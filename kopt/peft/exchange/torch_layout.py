@@ -18,13 +18,10 @@ from kopt.peft.methods import LoRA
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]
-LOW_RANK = ("lora_A", "lora_B")
 PROMPT = "prompt_embeddings"
 OUTPUT_MODULE = "lm_head"
 OUTPUT = {"lora_embedding_B": "lora_A.weight", "lora_embedding_A": "lora_B.weight"}
 """Tied embeddings: the factors of the embedding, and those of the output matrix, which are their transposes."""
-_SPELLED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-_SPELLED_EMBEDDING = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 
 
 @dataclasses.dataclass
@@ -47,35 +44,60 @@ class Part:
 
     @property
     def declared(self) -> dict[str, Weight]:
-        """The weights that files hold."""
-        return {name: weight for name, weight in self.adapter.weights(self.site).items() if weight.trainable}
+        """The weights that a file holds for this layer."""
+        return declared(self.adapter, self.site)
 
 
-def spell(weight: str, site: Site) -> str:
-    """Returns the name of a weight in a file, after that of the module."""
-    return (_SPELLED_EMBEDDING if site.kind == "embedding" else _SPELLED).get(weight, weight)
+def declared(adapter: Adapter, site: Site) -> dict[str, Weight]:
+    """Returns the weights that a file holds for a layer with an adapter."""
+    own = adapter.weights(site)
+    return {name: weight for name, weight in own.items() if weight.exchanged and not weight.shared}
+
+
+def shared(adapter: Adapter, site: Site) -> dict[str, Weight]:
+    """Returns the weights that a file holds once for all layers with an adapter."""
+    return {name: weight for name, weight in adapter.weights(site).items() if weight.exchanged and weight.shared}
 
 
 def spelled(adapter: Adapter, site: Site) -> list[str]:
     """Returns the names in a file of all weights that an adapter has at a site."""
-    return [spell(name, site) for name, weight in adapter.weights(site).items() if weight.trainable]
+    return [adapter.spell(name, site) for name in declared(adapter, site)]
 
 
-def torch_shape(weight: str, axes: Axes, factors: Factors) -> tuple[int, ...]:
+def check_order(adapter: Adapter, site: Site, factors: Factors, path: str) -> None:
+    """Raises ValueError if a method counts inputs or outputs that have other numbers in Hugging Face."""
+    if not adapter.ordered:
+        return
+    inputs = np.arange(site.fan_in).reshape(site.size("channel"), -1).T.ravel()  # Keras counts channels fastest
+    same = np.array_equal(factors.inputs, inputs) and np.array_equal(factors.outputs, np.arange(site.fan_out))
+    if not same or factors.output_length != site.fan_out or math.prod(factors.input_shape) != site.fan_in:
+        raise ValueError(
+            f"{path} is only a part of its module in Hugging Face, or in another order there. "
+            f"{type(adapter).__name__} counts inputs and outputs, so its adapter cannot be exchanged for this layer. "
+            "model.save(...) keeps it."
+        )
+
+
+def torch_shape(weight: Weight, axes: Axes, factors: Factors) -> tuple[int, ...]:
     """Returns the shape of a weight in a file."""
     return to_torch(weight, np.broadcast_to(np.float32(0), _lengths(axes, factors)), axes, factors).shape
 
 
-def to_torch(weight: str, value: Array, axes: Axes, factors: Factors) -> Array:
+def to_torch(weight: Weight, value: Array, axes: Axes, factors: Factors) -> Array:
     """Returns a weight [*batch, *axes], whose named axes are in the module's order, as torch lays it out."""
     batch = len(factors.batch)
-    if weight == PROMPT:
+    if weight.as_it_is:
         return value
     turned = np.transpose(value, (*range(batch), *reversed(range(batch, value.ndim))))
     window = factors.input_shape[1:]
-    if not window or batch:
+    if "window" in axes:
+        own = [n for a, n in zip(reversed(axes), turned.shape[batch:], strict=True) if a != "window"]
+        return turned.reshape((*own[:-1], -1) if weight.flat else (*own, *window))
+    if not window or batch or weight.flat:
         return turned
     ones, names = (1,) * len(window), [axis for axis in axes if isinstance(axis, str)]
+    if not names:
+        return turned
     if "in" in names:
         return turned.reshape([n for a in reversed(axes) for n in (factors.input_shape if a == "in" else (a,))])
     if len(names) == 1 and set(axes) <= {1, *names}:
@@ -83,10 +105,10 @@ def to_torch(weight: str, value: Array, axes: Axes, factors: Factors) -> Array:
     return turned.reshape((*turned.shape, *ones))
 
 
-def from_torch(weight: str, tensor: Array, axes: Axes, factors: Factors) -> Array:
+def from_torch(weight: Weight, tensor: Array, axes: Axes, factors: Factors) -> Array:
     """Returns a tensor of a file as [*batch, *axes]; the inverse of `to_torch`."""
     batch, lengths = len(factors.batch), _lengths(axes, factors)
-    if weight == PROMPT:
+    if weight.as_it_is:
         return tensor
     turned = tensor.reshape((*factors.batch, *reversed(lengths[batch:])))
     return np.transpose(turned, (*range(batch), *reversed(range(batch, len(lengths)))))
@@ -132,6 +154,7 @@ def _lengths(axes: Axes, factors: Factors) -> tuple[int, ...]:
         "in": math.prod(factors.input_shape),
         "out": factors.output_length,
         "channel": factors.input_shape[0],
+        "window": math.prod(factors.input_shape[1:]),
     }
     return (*factors.batch, *(named[a] if isinstance(a, str) else a for a in axes))
 
@@ -139,7 +162,7 @@ def _lengths(axes: Axes, factors: Factors) -> tuple[int, ...]:
 def _index(axes: Axes, factors: Factors, shape: Sequence[int]) -> tuple[Array, ...]:
     window = math.prod(factors.input_shape[1:])
     channels = factors.inputs[: factors.input_shape[0]] // window  # Keras counts channels fastest
-    named = {"in": factors.inputs, "out": factors.outputs, "channel": channels}
+    named = {"in": factors.inputs, "out": factors.outputs, "channel": channels, "window": np.arange(window)}
     batch = len(factors.batch)
     return np.ix_(
         *(np.arange(n) for n in shape[:batch]),
@@ -152,11 +175,10 @@ def _index(axes: Axes, factors: Factors, shape: Sequence[int]) -> tuple[Array, .
 
 @dataclasses.dataclass
 class Module:
-    """An adapter at one module, in the module's own order, and the rank and α that it has there."""
+    """An adapter at one module, in the module's own order, and the arguments that differ between modules."""
 
     tensors: dict[str, Array]
-    r: int | None = None
-    lora_alpha: float | None = None
+    local: dict[str, float]
 
 
 def combine(parts: Sequence[Part], lengths: Array | None) -> Module:
@@ -170,24 +192,27 @@ def combine(parts: Sequence[Part], lengths: Array | None) -> Module:
     Raises:
         ValueError: there is none.
     """
-    first, declared = parts[0], parts[0].declared
-    rank, alpha = getattr(first.adapter, "r", None), getattr(first.adapter, "lora_alpha", None)
-    axes = {name: weight.axes for name, weight in declared.items()}
+    first = parts[0]
+    for part in parts:
+        check_order(part.adapter, part.site, part.factors, part.path)
+    local = {field: getattr(first.adapter, field) for field in first.adapter.patterned.values()}
+    axes = {name: weight.axes for name, weight in first.declared.items()}
     if isinstance(first.adapter, LoRA):
         rank, alpha, parts = _one_rank(parts)
+        local = {"r": rank, "lora_alpha": alpha}
         axes |= {"lora_A": ("in", rank), "lora_B": (rank, "out")}
-    rests: dict[str, Any] = {"lora_A": 0.0, "lora_B": 0.0, "lora_magnitude_vector": lengths, "ia3_l": 1.0}
     tensors = {}
-    for name in declared:
-        if lengths is not None and name not in LOW_RANK and "out" not in axes[name]:
+    for name, weight in first.declared.items():
+        if lengths is not None and weight.rest != 0 and "out" not in axes[name]:
             raise ValueError(
                 f"{first.path}: {name} belongs to a module of Hugging Face that is several Keras layers, and not all "
                 "of them are adapted. Adapt all of them, or none."
             )
-        whole = gather(name, axes[name], [(p.factors, p.values[name]) for p in parts], rests.get(name))
-        turned = to_torch(name, whole, axes[name], first.factors)
-        tensors[spell(name, first.site)] = np.ascontiguousarray(turned, "float32")
-    return Module(tensors, rank, alpha)
+        rest = lengths if name == "lora_magnitude_vector" else weight.rest
+        whole = gather(name, axes[name], [(p.factors, p.values[name]) for p in parts], rest)
+        turned = to_torch(weight, whole, axes[name], first.factors)
+        tensors[first.adapter.spell(name, first.site)] = np.ascontiguousarray(turned, "float32")
+    return Module(tensors, local)
 
 
 def _one_rank(parts: Sequence[Part]) -> tuple[int, float, list[Part]]:
@@ -213,6 +238,8 @@ def _one_rank(parts: Sequence[Part]) -> tuple[int, float, list[Part]]:
     new = []
     for part, b in zip(parts, outers, strict=True):
         values = part.values | {"lora_A": scatter(("in", rank), part.factors, inner), "lora_B": b}
+        if "lora_B_bias" in values:
+            values["lora_B_bias"] = values["lora_B_bias"] * np.float32(part.adapter.scaling / scales[0])
         new.append(dataclasses.replace(part, values=values))
     alpha = scales[0] * (math.sqrt(rank) if parts[0].adapter.use_rslora else rank)
     return rank, alpha, new
@@ -228,7 +255,7 @@ def _whole_change(part: Part) -> tuple[Array, Array]:
 
 
 def divide(
-    tensors: Mapping[str, Array], site: Site, factors: Factors, adapter: Adapter
+    tensors: Mapping[str, Array], site: Site, factors: Factors, adapter: Adapter, path: str
 ) -> tuple[dict[str, Array], list[str], dict[str, tuple[int, ...]]]:
     """Returns a layer's weights from the tensors of its module.
 
@@ -237,23 +264,28 @@ def divide(
         site: its kernel.
         factors: where it lies in the module.
         adapter: the method there.
+        path: of the layer.
 
     Returns:
         The weights by name, the tensors that are missing, and the right shapes of those that have another.
+
+    Raises:
+        ValueError: the method counts what has another order in the module, or the values cannot be its own.
     """
+    check_order(adapter, site, factors, path)
     values: dict[str, Array] = {}
     missing: list[str] = []
     wrong: dict[str, tuple[int, ...]] = {}
-    for name, weight in adapter.weights(site).items():
-        if not weight.trainable:
-            continue
-        key = spell(name, site)
+    for name, weight in declared(adapter, site).items():
+        key = adapter.spell(name, site)
         if key not in tensors:
             missing.append(key)
             continue
-        expected = torch_shape(name, weight.axes, factors)
+        expected = torch_shape(weight, weight.axes, factors)
         if tensors[key].shape != expected:
             wrong[key] = expected
             continue
-        values[name] = scatter(weight.axes, factors, from_torch(name, tensors[key], weight.axes, factors))
+        values[name] = scatter(weight.axes, factors, from_torch(weight, tensors[key], weight.axes, factors))
+    if not missing and not wrong:
+        adapter.check_values(values, site)
     return values, missing, wrong

@@ -41,6 +41,8 @@ class Writer:
         """Those of `target_parameters`, by module and name in it."""
         self.copies: dict[tuple[str, str], list[tuple[Port, Array]]] = {}
         self.whole: dict[str, None] = {}
+        self.shared: dict[str, Array] = {}
+        """Those that all layers have in common."""
         self.sampled: list[Port] = []
         self.extra: dict[str, Any] = {}
         self.entries: dict[str, tuple[str, str]] = {}
@@ -70,6 +72,7 @@ class Writer:
                 raw_parameters.check_method(layer.adapters[name], f"{path}.{site.attr}")
             values = {key: np.asarray(v.numpy(), "float32") for key, v in weights.items()}
             part = torch_layout.Part(path, site, names.factors(port, site), layer.adapters[name], values)
+            self.shared |= {key: values[key].transpose() for key in torch_layout.shared(part.adapter, site)}
             if raw:
                 self.parameters.setdefault((port.module, port.parameter), []).append(part)
             else:
@@ -90,6 +93,8 @@ class Writer:
             for spelled, value in joined[module].tensors.items():
                 key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
                 self._put(tensors, key, value, (PROMPT if spelled == PROMPT else module, spelled))
+        for shared, value in self.shared.items():
+            self._put(tensors, f"base_model.{shared}", np.ascontiguousarray(value), ("", shared))
         raw = {entry: torch_layout.combine(parts, None) for entry, parts in self.parameters.items()}
         for (module, parameter), whole in raw.items():
             order = [p.parameter for p in self.names.by_module[module] if (module, p.parameter) in raw]
@@ -111,9 +116,8 @@ class Writer:
         for (module, parameter), entries in self.copies.items():
             between = ""
             if module not in self.whole:
-                between = {"LORA": "base_layer." if module in self.parts else "", "LN_TUNING": "ln_tuning_layers."}.get(
-                    self.adapter.peft_type, ""
-                )
+                between = "base_layer." if module in self.parts and self.adapter.in_peft else ""
+                between = "ln_tuning_layers." if self.adapter.peft_type == "LN_TUNING" else between
             key = f"{start}{self.names.written(module, task)}.{between}{parameter}"
             self._put(tensors, key, self._copy(module, parameter, entries), (module, parameter))
         for key, value in tensors.items():
@@ -198,7 +202,7 @@ class Writer:
             config["target_modules"] = shortest_suffixes(written.values(), universe)
         if self.whole:
             config["modules_to_save"] = [names.written(module, task) for module in self.whole]
-        if adapter.peft_type == "LORA":
+        if adapter.patterned:
             spelled = {entry: f"{names.written(entry[0], task)}.{entry[1]}" for entry in raw}
             config |= self._ranks([*joined.values(), *raw.values()], [*written.values(), *spelled.values()])
             if raw:
@@ -206,9 +210,8 @@ class Writer:
                 config["target_parameters"] = shortest_suffixes(spelled.values(), there)
             if any("start_A" in p.values for parts in [*self.parts.values(), *self.parameters.values()] for p in parts):
                 config["init_lora_weights"] = True  # A₀ and B₀ have become part of A and B
-        if adapter.peft_type in ("LORA", "IA3"):
-            parts = [part for parts in self.parts.values() for part in parts]
-            config["fan_in_fan_out"] = any(part.factors.transposed for part in parts)
+        if any(part.factors.transposed for parts in self.parts.values() for part in parts):
+            config["fan_in_fan_out"] = True
         if adapter.peft_type == "IA3":
             # peft wants each of these names among the targets, letter by letter.
             inner = {m for m, parts in self.parts.items() if parts[0].adapter.scales_input}
@@ -227,12 +230,11 @@ class Writer:
         task_type = self.task_type if self.task_type in _TASKS else None
         return known | config | type(adapter).fixed | {"peft_type": adapter.peft_type, "task_type": task_type}
 
-    @staticmethod
-    def _ranks(modules: Sequence[torch_layout.Module], written: Sequence[str]) -> dict[str, Any]:
-        """Returns the common rank and α, and patterns for the modules that have others."""
+    def _ranks(self, modules: Sequence[torch_layout.Module], written: Sequence[str]) -> dict[str, Any]:
+        """Returns the usual rank and α, and patterns for the modules that have others."""
         fields: dict[str, Any] = {}
-        for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-            values = {name: getattr(module, field) for name, module in zip(written, modules, strict=True)}
+        for pattern, field in self.adapter.patterned.items():
+            values = {name: module.local[field] for name, module in zip(written, modules, strict=True)}
             usual = max(values.values(), key=list(values.values()).count)
             other = {value for value in values.values() if value != usual}
             fields[field] = _number(usual)

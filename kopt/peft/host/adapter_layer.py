@@ -19,12 +19,10 @@ Keras' own `call` of the layer does the computing, and asks for `self.kernel`. W
       another layer reads host.kernel,            []          the kernel with all mergeable adapters applied
         as an output matrix tied to an embedding
 
-These kernels are a stack, `AdapterLayer._in_use`, because calls nest: K may come from an adapter above another one.
+These kernels are a stack, `kernels_in_use`, because calls nest: K may come from an adapter above another one.
 Each thread has its own, because a strategy calls the same layer in one thread for each replica.
 """
 
-import collections
-import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -34,9 +32,11 @@ import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.peft.adapter import Adapter, Array, Base, Weights, check_names
+from kopt.peft.adapter import Adapter, Array, Base, Weights
+from kopt.peft.host.creation import create_weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
 from kopt.peft.host.host_tensors import as_float32, as_kernel, between, dtype_of, stored_tensor, tensor_of
+from kopt.peft.host.in_use import kernels_in_use, mixed, rows_in_use
 from kopt.peft.host.merging import merged_values
 from kopt.peft.host.saving import read_weights, write_weights
 from kopt.peft.layers import (
@@ -81,6 +81,8 @@ class AdapterLayer(keras.layers.Layer):
     """Weights beside the kernels, by adapter and name; those of other kernels than `site` as "attribute.name"."""
     copies: dict[str, dict[str, keras.Variable]]
     """Trained copies of own variables, by adapter and attribute."""
+    borrowed: dict[str, set[str]]
+    """Names of weights that another host has too, and saves, by adapter."""
     gates: dict[str, keras.Variable]
     """1.0 while an adapter is on and 0.0 while it is off, by adapter."""
     given: dict[str, tuple[bool, bool, tuple[str, ...]]]
@@ -105,6 +107,7 @@ class AdapterLayer(keras.layers.Layer):
             "adapters": {},
             "weights_of": {},
             "copies": {},
+            "borrowed": {},
             "gates": {},
             "given": {},
             "active": [],
@@ -126,6 +129,7 @@ class AdapterLayer(keras.layers.Layer):
         whole: bool,
         rng: np.random.Generator,
         parameters: Sequence[str] = (),
+        shared: dict[str, keras.Variable] | None = None,
     ) -> None:
         """Creates the variables of an adapter.
 
@@ -136,45 +140,46 @@ class AdapterLayer(keras.layers.Layer):
             whole: whether all own variables are trained, as copies.
             rng: source of the initial values.
             parameters: attributes with other kernels that are adapted.
+            shared: the weights that hosts share; those that are not there yet are added.
         """
+        shared = {} if shared is None else shared
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
         with unlocked(self), strategy_of(next(iter(self.owned.values()))):
-            self.gates[name] = self._variable(name, "gate", np.zeros(()), trainable=False)
-            self.copies[name] = {a: self._variable(name, v.name, v.numpy()) for a, v in own.items()}
-            self.weights_of[name] = {}
+            self.gates[name] = self.create_variable(name, "gate", np.zeros(()), trainable=False)
+            self.copies[name] = {a: self.create_variable(name, v.name, v.numpy()) for a, v in own.items()}
+            self.weights_of[name], self.borrowed[name] = {}, set()
             for attr in parameters:
                 self.sites.setdefault(attr, parameter_site(self.host(), attr))
             for attr in [*([self.site.attr] if targeted and self.site is not None else []), *parameters]:
-                self._add_weights(name, adapter, self.sites[attr], rng)
-            rate = getattr(adapter, "dropout", 0.0)
-            if rate:
+                create_weights(self, name, adapter, self.sites[attr], rng, shared)
+            if rate := getattr(adapter, "dropout", 0.0):
                 setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
         self.adapters[name], self.given[name] = adapter, (targeted, whole, tuple(parameters))
 
-    def _add_weights(self, name: str, adapter: Adapter, site: Site, rng: np.random.Generator) -> None:
-        declared = adapter.weights(site)
-        check_names(adapter, declared, self.copies[name], self.host_path)
-        values = {key: weight.init(rng, weight.shape(site)) for key, weight in declared.items()}
-        adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
-        for key, weight in declared.items():
-            key = self._key(site, key)
-            self.weights_of[name][key] = self._variable(name, key, values[key.rpartition(".")[2]], weight.trainable)
-
-    def _key(self, site: Site, key: str) -> str:
+    def key(self, site: Site, key: str) -> str:
+        """Returns the name here of the weight that a method calls `key` at a kernel."""
         return key if site is self.site else f"{site.attr}.{key}"
 
     def weights_at(self, name: str, site: Site | None) -> dict[str, keras.Variable]:
         """Returns the weights of an adapter at one kernel of the host, as its method names them."""
-        start = "" if site is None else self._key(site, "")
+        start = "" if site is None else self.key(site, "")
         own = {key: v for key, v in self.weights_of.get(name, {}).items() if key.rpartition(".")[0] == start[:-1]}
         return {key.removeprefix(start): v for key, v in own.items()}
 
     def kernels_of(self, name: str) -> list[str]:
         """Returns the paths of the kernels that an adapter changes; all but the host's end in an attribute."""
-        found = [site for site in self.sites.values() if self.weights_at(name, site)]
-        return [self.host_path if site is self.site else f"{self.host_path}.{site.attr}" for site in found]
+        return [self.path_of(site) for site in self.sites.values() if self.weights_at(name, site)]
 
-    def _variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
+    def path_of(self, site: Site) -> str:
+        """Returns the path of a kernel of the host."""
+        return self.host_path if site is self.site else f"{self.host_path}.{site.attr}"
+
+    def base_value(self, attr: str) -> Array:
+        """Returns the host's own value of a variable, also while adapters are merged into it, as float32."""
+        return np.asarray(self.replaced[attr], "float32") if attr in self.replaced else as_float32(self.owned[attr])
+
+    def create_variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
+        """Creates a weight of an adapter with a value."""
         variable = self.add_weight(
             name=f"{adapter}_{name.replace('.', '_')}",  # torch takes no points
             shape=value.shape,
@@ -191,17 +196,17 @@ class AdapterLayer(keras.layers.Layer):
         with unlocked(self):
             for variable in self.variables_of(name):
                 untrack(self, variable)
-            if hasattr(self, f"{name}_dropout"):
-                delattr(self, f"{name}_dropout")
-        for table in (self.adapters, self.weights_of, self.copies, self.gates, self.given):
+            for attr in (f"{name}_{key}" for key in ("dropout", *self.borrowed.get(name, ()))):
+                if hasattr(self, attr):
+                    delattr(self, attr)
+        for table in (self.adapters, self.weights_of, self.copies, self.borrowed, self.gates, self.given):
             table.pop(name, None)
-        for names in (self.active, self.trained):
-            names[:] = [n for n in names if n != name]
+        self.active[:], self.trained[:] = ([n for n in own if n != name] for own in (self.active, self.trained))
 
     def variables_of(self, name: str) -> list[keras.Variable]:
         """Returns all variables of an adapter here."""
-        tables = (self.weights_of.get(name, {}), self.copies.get(name, {}))
-        return [v for table in tables for v in table.values()] + ([self.gates[name]] if name in self.gates else [])
+        own = self.weights_of.get(name, {}) | self.copies.get(name, {})
+        return [*own.values(), *([self.gates[name]] if name in self.gates else [])]
 
     def settle(
         self,
@@ -260,8 +265,12 @@ class AdapterLayer(keras.layers.Layer):
 
     def _saved(self) -> dict[str, keras.Variable]:
         """Returns the variables that are saved, by their names in files."""
-        tables = {name: self.weights_of[name] | self.copies[name] for name in self.adapters}
-        return {f"{name}.{key}": variable for name, table in tables.items() for key, variable in table.items()}
+        return {f"{name}.{key}": v for name in self.adapters for key, v in self.saved_of(name).items()}
+
+    def saved_of(self, name: str) -> dict[str, keras.Variable]:
+        """Returns the weights and copies of an adapter, without those that another host saves, by key."""
+        own = {key: v for key, v in self.weights_of[name].items() if key not in self.borrowed[name]}
+        return own | self.copies[name]
 
     def refuse_if_merged(self) -> None:
         """Raises ValueError while adapters are merged: a file written now would apply them twice, once loaded."""
@@ -284,7 +293,7 @@ class AdapterLayer(keras.layers.Layer):
         """Returns what an attribute of the host, which holds `value`, reads as. See the top of this file."""
         if not in_forward_pass():
             return value
-        in_use = self._in_use
+        in_use = kernels_in_use(self)
         if attr == ACTIVATION:
             return None if in_use else value
         site = self.sites.get(attr)
@@ -295,21 +304,14 @@ class AdapterLayer(keras.layers.Layer):
         chain = [n for n in self.chain(site) if self.adapters[n].mergeable]
         if not chain:
             return self._own(attr, value)
+        if rows_in_use():
+            raise ValueError(f"{self.host_path}.{attr.lstrip('_')} is read whole, so that rows cannot differ in it.")
         return as_kernel(site, self._base(site, chain, lambda x: x).kernel(), value)
-
-    @property
-    def _in_use(self) -> list[Tensor | None]:
-        """The kernels that this thread's running calls of the host use; None is the host's own."""
-        if not hasattr(_thread, "in_use"):
-            _thread.in_use = collections.defaultdict(list)
-        kernels: list[Tensor | None] = _thread.in_use[id(self)]
-        return kernels
 
     def _own(self, attr: str, value: Any) -> Any:
         """Returns a variable of the host, or the trained copy in its place."""
         for name, copies in self.copies.items():
-            copy = copies.get(attr)
-            if copy is not None:
+            if (copy := copies.get(attr)) is not None:
                 value = between(tensor_of(value), ops.cast(copy, dtype_of(value)), tensor_of(self.gates[name]))
         return value
 
@@ -332,11 +334,12 @@ class AdapterLayer(keras.layers.Layer):
         """Returns the host with the adapters `names` applied to a kernel."""
 
         def run(x: Tensor, kernel: Tensor | None = None) -> Tensor:
-            self._in_use.append(kernel)
+            in_use = kernels_in_use(self)
+            in_use.append(kernel)
             try:
                 return call(x)
             finally:
-                self._in_use.pop()
+                in_use.pop()
 
         def kernel() -> Tensor:
             return site.matrix(ops.cast(stored_tensor(self._own(site.attr, site.variable)), "float32"))
@@ -362,7 +365,8 @@ class AdapterLayer(keras.layers.Layer):
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("inputs"), ())
         if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
             return call(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
-        y = self._base(site, chain, lambda x: call(x, *rest, **kwargs))(x)
+        base = self._base(site, [] if rows_in_use() else chain, lambda x: call(x, *rest, **kwargs))
+        y = mixed(self, site, base, x) if rows_in_use() else base(x)
         activation = holder_of(self.host(), ACTIVATION).get(ACTIVATION)
         return y if activation is None else activation(y)
 
@@ -393,6 +397,3 @@ class AdapterLayer(keras.layers.Layer):
     def remove_host(self) -> None:
         """Makes the host a plain layer again."""
         detach(self.host())
-
-
-_thread = threading.local()

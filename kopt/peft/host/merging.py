@@ -3,9 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from keras import ops
 
-from kopt.peft.adapter import Adapter, Array
+from kopt.peft.adapter import Array
 from kopt.peft.host.host_tensors import as_float32, between
 
 
@@ -29,9 +30,17 @@ def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:
             p = layer.parameters(name, site, scale)
             beneath = ops.convert_to_tensor(site.matrix(new.get(site.attr, as_float32(site.variable))))
             changed = ops.convert_to_numpy(adapter.effective(beneath, p))
-            if bias is not None and type(adapter).effective_bias is not Adapter.effective_bias:
-                flat = site.vector(ops.convert_to_tensor(new.get("bias", as_float32(bias))))
-                new["bias"] = site.bias(ops.convert_to_numpy(adapter.effective_bias(flat, p)), bias.shape)
+            if adapter.changes_bias:
+                own = np.zeros(site.fan_out, "float32") if bias is None else new.get("bias", as_float32(bias))
+                flat = ops.convert_to_tensor(own) if bias is None else site.vector(ops.convert_to_tensor(own))
+                wide = ops.convert_to_numpy(adapter.effective_bias(flat, p))
+                if bias is not None:
+                    new["bias"] = site.bias(wide, bias.shape)
+                elif wide.any():
+                    raise ValueError(
+                        f"{layer.host_path} has no bias, so that of the adapter {name!r} cannot be merged. Keep the "
+                        "adapter, or call unload(model)."
+                    )
             new[site.attr] = site.kernel(changed)
     return new
 

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 
 from kopt.peft.adapter import Adapter, Array
+from kopt.peft.host.saving import write_weights
 from kopt.peft.layers import original_class, set_class
 
 
 def reduced(layer: Any) -> tuple[Any, ...]:
     """Returns what pickle makes a copy of the host of an `AdapterLayer` from, with its adapters."""
+    layer.refuse_if_merged()
     host, values = layer.host(), dict[str, Any]()
-    layer.save_own_variables(values)
+    tables = {name: layer.weights_of[name] | layer.copies[name] for name in layer.adapters}  # also what hosts share
+    write_weights({f"{name}.{key}": v for name, table in tables.items() for key, v in table.items()}, values)
     cls = type(host)
     set_class(host, original_class(host))
     try:

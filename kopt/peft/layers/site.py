@@ -18,6 +18,7 @@ from kopt.peft.layers.keras_internals import (
 )
 
 Tensor = Any
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
 class Site:
@@ -54,6 +55,8 @@ class Site:
         self.fan_in = math.prod(self.shape[i] for i in self.in_axes)
         self.fan_out = math.prod(self.shape[i] for i in self.out_axes)
         self.channels = self.shape[self.in_axes[-1]] if self.is_convolution else self.fan_in
+        if self.is_depthwise:
+            self.channels = 1
         self._order = (*self.batch_axes, *self.in_axes, *self.out_axes)
 
     @property
@@ -61,11 +64,17 @@ class Site:
         """Whether the kernel slides over positions, however its layer applies it."""
         return isinstance(self.layer, (BaseConv, BaseConvTranspose))
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel of the input has filters of its own."""
+        return isinstance(self.layer, DEPTHWISE)
+
     def size(self, axis: int | str) -> int:
-        """Returns the length of an axis of a `Weight`: a number, "in", "out" or "channel"."""
+        """Returns the length of an axis of a `Weight`: a number, "in", "out", "channel" or "window"."""
         if isinstance(axis, int):
             return axis
-        return {"in": self.fan_in, "out": self.fan_out, "channel": self.channels}[axis]
+        window = self.fan_in // self.channels
+        return {"in": self.fan_in, "out": self.fan_out, "channel": self.channels, "window": window}[axis]
 
     def matrix(self, kernel: Any) -> Any:
         """Returns the kernel as [*batch, in, out]; NumPy stays NumPy."""
@@ -111,7 +120,12 @@ class Site:
         return ops.einsum(f"{middle},{batch}{r}{outer}->{target}", h, b)
 
     def _convolve(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        layer, rank, groups = self.layer, a.shape[-1], self.layer.groups
+        layer, rank = self.layer, a.shape[-1]
+        if self.is_depthwise:  # its kernel is small, so that nothing is won by two steps
+            kernel = self.kernel(ops.matmul(a, b))
+            options = (layer.strides, layer.padding, layer.data_format, layer.dilation_rate)
+            return ops.depthwise_conv(x, kernel, *options)
+        groups = layer.groups
         # Each group of channels meets all of `a`; `b` then takes for each filter the products of its own group.
         down = ops.reshape(a, (*self.shape[:-1], rank))
         down = ops.concatenate([down] * groups, axis=-1) if groups > 1 else down
@@ -245,8 +259,9 @@ def find_site(layer: Any) -> Site | None:
         known = "convolution" if call in (BaseConv.call, layers.Conv1D.call) else "opaque"
     elif isinstance(layer, BaseConvTranspose):
         inner, outer = [*axes[:-2], axes[-1]], [axes[-2]]
-    elif isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
+    elif isinstance(layer, DEPTHWISE):
         inner, outer = axes[:-2], axes[-2:]
+        known = "convolution" if call in (layers.DepthwiseConv1D.call, layers.DepthwiseConv2D.call) else "opaque"
     return Site(layer, attr, known, inner, outer)
 
 

@@ -6,11 +6,20 @@ from typing import Any, TypeVar
 from kopt.declare.fields import plain
 from kopt.peft.adapter import Adapter
 from kopt.peft.methods.dora import DoRA
+from kopt.peft.methods.hira import HiRA
 from kopt.peft.methods.ia3 import IA3
 from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
+from kopt.peft.methods.loha import LoHa
+from kopt.peft.methods.lokr import LoKr
 from kopt.peft.methods.lora import LoRA
+from kopt.peft.methods.miss import MiSS
+from kopt.peft.methods.oft import OFT
 from kopt.peft.methods.prompt import PromptTuning
-from kopt.peft.peft_fields import CARRIED, FIELDS, FOUND, STARTS, UNSUPPORTED, USUAL_STARTS
+from kopt.peft.methods.randlora import RandLoRA
+from kopt.peft.methods.shira import SHiRA
+from kopt.peft.methods.trainable_tokens import TrainableTokens
+from kopt.peft.methods.vera import VeRA
+from kopt.peft.peft_fields import CARRIED, FIELDS, FOUND, STARTS, TRAINING, UNSUPPORTED, USUAL_STARTS
 
 Method = TypeVar("Method", bound=Adapter)
 
@@ -61,6 +70,87 @@ def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in pe
     return _from_peft("PromptTuningConfig", PromptTuning, options)
 
 
+def HiraConfig(**options: Any) -> HiRA:  # noqa: N802 - as in peft
+    """Returns `HiRA(**options)` from any fields of peft's `HiraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("HiraConfig", HiRA, options)
+
+
+def LoHaConfig(**options: Any) -> LoHa:  # noqa: N802 - as in peft
+    """Returns `LoHa(**options)` from any fields of peft's `LoHaConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("LoHaConfig", LoHa, options)
+
+
+def LoKrConfig(**options: Any) -> LoKr:  # noqa: N802 - as in peft
+    """Returns `LoKr(**options)` from any fields of peft's `LoKrConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("LoKrConfig", LoKr, options)
+
+
+def MissConfig(**options: Any) -> MiSS:  # noqa: N802 - as in peft
+    """Returns `MiSS(**options)` from any fields of peft's `MissConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("MissConfig", MiSS, options)
+
+
+def OFTConfig(**options: Any) -> OFT:  # noqa: N802 - as in peft
+    """Returns `OFT(**options)` from any fields of peft's `OFTConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("OFTConfig", OFT, options)
+
+
+def RandLoraConfig(**options: Any) -> RandLoRA:  # noqa: N802 - as in peft
+    """Returns `RandLoRA(**options)` from any fields of peft's `RandLoraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("RandLoraConfig", RandLoRA, options)
+
+
+def ShiraConfig(**options: Any) -> SHiRA:  # noqa: N802 - as in peft
+    """Returns `SHiRA(**options)` from any fields of peft's `ShiraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("ShiraConfig", SHiRA, options)
+
+
+def VeraConfig(**options: Any) -> VeRA:  # noqa: N802 - as in peft
+    """Returns `VeRA(**options)` from any fields of peft's `VeraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("VeraConfig", VeRA, options)
+
+
+def TrainableTokensConfig(**options: Any) -> TrainableTokens:  # noqa: N802 - as in peft
+    """Returns `TrainableTokens(**options)` from any fields of peft's `TrainableTokensConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("TrainableTokensConfig", TrainableTokens, options)
+
+
 def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> Method:
     """Returns the method that fields of peft ask for."""
     own = {name: value for name, value in options.items() if name in method.fields or name == "extra"}
@@ -71,7 +161,8 @@ def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> 
             raise ValueError(f"{owner}: {name} must be of the type {kind.__name__}. Received: {name}={value!r}")
         if name not in FIELDS:
             raise ValueError(f"{owner} has no argument {name!r}. {method.hint(name, FIELDS)}")
-        if (name in UNSUPPORTED and value) or (name in STARTS and value not in (None, {}, USUAL_STARTS.get(name))):
+        beyond = name in UNSUPPORTED or (name in TRAINING and name != "eps")
+        if (beyond and value) or (name in STARTS and value not in (None, {}, USUAL_STARTS.get(name))):
             raise ValueError(f"{owner}: {name} is not supported. Received: {name}={value!r}")
     if foreign.get("inference_mode"):
         raise ValueError(

@@ -51,6 +51,11 @@ class DoRA(LoRA):
         return ops.expand_dims(self._scale(w, p), -2) * (w + self.change(p))
 
     @override
+    def added(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Returns x W' - x W."""
+        return self.forward(x, base, p) - base(x)
+
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns x W' as g (x W + s (x A) B) with g = m / ‖W + s A B‖; the bias is not scaled."""
         y, site = base(x), base.site

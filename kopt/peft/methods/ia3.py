@@ -1,6 +1,6 @@
 """(IA)³."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from keras import ops
 from typing_extensions import override
@@ -37,7 +37,7 @@ class IA3(Adapter):
     """Whether this is the method at a feed-forward module."""
 
     @override
-    def at(self, path: str) -> "IA3":
+    def at(self, path: str) -> Self:
         named = self.feedforward_modules is not None or self.target_modules is not None
         spec = self.feedforward_modules if named else ["feedforward_output_dense"]
         local = type(self)(**self.get_config())
@@ -52,7 +52,7 @@ class IA3(Adapter):
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        return {"ia3_l": Weight(("channel", 1) if self.scales_input else (1, "out"), ones)}
+        return {"ia3_l": Weight(("channel", 1) if self.scales_input else (1, "out"), ones, rest=1.0)}
 
     def _factors(self, p: Any) -> Tensor:
         return 1 + p.gate * (p.ia3_l - 1)
@@ -65,10 +65,16 @@ class IA3(Adapter):
             factors = ops.concatenate([factors] * (w.shape[-2] // factors.shape[-2]), axis=-2)
         return w * factors
 
+    @property
+    @override
+    def changes_bias(self) -> bool:
+        """Whether the output is scaled."""
+        return not self.scales_input
+
     @override
     def effective_bias(self, b: Tensor, p: Any) -> Tensor:
         """Returns the bias, scaled as the output is."""
-        return b if self.scales_input else b * ops.squeeze(self._factors(p), -2)
+        return b * ops.squeeze(self._factors(p), -2)
 
     @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:

@@ -55,6 +55,8 @@ class LoRA(Adapter):
             stays as it is. False draws both factors and is not the identity.
         rank_pattern: r by regular expression of the end of a path.
         alpha_pattern: α likewise.
+        lora_bias: whether a bias c is learned too, y + s c, at dense layers and convolutions. It is merged into the
+            bias of the layer, which must have one for that.
         target_parameters: other kernels than those that layers apply themselves, by the end of their path, as
             "cell.recurrent_kernel" of an LSTM or "expert_bank.expert_feedforward_gate_dense" of a mixture of experts:
             matrices [in, out] or [batch, in, out], which need not be those of a layer that adapters know. Without
@@ -72,7 +74,8 @@ class LoRA(Adapter):
     in_peft = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     additive = True
-    selects = (*Adapter.selects, "bias", "init_lora_weights", "rank_pattern", "alpha_pattern")
+    patterned = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+    selects = (*Adapter.selects, "bias", "init_lora_weights", *patterned)
     default_targets = ("query", "value")
 
     r: Length = 8
@@ -84,6 +87,14 @@ class LoRA(Adapter):
     rank_pattern: Annotated[Any, Convert(targets.parse_numbers(Length))] = {}
     alpha_pattern: Annotated[Any, Convert(targets.parse_numbers(Scale))] = {}
     target_parameters: Annotated[Any, Convert(targets.parse_name_list)] = None
+    lora_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora_bias and (self.fixed["use_dora"] or not isinstance(self.init_lora_weights, bool)):
+            raise ValueError(
+                "LoRA: lora_bias=True goes with plain LoRA, started with init_lora_weights=True or False. Received: "
+                f"{type(self).__name__}, init_lora_weights={self.init_lora_weights!r}"
+            )
 
     @property
     def scaling(self) -> float:
@@ -96,13 +107,6 @@ class LoRA(Adapter):
         return self.lora_dropout
 
     @override
-    def at(self, path: str) -> "LoRA":
-        """Returns the method with the rank and α that hold at `path`."""
-        rank = targets.by_pattern(self.rank_pattern, path, self.r)
-        alpha = targets.by_pattern(self.alpha_pattern, path, self.lora_alpha)
-        return type(self)(**self.get_config() | {"r": rank, "lora_alpha": alpha})
-
-    @override
     def weights(self, site: Site) -> dict[str, Weight]:
         a: Initializer = uniform(1 / math.sqrt(site.fan_in))
         b: Initializer = zeros
@@ -112,7 +116,10 @@ class LoRA(Adapter):
             a = normal(1 / self.r)
         elif site.kind == "embedding":
             a, b = zeros, normal(1.0)
-        factors = {"lora_A": Weight(("in", self.r), a), "lora_B": Weight((self.r, "out"), b)}
+        factors = {"lora_A": Weight(("in", self.r), a, rest=0.0), "lora_B": Weight((self.r, "out"), b, rest=0.0)}
+        if self.lora_bias:
+            start = uniform(1 / math.sqrt(self.r)) if self.init_lora_weights is False else zeros
+            factors["lora_B_bias"] = Weight(("out",), start, flat=True, rest=0.0)
         if not self._starts_elsewhere:
             return factors
         return factors | {
@@ -186,9 +193,39 @@ class LoRA(Adapter):
         return w + self.change(p)
 
     @override
+    def effective_bias(self, b: Tensor, p: Any) -> Tensor:
+        """Returns the bias, with s c where there is one."""
+        return b + p.gate * self.scaling * p.lora_B_bias if self.lora_bias else b
+
+    @property
+    @override
+    def changes_bias(self) -> bool:
+        """Whether `lora_bias` is set."""
+        return self.lora_bias
+
+    @override
+    def can_host(self, layer: Any, site: Site | None) -> bool:
+        """Returns whether there is a kernel and, with `lora_bias`, an output that a bias can be added to."""
+        added = site is not None and site.kind in ("einsum", "convolution")
+        return super().can_host(layer, site) and (added or not self.lora_bias)
+
+    @override
+    def spell(self, name: str, site: Site) -> str:
+        """Returns peft's names, which are those of modules but for embeddings."""
+        if site.kind == "embedding":
+            return {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}.get(name, name)
+        return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias"}.get(name, name)
+
+    @override
+    def added(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Returns s (x A) B, and s c."""
+        z = self.low_rank(self.dropped(x, base.site, p), base.site, p)
+        return z + base.site.along_output(p.gate * self.scaling * p.lora_B_bias, z) if self.lora_bias else z
+
+    @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
-        """Returns x W + s (x A) B."""
-        return base(x) + self.low_rank(self.dropped(x, base.site, p), base.site, p)
+        """Returns x W + s (x A) B, and s c."""
+        return base(x) + self.added(x, base, p)
 
     @override
     def trains(self, name: str, targeted: bool) -> bool:

@@ -39,7 +39,7 @@ class PromptTuning(Adapter):
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        return {"prompt_embeddings": Weight((self.num_virtual_tokens, "out"), normal(1.0))}
+        return {"prompt_embeddings": Weight((self.num_virtual_tokens, "out"), normal(1.0), as_it_is=True)}
 
     @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:

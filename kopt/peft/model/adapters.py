@@ -99,7 +99,7 @@ class ModelAdapters:
     def merge(self, names: Sequence[str]) -> None:
         """Has active adapters in the weights of the base."""
         for name in names:
-            self._require_mergeable(name)
+            self.require_mergeable(name)
             if name not in self.active:
                 active = ", ".join(map(repr, self.active)) or "none"
                 raise ValueError(f"The adapter {name!r} is not active ({active}). Call set_adapter(model, ...) first.")
@@ -160,6 +160,7 @@ class ModelAdapters:
         plans = plan(self.model, adapter, targets)
         rng = np.random.default_rng(np.random.randint(2**31))  # which keras.utils.set_random_seed seeds
         new: list[str] = []
+        shared: dict[str, Any] = {}
         for layer in self.hosts.values():
             layer.unmerge()  # adapters start from the base
         try:
@@ -167,7 +168,7 @@ class ModelAdapters:
                 if path not in self.hosts:
                     self.hosts[path] = AdapterLayer(step.layer, path)
                     new.append(path)
-                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng, step.parameters)
+                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng, step.parameters, shared)
         except Exception:  # whatever it is, the model is left as it was
             for path in plans:
                 if path in self.hosts:
@@ -240,7 +241,7 @@ class ModelAdapters:
         if merge:
             self._refuse_while_disabled("Merge")
         for name in merged:
-            self._require_mergeable(name)
+            self.require_mergeable(name)
         self._refuse_shared(merged)
         scales = {name: self.scales.get(name, 1.0) for name in merged}
         for layer in self.hosts.values():
@@ -300,7 +301,8 @@ class ModelAdapters:
             raise ValueError(f"No adapter {name!r}. {hint}")
         return self.adapters[name]
 
-    def _require_mergeable(self, name: str) -> None:
+    def require_mergeable(self, name: str) -> None:
+        """Raises ValueError if there is no such adapter, or no kernel that stands for it."""
         if not self.require(name).mergeable:
             kind = type(self.adapters[name]).__name__
             raise ValueError(f"{kind} cannot be merged: no kernel stands for it. Keep it, or call unload(model).")

@@ -67,6 +67,9 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
                 f"{path} is quantized ({layer.quantization_mode}). Add adapters to the float model instead."
             )
         plans[path] = Plan(layer, local, targeted, whole, tuple(parameters))
+    sites = [site_of(step.layer) for step in plans.values() if step.targeted]
+    for step in plans.values():
+        step.adapter = step.adapter.among([site for site in sites if site is not None])
     if not plans:
         raise ValueError(
             f"{type(adapter).__name__} finds nothing to train. The model has {', '.join(list(named)[:12])}."

@@ -79,5 +79,5 @@ def _variables(model: Any, name: str) -> dict[str, Any]:
         f"{path}.{key.lstrip('_')}": variable
         for path, layer in current.hosts.items()
         if name in layer.adapters
-        for key, variable in (layer.weights_of[name] | layer.copies[name]).items()
+        for key, variable in layer.saved_of(name).items()
     }

@@ -1,0 +1,40 @@
+"""The weights of an adapter at one kernel of a host, as they start."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kopt.peft.adapter import Adapter, check_names
+from kopt.peft.host.host_tensors import as_float32
+from kopt.peft.layers import Site
+
+
+def create_weights(
+    layer: Any, name: str, adapter: Adapter, site: Site, rng: np.random.Generator, shared: dict[str, keras.Variable]
+) -> None:
+    """Creates the weights of an adapter, or takes those that another host has created for all.
+
+    Args:
+        layer: the unlocked `AdapterLayer`.
+        name: name of the adapter.
+        adapter: the method, with the arguments that hold there.
+        site: the kernel.
+        rng: source of the initial values.
+        shared: what hosts have created for all, by name; new ones are added.
+    """
+    declared = adapter.weights(site)
+    check_names(adapter, declared, layer.copies[name], layer.host_path)
+    own = {key: weight for key, weight in declared.items() if not weight.shared or key not in shared}
+    values = {key: weight.init(rng, weight.shape(site)) for key, weight in own.items()}
+    adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
+    for key, weight in declared.items():
+        full = layer.key(site, key)
+        if key in own:
+            layer.weights_of[name][full] = layer.create_variable(name, full, values[key], weight.trainable)
+        else:
+            layer.weights_of[name][full] = shared[key]
+            setattr(layer, f"{name}_{key}", shared[key])
+            layer.borrowed[name].add(full)
+        if weight.shared:
+            shared[key] = layer.weights_of[name][full]
