@@ -274,7 +274,7 @@ def _options(method: str, host: str) -> dict:
     """
     at = ["host"] if host != "MultiHeadAttention" else ["host.query", "host.value", "host.attention_output"]
     own: dict[str, dict] = {name: {"r": 2, "lora_alpha": 4} for name in ("LoRA", "DoRA", "LoRAFA")}
-    own |= {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS", "RandLoRA")}
+    own |= {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS")} | {"RandLoRA": {"r": 2, "randlora_alpha": 2}}
     own |= {"IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 2}, "SHiRA": {"r": 1, "random_seed": 3}}
     own |= {"LoKr": {"r": 1}, "VeRA": {"r": 4, "d_initial": 0.5}, "TrainableTokens": {"token_indices": [1, 3]}}
     return own.get(method, {}) | ({} if method == "LayerNormTuning" else {"target_modules": at})
