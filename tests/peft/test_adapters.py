@@ -100,10 +100,16 @@ def near(x, y, bound=1e-5):
 
 
 every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
-USUAL = ("dense", "query", "conv2d", "embedding")
-every_host = pytest.mark.parametrize(
-    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.slow) for kind in HOSTS]
-)
+
+
+def hosts(*usual):
+    """Gives a test every kind of host, all but the usual ones in the slow tier."""
+    return pytest.mark.parametrize(
+        "kind", [kind if kind in usual else pytest.param(kind, marks=pytest.mark.slow) for kind in HOSTS]
+    )
+
+
+every_host, few_hosts = hosts("dense", "query", "conv2d", "embedding"), hosts("dense", "embedding")
 
 
 @every_host
@@ -134,7 +140,7 @@ def test_life_of_an_adapter(cls, kind):
     assert not any("kopt" in type(layer).__dict__ for layer in model._flatten_layers())
 
 
-@every_host
+@few_hosts
 @every_method
 def test_only_adapters_learn(cls, kind):
     if (hosted := hosting(cls, kind)) is None:
@@ -162,7 +168,7 @@ def test_only_adapters_learn(cls, kind):
     assert same(values(model.weights), before)
 
 
-@every_host
+@few_hosts
 @every_method
 def test_two_at_once(cls, kind):
     if (hosted := hosting(cls, kind)) is None:
