@@ -86,7 +86,7 @@ def train(name: str, width: int) -> tuple[float, float]:
     return resident("VmHWM") - start, min(b - a for a, b in itertools.pairwise(times[1:])) * 1e3
 
 
-def measured(name: str, width: int, runs: int) -> tuple[float, float]:
+def measured(name: str, width: int, runs: int = 1) -> tuple[float, float]:
     """Returns the medians of what `train` does in fresh processes."""
     command = [sys.executable, "-m", "benchmarks.memory", "--width", str(width), "--here", name]
     outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(runs)]

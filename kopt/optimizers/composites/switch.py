@@ -104,12 +104,6 @@ class Switch(Composite):
             rates.append(rule.rate(seen, its) * ops.cast(rule.rate_after(its - 1), t.dtype))
         return ops.where(t <= self.after, *rates)
 
-    @override
-    def build(self, variables: Sequence[Any]) -> None:
-        super().build(variables)
-        for rule in self.rules().values():
-            rule._held.built = self._held.built  # they ask for the precision of the weights
-
     @property
     def stalls(self) -> int:
         """Number of line searches in a row that found no lower point."""

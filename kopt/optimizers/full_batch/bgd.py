@@ -66,7 +66,7 @@ class BGD(FullBatch):
             "gx": scale * dot(g, s.g),
             "sy": dot(w - s.x, y),
             "yy": scale * sum_of_squares(y),
-        }
+        } | self._coarse(g)
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class BGD(FullBatch):
         if self.step == "barzilai_borwein":
             sound = ops.logical_and(sums["sy"] > 0, ops.isfinite(sums["yy"]))
             return {"length": ops.where(sound, sums["sy"] / ops.where(sound, sums["yy"], 1.0), length)}
-        noise = self._rounding_error(s.value, sums["moved"])
+        noise = self._rounding_error(s.value, sums)
         return backtrack(s, length, s.loss + sums["penalty"], sums, noise)
 
     @override

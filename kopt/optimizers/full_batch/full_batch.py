@@ -10,7 +10,7 @@ from keras import ops
 
 from kopt.optimizers.engine.backends.backend import backend
 from kopt.optimizers.engine.setup import Setup
-from kopt.optimizers.optimizer import Any, Count, Optimizer, Tensor, override
+from kopt.optimizers.optimizer import Any, Count, Mapping, Optimizer, Tensor, override
 
 
 class FullBatch(Optimizer, abstract=True):
@@ -98,10 +98,14 @@ class FullBatch(Optimizer, abstract=True):
             put_back(self.setup)
         super().finalize_variable_values(var_list)
 
-    def _rounding_error(self, value: Tensor, moved: Tensor) -> Tensor:
-        """Bounds the error of a loss: that of the number and that of the weights, `moved` = Σ (g w)²."""
-        unit = 2.0**-23 if any(p.dtype == "float32" for p in self.setup.parameters) else 2.0**-52
-        return 2 * unit * (ops.abs(value) + ops.sqrt(moved))
+    def _coarse(self, g: Tensor) -> dict[str, Tensor]:
+        """Returns what a weight contributes to `_rounding_error`: whether it is not in float64."""
+        return {"coarse": ops.full((), float(keras.backend.standardize_dtype(g.dtype) == "float32"), g.dtype)}
+
+    def _rounding_error(self, value: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+        """Bounds the error of a loss: that of the number and that of the weights, "moved" = Σ (g w)²."""
+        unit = ops.cast(ops.where(sums["coarse"] > 0, 2.0**-23, 2.0**-52), value.dtype)
+        return 2 * unit * (ops.abs(value) + ops.sqrt(sums["moved"]))
 
 
 def put_back(setup: Setup, prefix: str = "") -> None:

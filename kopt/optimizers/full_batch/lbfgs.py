@@ -56,11 +56,11 @@ class LBFGS(FullBatch):
 
     @override
     def contribute(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> dict[str, Tensor]:
-        return inverse_hessian.products(self.pairs, g, w, s)
+        return inverse_hessian.products(self.pairs, g, w, s) | self._coarse(g)
 
     @override
     def settle(self, sums: dict[str, Tensor], s: Slots, t: Tensor) -> dict[str, Tensor]:
-        value, noise = s.loss + sums["penalty"], self._rounding_error(s.value, sums["moved"])
+        value, noise = s.loss + sums["penalty"], self._rounding_error(s.value, sums)
         accepted, failed, search = line_search.judge(
             self.line_search, s, value, sums["last_sg"], sums["last_ss"], noise
         )

@@ -293,7 +293,7 @@ def test_through_the_command():
             ("mnist --data", "a.npz", npz(shaped("(2000000000,)"))),
             ("mnist --config", "a.yaml", LAUGHS.encode()),
             (
-                "recommendation --label-column label --user-column text --item-column label --interactions",
+                "recommendation --label-column label --user-column text --item-column item --interactions",
                 "a.csv.gz",
                 packed(b"text,item,label\n", b"x" * 100_000 + b",1,1\n", 700),  # more than `UNPACKED`
             ),
