@@ -109,7 +109,7 @@ def hosts(*usual):
     )
 
 
-every_host, few_hosts = hosts("dense", "query", "conv2d", "embedding"), hosts("dense", "embedding")
+every_host, one_host = hosts("dense", "embedding"), hosts("dense")
 
 
 @every_host
@@ -140,7 +140,7 @@ def test_life_of_an_adapter(cls, kind):
     assert not any("kopt" in type(layer).__dict__ for layer in model._flatten_layers())
 
 
-@few_hosts
+@one_host
 @every_method
 def test_only_adapters_learn(cls, kind):
     if (hosted := hosting(cls, kind)) is None:
@@ -168,7 +168,7 @@ def test_only_adapters_learn(cls, kind):
     assert same(values(model.weights), before)
 
 
-@few_hosts
+@one_host
 @every_method
 def test_two_at_once(cls, kind):
     if (hosted := hosting(cls, kind)) is None:
