@@ -36,7 +36,7 @@ from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.creation import create_weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
 from kopt.peft.host.host_tensors import as_float32, as_kernel, between, dtype_of, stored_tensor, tensor_of
-from kopt.peft.host.in_use import kernels_in_use, mixed, rows_in_use
+from kopt.peft.host.in_use import kernel_in_use, kernels_in_use, mixed, rows_in_use
 from kopt.peft.host.merging import merged_values
 from kopt.peft.host.saving import read_weights, write_weights
 from kopt.peft.layers import (
@@ -334,12 +334,8 @@ class AdapterLayer(keras.layers.Layer):
         """Returns the host with the adapters `names` applied to a kernel."""
 
         def run(x: Tensor, kernel: Tensor | None = None) -> Tensor:
-            in_use = kernels_in_use(self)
-            in_use.append(kernel)
-            try:
+            with kernel_in_use(self, kernel):
                 return call(x)
-            finally:
-                in_use.pop()
 
         def kernel() -> Tensor:
             return site.matrix(ops.cast(stored_tensor(self._own(site.attr, site.variable)), "float32"))

@@ -1,6 +1,5 @@
 """What the running calls of hosts compute with, apart in each thread: kernels, and the adapters of the rows."""
 
-import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,20 +10,36 @@ from keras import ops
 from kopt.peft.adapter import Base
 from kopt.peft.layers import Site, Tensor
 
-_thread = threading.local()
+
+class _Calls(threading.local):
+    """The running calls of this thread: they begin and end within a forward pass, which leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self.kernels: list[tuple[Any, Tensor | None]] = []  # (host, kernel in place of its own), innermost last
+        self.rows: tuple[Tensor, tuple[str, ...]] | None = None
+
+
+_calls = _Calls()
+
+
+@contextlib.contextmanager
+def kernel_in_use(layer: Any, kernel: Tensor | None) -> Iterator[None]:
+    """Lets the calls of a host, within a block, compute with a kernel; None is the host's own."""
+    _calls.kernels.append((layer, kernel))
+    try:
+        yield
+    finally:
+        _calls.kernels.pop()
 
 
 def kernels_in_use(layer: Any) -> list[Tensor | None]:
     """Returns the kernels that this thread's running calls of a host use; None is the host's own."""
-    if not hasattr(_thread, "kernels"):
-        _thread.kernels = collections.defaultdict(list)
-    kernels: list[Tensor | None] = _thread.kernels[id(layer)]
-    return kernels
+    return [kernel for host, kernel in _calls.kernels if host is layer]
 
 
 def rows_in_use() -> bool:
     """Returns whether each row of the batch has adapters of its own in this thread's running calls."""
-    return getattr(_thread, "rows", None) is not None
+    return _calls.rows is not None
 
 
 @contextlib.contextmanager
@@ -33,12 +48,12 @@ def rows(shares: Tensor, names: Sequence[str]) -> Iterator[None]:
 
     A share is 0 or, for all rows with an adapter, its scale.
     """
-    before = getattr(_thread, "rows", None)
-    _thread.rows = (shares, tuple(names))
+    before = _calls.rows
+    _calls.rows = (shares, tuple(names))
     try:
         yield
     finally:
-        _thread.rows = before
+        _calls.rows = before
 
 
 def mixed(layer: Any, site: Site, base: Base, x: Tensor) -> Tensor:
@@ -50,7 +65,8 @@ def mixed(layer: Any, site: Site, base: Base, x: Tensor) -> Tensor:
         base: the host without adapters.
         x: its input, whose first axis are the rows.
     """
-    shares, names = _thread.rows
+    assert _calls.rows is not None
+    shares, names = _calls.rows
     y = total = base(x)
     for i, name in enumerate(names):
         if layer.weights_at(name, site):
