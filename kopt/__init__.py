@@ -2,6 +2,7 @@
 
 from kopt import checkpoint as checkpoint
 from kopt import declare as declare
+from kopt import distribution as distribution
 from kopt import peft as peft
 from kopt import schedules as schedules
 from kopt import tensorboard as tensorboard
@@ -228,6 +229,7 @@ __all__ = [
     "Yogi",
     "checkpoint",
     "declare",
+    "distribution",
     "get",
     "layerwise_decay",
     "memory_report",

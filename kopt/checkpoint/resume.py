@@ -22,6 +22,8 @@ from kopt.checkpoint.snapshot import (
 )
 from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
+from kopt.distribution.agreement import from_chief, is_chief, several_workers
+from kopt.distribution.keras_internals import first_of_replicas
 from kopt.training.keras_internals import build_metrics, flatten_layers, read_only, sync_variables
 
 ENDED = 2**31 - 1
@@ -46,6 +48,11 @@ def _kept(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Sequence) or not all(isinstance(x, KerasCallback) for x in value):
         raise ValueError("a list of callbacks")
     return tuple(value)
+
+
+def _strategy_of(model: Any) -> Any:
+    """Returns the strategy of `tf.distribute` that a model was made under; None on other backends."""
+    return getattr(model, "distribute_strategy", None)
 
 
 def _with_epochs(value: Any) -> Any:
@@ -79,6 +86,9 @@ class Checkpoint(Configurable, KerasCallback):
 
     Where `fit` begins, the folder must have no checkpoints that `restore` was not asked about, and nobody else may
     write there meanwhile: both are errors. Folders in it that are no checkpoints are left alone.
+
+    Of several workers (`kopt.distribution`) all give this callback to `fit`, and all call `restore`; the chief alone
+    reads and writes, and sends the others what it has read.
 
     Of a callback with `get_state` and `set_state` their result is kept, of others the attributes that are numbers,
     texts, arrays or collections of these and have changed since this object was made: all that `EarlyStopping`,
@@ -127,7 +137,7 @@ class Checkpoint(Configurable, KerasCallback):
             ValueError: model or optimizer are others than those of the checkpoint, or every checkpoint is damaged.
         """
         self._looked, self._pending, self._number = False, None, self._last()
-        if (found := snapshot_files.newest(self.folder)) is None:
+        if (found := self._newest(_strategy_of(model))) is None:
             self._looked = True
             return 0
         # A model whose train step calls its parts, and that has no call of its own, is never built itself.
@@ -142,6 +152,19 @@ class Checkpoint(Configurable, KerasCallback):
         self._looked, self._pending, self._logs = True, found, last_logs(found)
         return ENDED if found.others.get("ended") else found.epoch
 
+    def _newest(self, strategy: Any) -> Snapshot | None:
+        """Returns the last checkpoint that is whole: the chief's, whatever is in the folders of others."""
+        if not several_workers(strategy):
+            return snapshot_files.newest(self.folder)
+        found = snapshot_files.newest(self.folder) if is_chief(strategy) else None
+        sent = from_chief(strategy, b"" if found is None else snapshot_files.packed(found))
+        return snapshot_files.unpacked(sent) if sent else None
+
+    @property
+    def _writes(self) -> bool:
+        """Whether it is this process that writes."""
+        return is_chief(_strategy_of(self.model))
+
     @property
     def place(self) -> tuple[int, int]:
         """Returns the epoch that goes on, from 0, and how many of its batches are done."""
@@ -150,18 +173,19 @@ class Checkpoint(Configurable, KerasCallback):
     def save(self) -> Path:
         """Writes a checkpoint of the training as it is now, between two batches; returns its folder.
 
+        Of several workers all call it, and the chief writes; to the others the folder of all checkpoints is returned.
+
         Raises:
             OSError: it cannot be written, as on a full disk. Those that are there stay.
             ValueError: another training has written to the folder meanwhile.
         """
-        if self._last() > self._number:
+        if self._writes and self._last() > self._number:
             raise ValueError(f"{self._name}: another training writes there. Choose another folder for one of them.")
         began = time.perf_counter()
-        path = snapshot_files.write(
-            self.folder,
-            take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn, self._ended()),
-            keep=self.keep,
-        )
+        snapshot = take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn, self._ended())
+        if not self._writes:
+            return Path(self.folder)
+        path = snapshot_files.write(self.folder, snapshot, keep=self.keep)
         self._seconds += time.perf_counter() - began
         self._number = snapshot_files.number_of(path)
         return path
@@ -190,14 +214,17 @@ class Checkpoint(Configurable, KerasCallback):
             OSError: the folder cannot be written to.
             ValueError: it has checkpoints of which nobody has asked.
         """
+        if not self._writes:
+            self._looked = True
         if not self._looked and self._last():
             raise ValueError(
                 f"{self._name}: there are checkpoints already. Call restore(model) to go on from the last, or "
                 "choose another folder."
             )
         self._looked = True
-        check_writable(self.folder)
-        remove_leftovers(self.folder)
+        if self._writes:
+            check_writable(self.folder)
+            remove_leftovers(self.folder)
         self._steps = 0
         if self._pending is not None and not self._pending.batch:
             put_back_others(self._pending, self._kept, self._name)
@@ -227,6 +254,8 @@ class Checkpoint(Configurable, KerasCallback):
 
     def _skip(self, batch: Any) -> Any:
         """Returns the logs of a batch that is done."""
+        if (strategy := _strategy_of(self.model)) is not None:
+            batch = first_of_replicas(strategy, batch)
         build_metrics(self.model, batch)
         return dict(self._logs)
 

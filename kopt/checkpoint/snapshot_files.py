@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,39 @@ def write(folder: Path, snapshot: Snapshot, keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     old = numbered(folder)
     target = folder / f"{number_of(old[-1]) + 1 if old else 1:06d}"
+    state, stored = _stored(snapshot)
+    with atomic_folder(target) as part:
+        save_file(stored, part / ARRAYS)
+        (part / STATE).write_text(state, encoding="utf-8")
+    for path in old[: max(0, len(old) + 1 - keep)]:
+        remove_folder(path)
+    return target
+
+
+def _stored(snapshot: Snapshot) -> tuple[str, dict[str, Array]]:
+    """Returns what stands in both files."""
     fields = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(snapshot) if f.name != "arrays"}
     stored = {name: _storable(array) for name, array in snapshot.arrays.items()}
     state = {"format": FORMAT, **fields, "types": {name: _name_of(x.dtype) for name, x in snapshot.arrays.items()}}
     text = json.dumps(state)
-    with atomic_folder(target) as part:
-        save_file(stored, part / ARRAYS)
-        (part / STATE).write_text(json.dumps({"sha256": digest_of(stored, text), "state": text}), encoding="utf-8")
-    for path in old[: max(0, len(old) + 1 - keep)]:
-        remove_folder(path)
-    return target
+    return json.dumps({"sha256": digest_of(stored, text), "state": text}), stored
+
+
+def packed(snapshot: Snapshot) -> bytes:
+    """Returns a snapshot as bytes, to be sent."""
+    from safetensors.numpy import save
+
+    state, stored = _stored(snapshot)
+    head = state.encode()
+    return len(head).to_bytes(8, "little") + head + save(stored)
+
+
+def unpacked(sent: bytes) -> Snapshot:
+    """Returns the snapshot of `packed`."""
+    from safetensors.numpy import load
+
+    end = 8 + int.from_bytes(sent[:8], "little")
+    return _snapshot(sent[8:end].decode(), lambda: load(sent[end:]), "what the chief has sent")
 
 
 def read(path: Path) -> Snapshot:
@@ -67,11 +91,19 @@ def read(path: Path) -> Snapshot:
     from safetensors.numpy import load_file
 
     try:
-        outer = json.loads((path / STATE).read_text(encoding="utf-8"))
-        stored = load_file(path / ARRAYS)
+        text = (path / STATE).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return _snapshot(text, lambda: load_file(path / ARRAYS), path)
+
+
+def _snapshot(text: str, arrays: Callable[[], dict[str, Array]], path: object) -> Snapshot:
+    try:
+        outer = json.loads(text)
+        stored = arrays()
         whole = outer["sha256"] == digest_of(stored, outer["state"])
     except Exception as error:  # whatever the readers raise on damaged files
-        raise ValueError(f"{path}: no checkpoint that can be read ({type(error).__name__}: {error}).") from error
+        raise _unreadable(path, error) from error
     if not whole:
         raise ValueError(f"{path}: it is damaged: it does not have the SHA-256 that was saved with it.")
     state = json.loads(outer["state"])
@@ -79,6 +111,10 @@ def read(path: Path) -> Snapshot:
         raise ValueError(f"{path}: it is of format {version}, which a newer version of kopt reads.")
     types = state.pop("types")
     return Snapshot(arrays={name: _restored(array, types[name]) for name, array in stored.items()}, **state)
+
+
+def _unreadable(path: object, error: Exception) -> ValueError:
+    return ValueError(f"{path}: no checkpoint that can be read ({type(error).__name__}: {error}).")
 
 
 def newest(folder: Path) -> Snapshot | None:

@@ -373,3 +373,13 @@ def test_orders_follow_from_seed_and_epoch():
 def test_arguments_of_batches(arguments, message):
     with pytest.raises(ValueError, match=message):
         ShuffledBatches(np.ones((4, 2)), **arguments)
+
+
+def test_a_snapshot_that_is_sent_is_the_one_that_is_written(tmp_path):
+    arrays = {"model.0": np.arange(6, dtype=np.float32).reshape(2, 3), "seed.0": np.array([7], "uint32")}
+    snapshot = files.Snapshot(2, 3, {"model": ["a"], "seed": ["s"]}, arrays, {"logs": {"loss": 0.5}})
+    read = files.read(files.write(tmp_path, snapshot, keep=1))
+    sent = files.unpacked(files.packed(snapshot))
+    for found in (read, sent):
+        assert (found.epoch, found.batch, found.paths, found.others) == (2, 3, snapshot.paths, snapshot.others)
+        assert all(found.arrays[name].tobytes() == array.tobytes() for name, array in arrays.items())

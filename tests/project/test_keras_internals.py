@@ -8,13 +8,18 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sources import SOURCES, imports, tree
 
 from kopt.peft.layers.keras_internals import in_forward_pass
 
-NAMED_FOR_IT = ("kopt.peft.layers.keras_internals", "kopt.training.keras_internals")
+NAMED_FOR_IT = (
+    "kopt.peft.layers.keras_internals",
+    "kopt.training.keras_internals",
+    "kopt.distribution.keras_internals",
+)
 CONVERTER = "kopt.peft.exchange.kerashub_converter"
-ROOMS = [name for name in SOURCES if re.match(r"kopt\.(checkpoint|peft|tensorboard|training)\b", name)]
+ROOMS = [name for name in SOURCES if re.match(r"kopt\.(checkpoint|distribution|peft|tensorboard|training)\b", name)]
 PRIVATE = r"_[a-z](\w*[a-z])?"
 
 
@@ -40,7 +45,7 @@ def foreign(module, own):
     """Returns the private attributes of others that a module reads, among them those that a class inherits."""
     for owner, attribute in privates(module):
         mine = owner in ("self", "cls", "super()") and attribute in own
-        if not mine and owner != "sys":  # Python documents sys._getframe
+        if not mine and owner not in ("sys", "os"):  # Python documents sys._getframe and os._exit
             yield f"{owner}.{attribute}"
 
 
@@ -71,7 +76,7 @@ def test_a_private_of_others_is_noticed():
 
 
 @pytest.fixture(scope="module")
-def objects():
+def objects(two_devices):
     """Objects of Keras by kind, each as it is when kopt reads it."""
     inputs = keras.Input((4,))
     model = keras.Sequential([inputs, keras.layers.Dense(2)])
@@ -88,6 +93,8 @@ def objects():
         "embedding": embedding,
         "optimizer": model.optimizer,
         "tracker": model.layers[0]._tracker,
+        "distributed": two_devices.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(1)),
+        "trainer": keras.src.backend.tensorflow.trainer,
     }
 
 
@@ -96,7 +103,10 @@ OWNERS = {  # where kopt looks for a private name
     "_compile_config": ["model"],
     "_compile_loss": ["model"],
     "_compile_metrics": ["model"],
+    "_cardinality": ["distributed"],
+    "_collective_all_reduce_multi_worker": ["trainer"],
     "_compute_causal_padding": ["convolution"],
+    "_distribute_strategy": ["model"],
     "_embeddings": ["embedding"],
     "_flatten_layers": ["model", "layer"],
     "_functional": ["model"],
@@ -106,6 +116,7 @@ OWNERS = {  # where kopt looks for a private name
     "_layers": ["model", "functional", "layer"],
     "_loss_tracker": ["model"],
     "_modules": [],  # of torch
+    "_maybe_symbolic_build": ["model"],
     "_model_variables_moving_average": ["optimizer"],
     "_operations": ["functional"],
     "_operations_by_depth": ["functional"],

@@ -92,6 +92,10 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.tensorboard\.(event_file|points)",
     r"kopt\.tensorboard\.\w+",
     r"kopt\.tensorboard",
+    r"kopt\.distribution\.(cluster|agreement|keras_internals)",
+    r"kopt\.distribution\.(peers|sharding)",
+    r"kopt\.distribution\.strategies",
+    r"kopt\.distribution",
     r"kopt\.checkpoint\.(plain_values|shuffled_batches)",
     r"kopt\.checkpoint\.snapshot",
     r"kopt\.checkpoint\.snapshot_files",
@@ -108,6 +112,9 @@ MAY_IMPORT_TENSORFLOW = {
     "kopt.training.sam",
     "kopt.training.curvature",
     "kopt.training.remat",
+    "kopt.distribution.agreement",
+    "kopt.distribution.sharding",
+    "kopt.distribution.strategies",
 }
 
 
@@ -228,7 +235,15 @@ def test_facades_only_import():
     facades = [
         name for name in SOURCES if name.startswith(("kopt.peft", "recipes")) and SOURCES[name].stem == "__init__"
     ]
-    for name in ("kopt", "kopt.optimizers", *wings, "kopt.schedules", "kopt.tensorboard", *facades):
+    for name in (
+        "kopt",
+        "kopt.optimizers",
+        *wings,
+        "kopt.schedules",
+        "kopt.tensorboard",
+        "kopt.distribution",
+        *facades,
+    ):
         _, *statements = tree(name).body
         for node in statements:
             if isinstance(node, ast.ImportFrom):
