@@ -3,6 +3,7 @@
 kopt mnist --epochs 3
 kopt optimizers
 kopt info adabound
+kopt launch --workers 2 mnist --epochs 3
 
 This is the roof of the house: nothing imports it, and it alone of kopt knows of the recipes.
 """
@@ -55,6 +56,8 @@ def _run(argv: list[str]) -> int:
     name = argv[0].replace("-", "_") if argv else ""
     if name in recipes():
         return _run_recipe(name, argv[1:])
+    if name == "launch":
+        return _launch(argv[1:])
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
@@ -78,7 +81,10 @@ def _run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     names = {name.replace("_", "-"): about for name, about in recipes().items()}
     tables = {name: f"table of {about}" for name, (_, about) in TABLES.items()}
-    one = {"info": "all about an optimizer, an adapter or a schedule: equations, arguments, reference"}
+    one = {
+        "info": "all about an optimizer, an adapter or a schedule: equations, arguments, reference",
+        "launch": "several processes on this machine that train one recipe: kopt launch --workers 2 mnist ...",
+    }
     parser = argparse.ArgumentParser(
         prog="kopt",
         usage="kopt [-h] [--version] COMMAND ...",
@@ -96,9 +102,40 @@ def _parser() -> argparse.ArgumentParser:
         table.add_argument("--json", action="store_true", help="print JSON, with the references")
     info = commands.add_parser("info", description=f"Prints {one['info']}.")
     info.add_argument("name", metavar="NAME", help="name of a class, in any case")
-    for name in names:
+    for name in (*names, "launch"):
         commands.add_parser(name)  # to be named where a command is unknown
     return parser
+
+
+def _launch(argv: list[str]) -> int:
+    from kopt.distribution import launch
+
+    parser = argparse.ArgumentParser(
+        prog="kopt launch", description="Trains a recipe by several processes on this machine, as one process would."
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start all again from their common checkpoint, at most so often, if one is killed; needs --run-name or "
+        "--output-dir of the recipe",
+    )
+    parser.add_argument("recipe", help=f"{', '.join(name.replace('_', '-') for name in recipes())}")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="flags of the recipe")
+    given = parser.parse_args(argv)
+    if given.recipe.replace("-", "_") not in recipes():
+        parser.error(f"no recipe {given.recipe!r}")
+    if given.workers < 1 or given.restarts < 0:
+        parser.error("--workers is at least 1, --restarts at least 0")
+    names = [word.partition("=")[0] for word in given.arguments]
+    if taken := {"--distribute", "--worker-index", "--workers"} & set(names):
+        parser.error(f"{', '.join(sorted(taken))}: set by launch; leave it out")
+    if given.restarts and not {"--run-name", "--output-dir"} & set(names):
+        parser.error("--restarts: give --run-name or --output-dir too, so that the next start finds the checkpoint")
+    command = [sys.executable, "-m", "kopt", given.recipe, *given.arguments, "--distribute", "multiworker"]
+    return launch(command, given.workers, given.restarts, again=["--resume", "auto"])
 
 
 def _listed(title: str, lines: Mapping[str, str]) -> str:

@@ -88,15 +88,21 @@ class Predict:
     """The digits are dark on a light background."""
 
 
-def build(name: str, dropout: float) -> Any:
-    """Returns a model from bytes [n, 28, 28] to the logits of ten classes."""
+def build(name: str, dropout: float, several: bool = False) -> Any:
+    """Returns a model from bytes [n, 28, 28] to the logits of ten classes.
+
+    Args:
+        name: "cnn" or "mlp".
+        dropout: rate.
+        several: whether several replicas train it, so that statistics must be those of whole batches.
+    """
     import keras
     from keras import layers
 
     def convolve(filters: int) -> list[Any]:
         # Batch normalization brings its own bias. Its averages must follow weights that move fast: 4,000 images are 32
         # steps an epoch, after which a momentum of 0.9 still holds 3 % of the start, and Keras' 0.99 holds 72 %.
-        norm = layers.BatchNormalization(momentum=0.6)
+        norm = layers.BatchNormalization(momentum=0.6, synchronized=several)
         return [layers.Conv2D(filters, 3, padding="same", use_bias=False), norm, layers.ReLU()]
 
     if name == "mlp":
@@ -133,10 +139,12 @@ def train_in(run: Run, flags: Train) -> int:
     augment = shift_and_rotate if flags.augment else None
     training = batches(x, targets, flags.batch_size, shuffle_seed=flags.run.seed, augment=augment)
 
-    optimizer = make_optimizer(flags.optim, run.count_steps(training), examples=len(x), batch_size=flags.batch_size)
-    model = build(flags.model, flags.dropout)
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=run.jit)
+    steps = run.count_steps(training)
+    with run.workers.scope():
+        optimizer = make_optimizer(flags.optim, steps, examples=len(x), batch_size=flags.batch_size)
+        model = build(flags.model, flags.dropout, run.workers.replicas > 1)
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=run.jit)
     size = f"{model.count_params():,} parameters"
     about = f"{flags.model}, {size}, {flags.optim.optimizer}; {data.source}, {len(x):,} to train on"
     if not run.begin(model, training, about):

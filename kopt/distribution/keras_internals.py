@@ -1,17 +1,22 @@
-"""What several workers need of Keras beyond what it documents: two repairs of `fit`, and a model that leaves them.
+"""What several workers need of Keras beyond what it documents: repairs of `fit`, and a model that leaves them.
 
 `fit` of Keras 3.15 fails under MultiWorkerMirroredStrategy (issue 20585 of keras-team/keras): to build a model it
-averages batches of different workers, and it reduces the logs, which are scalars, over an axis. No other file of this
-folder reads privates of Keras; after an upgrade, look here.
+averages batches of different workers, and it reduces the logs, which are scalars, over an axis. Under any strategy it
+divides by the number of replicas only some losses, not those of predictions of one axis and not those of a
+`compute_loss` of one's own, so that their gradients are too large. No other file of this folder reads privates of
+Keras; after an upgrade, look here.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
 
 REDUCES = 'strategy.reduce("MEAN", v, axis=0)'
+SCALES = "tf.distribute.get_strategy().num_replicas_in_sync"
 AVERAGES = "data_batch = self.distribute_strategy.reduce("
 
 
@@ -23,20 +28,24 @@ class Fault(NamedTuple):
         name: what it is called there.
         mark: lines of its source by which it is known to be the one that fails.
         arguments: those that the replacement takes.
+        relied_on: whether kopt computes something else without the repair, so that it cannot be left out.
     """
 
     owner: Any
     name: str
     mark: str
     arguments: tuple[str, ...]
+    relied_on: bool = False
 
 
 def faults() -> list[Fault]:
-    """Returns both, of the Keras that is installed."""
-    trainer = keras.src.backend.tensorflow.trainer
+    """Returns them, of the Keras that is installed."""
+    trainer, losses = keras.src.backend.tensorflow.trainer, keras.src.losses.loss
     return [
         Fault(trainer, "reduce_per_replica", REDUCES, ("values", "strategy", "reduction")),
         Fault(trainer.TensorFlowTrainer, "_maybe_symbolic_build", AVERAGES, ("self", "iterator", "data_batch")),
+        Fault(losses, "scale_loss_for_distribution", SCALES, ("value",), relied_on=True),
+        Fault(losses, "unscale_loss_for_distribution", SCALES, ("value",), relied_on=True),
     ]
 
 
@@ -47,12 +56,12 @@ def is_there(fault: Fault) -> bool:
         RuntimeError: there is no such function any more, or it takes other arguments.
     """
     function = getattr(fault.owner, fault.name, None)
-    if getattr(function, "repaired_by_kopt", False):
+    if hasattr(function, "repaired_by_kopt"):
         return False
     source = "" if function is None else inspect.getsource(function)
-    if function is not None and fault.mark not in source:
+    if function is not None and fault.mark not in source and not fault.relied_on:
         return False
-    if function is None or tuple(inspect.signature(function).parameters) != fault.arguments:
+    if function is None or fault.mark not in source or tuple(inspect.signature(function).parameters) != fault.arguments:
         raise RuntimeError(
             f"Keras {keras.__version__} has no {fault.name}({', '.join(fault.arguments)}), which kopt repairs for "
             "several workers. Use the version of Keras that kopt asks for, or a newer kopt."
@@ -64,8 +73,9 @@ def repair() -> list[str]:
     """Has `fit`, `evaluate` and `predict` work on several workers; returns the names of what was replaced."""
     found = [fault for fault in faults() if is_there(fault)]
     for fault in found:
-        replacement = REPLACEMENTS[fault.name](getattr(fault.owner, fault.name))
-        replacement.repaired_by_kopt = True
+        original = getattr(fault.owner, fault.name)
+        replacement = REPLACEMENTS[fault.name](original)
+        replacement.repaired_by_kopt = original
         setattr(fault.owner, fault.name, replacement)
     return [fault.name for fault in found]
 
@@ -93,9 +103,37 @@ def _building(original: Callable[..., Any]) -> Any:
     return build
 
 
+class _Scaling(threading.local):
+    """Whether Keras scales losses, in this thread: each replica has one."""
+
+    is_off = False
+
+
+_SCALING = _Scaling()
+
+
+@contextlib.contextmanager
+def unscaled() -> Iterator[None]:
+    """Has losses not be divided by the number of replicas in the block, whatever their shape."""
+    before, _SCALING.is_off = _SCALING.is_off, True
+    try:
+        yield
+    finally:
+        _SCALING.is_off = before
+
+
+def _scaling(original: Callable[..., Any]) -> Any:
+    def scale(value: Any) -> Any:
+        return value if _SCALING.is_off else original(value)
+
+    return scale
+
+
 REPLACEMENTS: Mapping[str, Callable[[Any], Any]] = {
     "reduce_per_replica": _reducing,
     "_maybe_symbolic_build": _building,
+    "scale_loss_for_distribution": _scaling,
+    "unscale_loss_for_distribution": _scaling,
 }
 
 

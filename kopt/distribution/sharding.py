@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from kopt.distribution.keras_internals import repair, set_steps
+from kopt.distribution.keras_internals import repair, set_steps, unscaled
 
 
 def shard(data: Any, strategy: Any) -> Any:
@@ -106,8 +106,9 @@ def _plain(batch: Any) -> Any:
 def share_loss(model: Any) -> None:
     """Has each replica's loss count by its share of the rows of a batch, so that the gradients add up to that of all.
 
-    Keras takes the mean over replicas, whatever number of rows each of them has. What it shows is right already: its
-    means count rows. Where all replicas have the same number of rows, and where there is one, this has no effect.
+    Keras takes the mean over replicas, whatever number of rows each of them has; and of a loss that comes from a
+    `compute_loss` of one's own, or of predictions of one axis, the sum. Here every loss is a mean over the rows of its
+    replica, as `compute_loss` returns it in one process. Where there is one replica, this has no effect.
 
     Args:
         model: compiled or not, made in the scope of its strategy.
@@ -116,10 +117,12 @@ def share_loss(model: Any) -> None:
 
     if model.distribute_strategy.num_replicas_in_sync == 1:
         return
-    plain = type(model).compute_loss
+    repair()
+    plain, replicas = type(model).compute_loss, model.distribute_strategy.num_replicas_in_sync
 
     def compute_loss(x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: Any = True):  # type: ignore[no-untyped-def]
-        loss = plain(model, x, y, y_pred, sample_weight, training)
+        with unscaled():
+            loss = plain(model, x, y, y_pred, sample_weight, training) / replicas
         if not training or tf.distribute.in_cross_replica_context():
             return loss
         context = tf.distribute.get_replica_context()

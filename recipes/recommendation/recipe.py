@@ -82,6 +82,8 @@ class Export:
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     check(flags)
+    if flags.run.distribute != "none" and flags.choose.task != "rating":
+        raise UsageError("--distribute: for --task rating; the items of a batch are negatives of each other otherwise.")
     if flags.adapt is not None:
         flags = take_model_flags(flags, read_flags(flags.adapt, Train))
     if flags.embedding_optimizer is not None:
@@ -106,7 +108,9 @@ def train_in(run: Run, flags: Train) -> int:
         new = splits.read(flags.data, rated, unrated=bool(old.features[1]), like=old.features)
         source = splits.extend(new, old.users, old.items, old.features)
     data = splits.split(source, flags.data, rated, flags.run.seed)
-    (saved, batches), held = training.start(flags, data, data.train, run.jit), data.validation
+    with run.workers.scope():
+        saved, batches = training.start(flags, data, data.train, run.jit)
+    held = data.validation
     validation = training.make_batches(flags, held, saved.model) if rated and held is not None else None
     trained, everything = training.count_parameters(saved.model)
     again, folds = flags.refit and held is not None, flags.data.folds > 0

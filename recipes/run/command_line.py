@@ -19,7 +19,7 @@ import tyro
 
 from . import signals
 from .config_file import read_mapping
-from .errors import AlreadyDoneError, DiskError, RecipeError, UsageError, is_full_disk
+from .errors import AlreadyDoneError, DiskError, EndedError, RecipeError, UsageError, is_full_disk
 from .flags import check_bounds
 from .optimizer_flags import check_names
 
@@ -129,7 +129,8 @@ def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> in
         if hasattr(flags, "optim"):
             check_names(flags.optim)
         with signals.held(""):
-            _import_quietly()
+            # Workers must find each other before TensorFlow looks for devices.
+            _import_quietly(getattr(getattr(flags, "run", None), "distribute", "none") != "multiworker")
         signals.check()
         return commands[type(flags)](flags)
 
@@ -149,6 +150,8 @@ def _exit_code(run: Callable[[], int]) -> int:
         except AlreadyDoneError as done:
             print(done)
             return done.code
+        except EndedError as ended:
+            return ended.code
         except RecipeError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.code
@@ -172,14 +175,19 @@ def _exit_code(run: Callable[[], int]) -> int:
             return DiskError.code
 
 
-def _import_quietly() -> None:
-    """Imports TensorFlow and Keras without the start-up notes that TF_CPP_MIN_LOG_LEVEL does not reach."""
+def _import_quietly(devices: bool) -> None:
+    """Imports TensorFlow and Keras without the start-up notes that TF_CPP_MIN_LOG_LEVEL does not reach.
+
+    Args:
+        devices: whether to look for them, which writes notes too.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _filtered_stderr():
         import keras  # noqa: F401
         import tensorflow as tf
 
-        tf.config.list_logical_devices()  # the search for a GPU writes notes too
+        if devices:
+            tf.config.list_logical_devices()
 
 
 @contextlib.contextmanager

@@ -38,6 +38,24 @@ class AlreadyDoneError(RecipeError):
     code = 0
 
 
+class LostError(RecipeError):
+    """Another worker of the run is gone, or never came."""
+
+    code = 5
+
+
+class EndedError(RecipeError):
+    """This worker has nothing more to do, while the chief goes on.
+
+    Args:
+        code: of the process.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

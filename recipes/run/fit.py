@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from . import facts, plots, signals
-from .errors import DiskError, DivergedError, UsageError
+from .errors import DivergedError, UsageError
 from .flags import RunFlags, settings
-from .folder import CHECKPOINTS, TRIALS, Folder, checkpoints, save_model, save_results
+from .folder import CHECKPOINTS, TRIALS, checkpoints, save_model, save_results
 from .optimizer_flags import make_optimizer, peak_learning_rate
 from .tracking import COLUMNS, Tracking, read_names
+from .workers import Workers
 
 MANY = 10**9
 """Batches, more than any warm-up."""
-SMALL = 50_000_000
-"""Bytes for what else a run writes: events, pictures, tables."""
 ENDING = "interrupted: saving a checkpoint, testing and saving the model; a second signal quits at once."
 JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
@@ -67,16 +66,19 @@ class Run:
     Raises:
         UsageError: the folder cannot be used.
         AlreadyDoneError: the run is complete, and `--resume` has nothing to add.
+        LostError: another worker has not come.
     """
 
     def __init__(self, recipe: str, flags: Any, arguments: Sequence[str] | None, label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
         self._trackers = read_names(flags.run.track)
+        self.workers = Workers(flags.run)
+        """The devices and processes that train it."""
         prepare(flags.run)
         make_optimizer(flags.optim, MANY)  # a wrong value is found before the folder is made and the data are read
         self.learning_rate = peak_learning_rate(flags.optim)
         """The highest one, for the model card; a recipe that has defaults of its own sets it."""
-        self._place = Folder(flags, recipe, label or flags.optim.optimizer)
+        self._place = self.workers.place(flags, recipe, label or flags.optim.optimizer)
         self.folder = self._place.path
         """Where the files of the run are written."""
         self.logs = self.folder / "logs"
@@ -98,6 +100,7 @@ class Run:
         if self.tracking is not None:
             self.tracking.close(failed=error is not None)
         self._place.close()
+        self.workers.close(error)
 
     def _left(self) -> str:
         """Returns what stands on the disk when a signal ends the run."""
@@ -117,7 +120,7 @@ class Run:
 
     def print(self, line: str) -> None:
         """Prints a line, unless `--progress none` is given."""
-        if self.flags.run.progress != "none":
+        if self.flags.run.progress != "none" and self.workers.writes:
             print(line, flush=True)
 
     def begin(self, model: Any, training: Any, about: str, trials: int = 0) -> bool:
@@ -137,7 +140,11 @@ class Run:
             DiskError: there is no room for what the run writes.
         """
         if not self.flags.run.dry_run:
-            self._check_room(model, trials)
+            if model.optimizer is not None and not model.optimizer.built:
+                with self.workers.scope():
+                    model.optimizer.build(model.trainable_variables)
+            if self.workers.writes:
+                self._place.check_room(model, trials)
             self._start_tracking()
             self._place.open()
             self.print(about)
@@ -145,7 +152,8 @@ class Run:
         loss = float(model.train_on_batch(*next(iter(training)), return_dict=True)["loss"])
         if not math.isfinite(loss):
             raise DivergedError(f"the loss of the first step is {loss}.")
-        print(f"dry run: {about}; loss of one step {loss:.4f}")
+        if self.workers.writes:
+            print(f"dry run: {about}; loss of one step {loss:.4f}")
         return False
 
     def _start_tracking(self) -> None:
@@ -153,21 +161,8 @@ class Run:
         in_place = home.parts[:-1] == ("saved_models", self.recipe)
         name = f"{home.name} ({self.recipe})" if in_place else home.as_posix()
         chosen = settings(self.flags) | {"learning_rate": self.learning_rate}
-        self.tracking = Tracking(self._trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
-
-    def _check_room(self, model: Any, trials: int) -> None:
-        if model.optimizer is not None and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        weights = sum(v.value.dtype.size * math.prod(v.shape) for v in model.variables)
-        everything = weights + sum(v.value.dtype.size * math.prod(v.shape) for v in model.optimizer.variables)
-        best = weights if self.flags.run.early_stopping is not None else 0
-        needed = (self.flags.run.keep + 1 + 2 * trials) * (everything + best) + everything + SMALL
-        free = shutil.disk_usage(self._place.home).free
-        if free < needed:
-            raise DiskError(
-                f"{self._place.home}: the run needs {needed / 1e6:,.0f} MB of disk for checkpoints and model, and "
-                f"{free / 1e6:,.0f} MB are free. Make room, choose a smaller --keep or another --output-dir."
-            )
+        trackers = self._trackers if self.workers.writes else ()
+        self.tracking = Tracking(trackers, f"kopt-{self.recipe}", name, self.logs, chosen)
 
     def _restore(self, checkpoint: Any, model: Any) -> int:
         """Puts the model where the last checkpoint is, if the run goes on, and returns the epoch to begin with."""
@@ -217,7 +212,7 @@ class Run:
 
         from kopt.tensorboard import OptimizerStats
 
-        from .progress import Report, choosers, make_checkpoint
+        from .progress import ProgressKind, Report, choosers, make_checkpoint
 
         run, stops = self.flags.run, self.flags.optim.on_nonfinite == "stop"
         self.tracking.open()
@@ -228,7 +223,9 @@ class Run:
             run_name=self.tracking.run_name,
             log=self.tracking.log,
         )
-        report = Report(run.progress, run.max_steps, metric, stats.add, self.tracking.losses, stops)
+        shown: ProgressKind = run.progress if self.workers.writes else "none"
+        asked = self.workers.stopped
+        report = Report(shown, run.max_steps, metric, stats.add, self.tracking.losses, stops, asked)
         logged = [] if measure is None else [_logger(measure)]
         # The order matters: stats sees the weights before a swap, early stopping after it.
         chosen = choosers(self.flags, watched)
@@ -236,15 +233,16 @@ class Run:
         place = self.folder / CHECKPOINTS
         checkpoint = make_checkpoint(self.flags, place, run.keep, [stats, *remembering], training)
         epoch = self._restore(checkpoint, model)
+        batches, held = self.workers.share(model, training, validation)
         try:
             with signals.held(ENDING), self._diverging(checkpoint):
                 model.fit(
-                    training,
+                    batches,
                     epochs=self.flags.epochs,
                     initial_epoch=epoch,
                     shuffle=False,  # the pipeline shuffles
                     verbose=0,
-                    validation_data=validation,
+                    validation_data=held,
                     callbacks=[stats, *callbacks, *logged, *remembering, checkpoint],
                 )
         finally:
@@ -257,12 +255,13 @@ class Run:
         best = None if stopper is None else stopper.best_epoch + 1
         if settle is not None:
             settle()
-        found = self._measure(model, validation, measure)
+        found = self._measure(model, held, measure)
         if report.history and best in (None, len(report.history)):
             report.history[-1] |= {f"val_{name}": value for name, value in found.items()}
         found = {f"validation_{name}": value for name, value in found.items()}
         self.outcome = Outcome(report.history, report.seconds, signals.received(), best, found, stats)
         self._updates_per_epoch = len(training) / self.flags.optim.grad_accum
+        self.workers.part(model)
 
     def _check_signals(self) -> None:
         """Interrupts where a library has swallowed what a signal raised."""

@@ -95,6 +95,15 @@ class RunFlags:
     """How many of the last checkpoints stay."""
     dry_run: bool = False
     """Read the data, build the model and do one training step; write no files."""
+    distribute: Literal["none", "mirrored", "multiworker"] = "none"
+    """Train on all GPUs of this machine (mirrored), or by several processes, of which each is started with the same
+    flags (multiworker): the batches are shared out, and the result is that of one process. See docs/distribution.md."""
+    workers: Annotated[str | None, optional("HOST:PORT,...")] = None
+    """Addresses of all workers, in one order; without them the variable TF_CONFIG says it. `kopt launch` sets it."""
+    worker_index: Annotated[int | None, Range(0), optional("INT")] = None
+    """Which of the workers this process is, from 0; worker 0 alone writes files."""
+    start_timeout: Annotated[float, Range(0, above=True)] = 60.0
+    """Seconds in which all workers must have come."""
     config: Annotated[Path | None, optional("FILE")] = None
     """YAML file of flags, such as the config.yaml of a run; flags on the command line override it."""
 
@@ -157,9 +166,9 @@ def flatten(flags: Any) -> dict[str, Any]:
     return flat
 
 
-PLACES = ("config", "output_dir", "run_name", "overwrite", "resume", "dry_run")
+PLACES = ("config", "output_dir", "run_name", "overwrite", "resume", "dry_run", "workers", "worker_index")
 """Flags that say where the results go."""
-FREE = ("epochs", "max_steps", "save_every", "keep", "progress", "log_every", "track")
+FREE = ("epochs", "max_steps", "save_every", "keep", "progress", "log_every", "track", "distribute", "start_timeout")
 """Flags that may change when a run goes on: its length, its checkpoints, and what is shown."""
 
 

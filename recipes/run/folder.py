@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import yaml
 
 from . import signals
 from .command_line import parse
-from .errors import AlreadyDoneError, DataError, UsageError, is_full_disk
+from .errors import AlreadyDoneError, DataError, DiskError, UsageError, is_full_disk
 from .flags import FREE, RunFlags, cadence, settings
 
 FILES = (
@@ -38,6 +39,8 @@ FOLDERS = ("logs", "adapter", CHECKPOINTS, TRIALS)
 LOCK = ".lock"
 NEW, READY, OLD = ".new", ".ready", ".old"
 """Folders in the folder of a run: a run that will replace it, that run when it takes its place, and what gives way."""
+SMALL = 50_000_000
+"""Bytes for what a run writes beside checkpoints and model: events, pictures, tables."""
 LONGEST = 200
 """Bytes of a name; file systems take 255, and files on the way to their place have longer ones."""
 
@@ -202,6 +205,25 @@ class Folder:
         if _is_complete(path) and all(now[name] == before[name] for name in ("epochs", "max_steps")):
             raise AlreadyDoneError(
                 f"{path}: the run is complete. A larger --epochs or --max-steps would go on with it."
+            )
+
+    def check_room(self, model: Any, trials: int) -> None:
+        """Raises `DiskError` if there is no room for what a run writes.
+
+        Args:
+            model: with a built optimizer.
+            trials: trainings beside this one whose checkpoints are on the disk together.
+        """
+        run = self._flags.run
+        weights = sum(v.value.dtype.size * math.prod(v.shape) for v in model.variables)
+        everything = weights + sum(v.value.dtype.size * math.prod(v.shape) for v in model.optimizer.variables)
+        best = weights if run.early_stopping is not None else 0
+        needed = (run.keep + 1 + 2 * trials) * (everything + best) + everything + SMALL
+        free = shutil.disk_usage(self.home).free
+        if free < needed:
+            raise DiskError(
+                f"{self.home}: the run needs {needed / 1e6:,.0f} MB of disk for checkpoints and model, and "
+                f"{free / 1e6:,.0f} MB are free. Make room, choose a smaller --keep or another --output-dir."
             )
 
     def open(self) -> None:

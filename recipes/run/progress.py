@@ -105,6 +105,7 @@ class Report(keras.callbacks.Callback):
         log: function of the metrics of an epoch, by the names that trackers show.
         losses: training losses by step, which another callback adds to; a checkpoint keeps them.
         stops: whether to stop on a loss that is not finite.
+        asked: function of the number of steps that says whether a signal has asked to stop.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Report(keras.callbacks.Callback):
         log: Callable[[Mapping[str, float]], None] | None = None,
         losses: list[tuple[int, float]] | None = None,
         stops: bool = True,
+        asked: Callable[[int], bool] = lambda _: signals.received() is not None,
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
@@ -124,7 +126,7 @@ class Report(keras.callbacks.Callback):
         self._kind = progress
         self._max_steps, self._metric = max_steps, metric
         self._log, self._losses = log, losses if losses is not None else []
-        self._stops = stops
+        self._stops, self._asked = stops, asked
         self._bar: Progress | None = None
         self._clock = 0.0
 
@@ -182,7 +184,7 @@ class Report(keras.callbacks.Callback):
             raise DivergedError(f"the loss is {loss} at step {self.steps_done}; {where}.")
         if self._bar is not None:
             self._bar.update(self._task, completed=batch + 1, loss=loss)
-        if signals.received() is not None or self.steps_done == self._max_steps:
+        if self._asked(self.steps_done) or self.steps_done == self._max_steps:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

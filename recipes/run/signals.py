@@ -73,6 +73,11 @@ def received() -> int | None:
     return _STATE.received
 
 
+def note(number: int) -> None:
+    """Takes it that a signal has come, as to another worker."""
+    _STATE.received = _STATE.received or number
+
+
 def check() -> None:
     """Interrupts if a signal has come in a `held` block.
 

@@ -149,10 +149,11 @@ def train_in(run: Run, flags: Train) -> int:
     tokenizer, classes = language_model.Tokenizer(pretrained), len(data.names)
     training, validation = make_batches(flags, data, tokenizer)
     sizes: dict[str, Any] = {"examples": len(data.train), "batch_size": flags.batch_size}
-    optimizer = make_optimizer(optim, run.count_steps(training), multipliers, **sizes)
-    model = build(flags, pretrained, data.names)
+    with run.workers.scope():
+        optimizer = make_optimizer(optim, run.count_steps(training), multipliers, **sizes)
+        model = build(flags, pretrained, data.names)
+        compile_model(model, optimizer, run.jit)
     trained, everything = methods.count_parameters(model)
-    compile_model(model, optimizer, run.jit)
     about = (
         f"{flags.model}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
         f"{flags.optim.optimizer}; {len(data.train):,} texts in {classes} classes"

@@ -67,6 +67,41 @@ def test_a_share_of_the_loss_is_a_weight_of_its_gradient(two_devices):
     assert model.get_weights()[0].item() == pytest.approx(1 - 2 * 21 / 3)  # the mean of the replicas' would be -12
 
 
+class Own(keras.Model):
+    """A model with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.ops.square(y_pred))
+
+
+def flat():
+    """A model whose predictions have one axis, which Keras forgets to scale."""
+    x = keras.Input((1,))
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    return keras.Model(x, keras.ops.reshape(dense(x), (-1,)))
+
+
+@pytest.mark.parametrize("make", [Own, flat])
+def test_every_loss_is_scaled_once(two_devices, make):
+    x = np.array([[1.0], [2.0], [4.0]], "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(3, "float32"))).batch(3)
+    with two_devices.scope():
+        model = make()
+        model.compile(keras.optimizers.SGD(1.0), None if make is Own else "mse")
+    distribution.share_loss(model)
+    shards = distribution.shard(data, two_devices)
+    assert model.evaluate(shards, verbose=0, return_dict=True)["loss"] == pytest.approx(7)
+    assert model.fit(shards, shuffle=False, verbose=0).history["loss"] == pytest.approx([7])
+    assert model.get_weights()[0].item() == pytest.approx(1 - 2 * 7)
+
+
 def test_a_detached_model_computes_alone(two_devices):
     with two_devices.scope():
         model, _, (x, y) = problem("adamw")
