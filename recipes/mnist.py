@@ -26,7 +26,7 @@ from .run.command_line import run_command
 from .run.errors import DataError, UsageError
 from .run.facts import rows_of_card, table
 from .run.fit import Run
-from .run.flags import Count, Fraction, RunFlags
+from .run.flags import Count, Fraction, RunFlags, refuse
 from .run.folder import load_model
 from .run.optimizer_flags import OptimizerFlags, make_optimizer
 from .run.scores import Scores, predict_probabilities, score
@@ -58,6 +58,10 @@ class Train:
     """Dropout rate before each dense layer."""
     label_smoothing: Fraction = 0.0
     """Share of each training target that is spread over all classes."""
+    adaptive_batch: bool = False
+    """Update after 2 to 64 batches, as many as the noise of their gradients asks for; with --lr-schedule constant."""
+    batch_rule: Literal["none", "square-root", "linear"] = "none"
+    """How the learning rate grows with the examples of an update, with --adaptive-batch."""
     optim: OptimizerFlags = dataclasses.field(default_factory=lambda: OptimizerFlags(lr_schedule="cosine"))
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
 
@@ -121,6 +125,9 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     if flags.run.early_stopping is not None and not flags.validation_split:
         raise UsageError("--early-stopping: needs a --validation-split of more than 0 to watch.")
+    refuse(flags, ("batch_rule",), not flags.adaptive_batch and "without --adaptive-batch")
+    if flags.adaptive_batch and (flags.optim.lr_schedule != "constant" or flags.optim.grad_accum > 1):
+        raise UsageError("--adaptive-batch: give --lr-schedule constant, and no --grad-accum.")
     with Run("mnist", flags, arguments) as run:
         return train_in(run, flags)
 
@@ -150,7 +157,7 @@ def train_in(run: Run, flags: Train) -> int:
     if not run.begin(model, training, about):
         return 0
 
-    run.fit(model, training, validation)
+    run.fit(model, training, validation, callbacks=make_callbacks(run, flags))
     run.save_model(model)
     scores = score(model, data.x_test, data.y_test, CLASSES)
     metrics = run.facts(
@@ -167,6 +174,15 @@ def train_in(run: Run, flags: Train) -> int:
     draw(run, data.x_test, data.y_test, scores)
     summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}"
     return run.finish(metrics, card(run, metrics), summary)
+
+
+def make_callbacks(run: Run, flags: Train) -> list[Any]:
+    """Returns what sizes the batches, if they are not all of one size."""
+    if not flags.adaptive_batch:
+        return []
+    from kopt.distribution import AdaptiveBatch
+
+    return [AdaptiveBatch(rule=flags.batch_rule, log_dir=run.tracking.log_dir, log=run.tracking.log)]
 
 
 def split(flags: Train, data: Labelled) -> tuple[Array, Array, Array, Array, Array]:

@@ -1,10 +1,11 @@
 """Several devices, processes and machines that train one model, on `tf.distribute`."""
 
+from kopt.distribution.adaptive_batch import AdaptiveBatch as AdaptiveBatch
 from kopt.distribution.agreement import from_chief as from_chief
 from kopt.distribution.agreement import is_chief as is_chief
 from kopt.distribution.agreement import total as total
 from kopt.distribution.keras_internals import detach as detach
-from kopt.distribution.launch import launch as launch
+from kopt.distribution.launching import launch as launch
 from kopt.distribution.peers import WorkerLostError as WorkerLostError
 from kopt.distribution.sharding import shard as shard
 from kopt.distribution.sharding import share_loss as share_loss

@@ -142,6 +142,12 @@ def first_of_replicas(strategy: Any, batch: Any) -> Any:
     return keras.tree.map_structure(lambda part: strategy.experimental_local_results(part)[0], batch)
 
 
+def compiled_step(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a function of an iterator that makes a step in every replica, as the train function of `fit` does."""
+    made: Callable[[Any], Any] = model._make_function(step)
+    return made
+
+
 def set_steps(distributed: Any, steps: int) -> None:
     """Tells `fit` how many steps an epoch of distributed batches has: TensorFlow counts the parts of all devices."""
     distributed._cardinality = steps

@@ -231,7 +231,8 @@ class Run:
         chosen = choosers(self.flags, watched)
         remembering = [report, *chosen]
         place = self.folder / CHECKPOINTS
-        checkpoint = make_checkpoint(self.flags, place, run.keep, [stats, *remembering], training)
+        own = [c for c in callbacks if hasattr(c, "get_state")]
+        checkpoint = make_checkpoint(self.flags, place, run.keep, [stats, *own, *remembering], training)
         epoch = self._restore(checkpoint, model)
         batches, held = self.workers.share(model, training, validation)
         try:

@@ -116,6 +116,7 @@ OWNERS = {  # where kopt looks for a private name
     "_layers": ["model", "functional", "layer"],
     "_loss_tracker": ["model"],
     "_modules": [],  # of torch
+    "_make_function": ["model"],
     "_maybe_symbolic_build": ["model"],
     "_model_variables_moving_average": ["optimizer"],
     "_operations": ["functional"],

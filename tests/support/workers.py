@@ -1,6 +1,7 @@
 """Programs for the tests of several workers: `train` as a process, and what starts the processes.
 
 python tests/support/workers.py train ADDRESSES INDEX FOLDER [what to do ...]
+python tests/support/workers.py compare 3    # all cases by three workers, beside one process
 """
 
 import contextlib
@@ -147,6 +148,25 @@ def endless(workers, index, folder):
         os._exit(5)
 
 
+def compare(count):
+    """Prints the largest difference of a weight between several workers and one process, for each case."""
+    import tempfile
+
+    import numpy as np
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        places = addresses(count)
+        ends = finish([start("train", places, i, folder, *CASES) for i in range(count)], 900)
+        assert not any(code for code, _, _ in ends), ends
+        found = json.loads(Path(folder, "0.json").read_text())
+    for case in CASES:
+        _, weights, _ = fit(tf.distribute.get_strategy(), case)
+        print(f"{case}: {np.abs(weights - np.array(found[case]['weights'])).max():.1e}")
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "compare":
+        sys.exit(compare(int(sys.argv[2])))
     program, workers, index, *arguments = sys.argv[1:]
     globals()[program](workers.split(","), int(index), *arguments)

@@ -146,7 +146,8 @@ def _free_addresses(count: int) -> list[str]:
 
 def _copy(source: IO[bytes], target: IO[str], prefix: str, lock: threading.Lock) -> None:
     """Prints the lines of a process, each with the prefix."""
-    for line in source:
-        with lock:
-            target.write(prefix + line.decode(errors="replace").rstrip("\r\n") + "\n")
-            target.flush()
+    with source:
+        for line in source:
+            with lock:
+                target.write(prefix + line.decode(errors="replace").rstrip("\r\n") + "\n")
+                target.flush()
