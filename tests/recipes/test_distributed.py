@@ -58,7 +58,7 @@ def kopt(*argv, **options):
 
 
 def ended(process, code=0):
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == code, (out, err)
     return out, err
 

@@ -22,7 +22,7 @@ from recipes.readers.files import read_json
 from recipes.readers.formats import Format
 from recipes.readers.rows import read_rows
 from recipes.recommendation.data.interactions import Columns, read_interactions
-from recipes.run import config_file
+from recipes.run import command_line
 from recipes.run.errors import RecipeError
 from recipes.text_classification import corpus, labelled_texts
 
@@ -136,7 +136,7 @@ READERS = {
     "npz": lambda name: read_npz(Path(name), ["x"]),
     "idx": lambda name: read_idx(Path(name)),
     "image": lambda name: read_image(Path(name), 28, 28),
-    "yaml": lambda name: config_file.read_mapping(Path(name)),
+    "yaml": lambda name: command_line.read_mapping(Path(name)),
     "json": lambda name: read_json(Path(name)),
     "text": read_texts,
     "train": train_on,
@@ -249,7 +249,7 @@ def test_what_is_no_file_is_not_waited_for():
         with pytest.raises(RecipeError, match=says):
             read_texts(name, delimiter="comma")
     with pytest.raises(RecipeError, match="is no file"):
-        config_file.read_mapping(Path("a.csv"))
+        command_line.read_mapping(Path("a.csv"))
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
@@ -304,7 +304,7 @@ def test_through_the_command():
         recipe, *rest = flags.split()
         argv = [sys.executable, "-m", f"recipes.{recipe}", *rest, str(Path(name).resolve())]
         env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        root = Path(config_file.__file__).parents[2]
+        root = Path(command_line.__file__).parents[2]
         done = subprocess.run(argv, cwd=root, env=env, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == (2 if "config" in flags else 3), (i, done.stderr)
         assert [line.startswith("error: ") for line in done.stderr.splitlines()][-1:] == [True]
