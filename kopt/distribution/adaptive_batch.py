@@ -129,9 +129,10 @@ class AdaptiveBatch(Configurable, KerasCallback):
         if self.rule != "none" and self._rate is None:
             self._rate = float(ops.convert_to_numpy(model.optimizer.learning_rate))
         with model.distribute_strategy.scope():
-            if not self._sums:  # of squared lengths, of batches, and of gradients, in each replica its own
+            # Of squared lengths, of batches, and of gradients, in each replica its own.
+            shapes = [(), (), *(tuple(v.shape) for v in model.trainable_variables)]
+            if [tuple(v.shape) for v in self._sums] != shapes:
                 options = {"trainable": False, "aggregation": "sum", "synchronization": "on_read", "dtype": "float32"}
-                shapes = [(), (), *(v.shape for v in model.trainable_variables)]
                 self._sums = [keras.Variable("zeros", shape=shape, **options) for shape in shapes]
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)

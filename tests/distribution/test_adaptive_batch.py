@@ -65,6 +65,7 @@ def test_the_noise_scale_of_a_quadratic(replicas, two_devices):
     assert adaptive.noise_scale == pytest.approx(DIM * SIGMA**2 / 2.0**2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_batches_grow_within_bounds_and_make_one_update(tmp_path):
     model, points = compiled(kopt.SGD(0.1)), []
     adaptive = AdaptiveBatch(
@@ -99,6 +100,7 @@ def test_batches_shrink_where_there_is_no_noise():
     assert model.train_function is None
 
 
+@pytest.mark.slow
 def test_a_state_goes_on():
     x = rows(24)
     whole, half, rest = compiled(kopt.SGD(0.1)), compiled(kopt.SGD(0.1)), compiled(kopt.SGD(0.1))

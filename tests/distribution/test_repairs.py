@@ -24,6 +24,7 @@ def test_the_faults_are_there_and_are_repaired_once(unrepaired):
     assert all(getattr(f.owner, f.name) is not old for f, old in zip(faults(), before, strict=True))
 
 
+@pytest.mark.slow
 def test_one_machine_is_not_touched_by_a_repair(unrepaired, two_devices):
     repair()
     with two_devices.scope():

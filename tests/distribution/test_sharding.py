@@ -102,6 +102,7 @@ def test_every_loss_is_scaled_once(two_devices, make):
     assert model.get_weights()[0].item() == pytest.approx(1 - 2 * 7)
 
 
+@pytest.mark.slow
 def test_a_detached_model_computes_alone(two_devices):
     with two_devices.scope():
         model, _, (x, y) = problem("adamw")

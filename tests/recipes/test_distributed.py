@@ -161,7 +161,7 @@ def test_what_workers_print_has_their_number(capsys):
 
 
 def test_the_code_of_the_one_that_failed(monkeypatch, capsys):
-    monkeypatch.setattr("kopt.distribution.launching.PATIENCE", 0.3)
+    monkeypatch.setattr("kopt.distribution.launching.PATIENCE", 0.1)
     assert launch("import time; sys.exit(3) if index else time.sleep(60)", restarts=2) == 3
     assert launch("sys.exit(5 - 2 * index)") == 3  # that it is lost says less
     assert launch("import time; os.kill(os.getpid(), 9) if index else time.sleep(60)") == 5
