@@ -1,5 +1,6 @@
 """Each replica its rows of every batch, and a loss that is that of one process whatever their number."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -119,10 +120,11 @@ def share_loss(model: Any) -> None:
         return
     repair()
     plain, replicas = type(model).compute_loss, model.distribute_strategy.num_replicas_in_sync
+    told = "training" in inspect.signature(plain).parameters  # Keras allows a loss of one's own to leave it out
 
     def compute_loss(x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: Any = True):  # type: ignore[no-untyped-def]
         with unscaled():
-            loss = plain(model, x, y, y_pred, sample_weight, training) / replicas
+            loss = plain(model, x, y, y_pred, sample_weight, *([training] if told else [])) / replicas
         if not training or tf.distribute.in_cross_replica_context():
             return loss
         context = tf.distribute.get_replica_context()
