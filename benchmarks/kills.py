@@ -1,6 +1,7 @@
 """Kills training runs at random moments, starts them again, and compares what comes out with runs that nobody killed.
 
     python -m benchmarks.kills [--kills 100] [--seed 0] [--recipes mnist text_classification recommendation] [--write]
+    python -m benchmarks.kills --found kills.jsonl    # can be ended and started again: kills in the file count
 
 A run is started with `--resume auto`, killed, started again, and so on; after some kills it may come to its end. Its
 weights, the state of its optimizer and its history must then be those of a run that was never killed, bit for bit. Of
@@ -227,6 +228,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 def kill_and_restart(recipe: str, kills: int, draw: random.Random) -> Iterator[Kill]:
     """Yields what became of each kill of a recipe."""
+    if kills < 1:
+        return
     with tempfile.TemporaryDirectory() as work:
         whole = pathlib.Path(work, "whole")
         whole.mkdir()
@@ -344,23 +347,34 @@ def table(found: Sequence[Kill]) -> list[str]:
     return lines
 
 
+def read(path: pathlib.Path) -> list[Kill]:
+    """Returns the kills in a file; none if there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Kill(**json.loads(line)) for line in lines]
+
+
 def main() -> int:
     """Kills, prints the table, and with --write puts it into README.md; returns 1 if something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of all recipes together")
     parser.add_argument("--seed", type=int, default=0, help="of signals and moments")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--found", type=pathlib.Path, help="file of kills, to which new ones are added")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.train:
         return train(flags.train[0], int(flags.train[1]), flags.train[2:])
-    found = list[Kill]()
+    found = [] if flags.found is None else read(flags.found)
     for i, recipe in enumerate(flags.recipes):
-        share = (flags.kills + i) // len(flags.recipes)
-        for kill in kill_and_restart(recipe, share, random.Random(f"{flags.seed} {recipe}")):
-            print(json.dumps(dataclasses.asdict(kill)), flush=True)
+        share, done = (flags.kills + i) // len(flags.recipes), sum(kill.recipe == recipe for kill in found)
+        for kill in kill_and_restart(recipe, share - done, random.Random(f"{flags.seed} {recipe} {done}")):
+            line = json.dumps(dataclasses.asdict(kill))
+            print(line, flush=True)
             found.append(kill)
+            if flags.found is not None:
+                with flags.found.open("a") as file:
+                    file.write(f"{line}\n")
     lines = [*table(found), "", f"Seed {flags.seed}; {_turns.machine('Keras', 'TensorFlow')}"]
     print("\n".join(lines))
     if flags.write:

@@ -179,37 +179,44 @@ def _exit_code(run: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names and texts that the locale has no letters for
-    with signals.caught():
-        try:
-            code = run()
-            sys.stdout.flush()
-            return code
-        except AlreadyDoneError as done:
-            print(done)
-            return done.code
-        except EndedError as ended:
-            return ended.code
-        except RecipeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.code
-        except BrokenPipeError:  # as `| head` has it
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(
-                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-                )  # for what Python still writes at its end
-            return signals.exit_code(13)  # SIGPIPE, which Windows lacks
-        except signals.Interrupted as error:
-            with contextlib.suppress(OSError):  # a terminal that hung up
-                print(f"interrupted: {error.left}", file=sys.stderr)
-            return signals.exit_code(error.number)
-        except Exception as error:
-            if not is_full_disk(error):
-                raise
-            print(
-                "error: the disk is full. Files that were complete are still there; so is the last checkpoint.",
-                file=sys.stderr,
-            )
-            return DiskError.code
+    codes = list[int]()
+    try:
+        with signals.caught():
+            codes.append(_told(run))
+    except signals.Interrupted as late:  # when all was done or said
+        codes.append(signals.exit_code(late.number))
+    return codes[0]
+
+
+def _told(run: Callable[[], int]) -> int:
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except AlreadyDoneError as done:
+        print(done)
+        return done.code
+    except EndedError as ended:
+        return ended.code
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:  # as `| head` has it
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        return signals.exit_code(13)  # SIGPIPE, which Windows lacks
+    except signals.Interrupted as error:
+        with contextlib.suppress(OSError):  # a terminal that hung up
+            print(f"interrupted: {error.left}", file=sys.stderr)
+        return signals.exit_code(error.number)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print(
+            "error: the disk is full. Files that were complete are still there; so is the last checkpoint.",
+            file=sys.stderr,
+        )
+        return DiskError.code
 
 
 def _import_quietly(devices: bool) -> None:

@@ -16,6 +16,7 @@ import tyro
 
 import recipes
 from recipes import mnist, recommendation, text_classification
+from recipes.run import signals
 from recipes.run.command_line import _exit_code, parse, program
 from recipes.run.errors import UsageError
 from recipes.run.flags import Count, CountOrZero, Fraction, NonNegative, OpenFraction, OptionalPositive, Range
@@ -119,7 +120,8 @@ def test_a_reader_that_has_seen_enough(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_signal_that_is_swallowed_comes_again(capfd):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_that_is_swallowed_comes_again(early, monkeypatch, capfd):
     class Thing:
         pass
 
@@ -131,5 +133,27 @@ def test_a_signal_that_is_swallowed_comes_again(capfd):
         time.sleep(20)
         return 0
 
-    assert _exit_code(run) == 143
+    def ask(repeater, number):
+        patch.undo()
+        signal.raise_signal(number)  # while Python would ignore it once more
+
+    with monkeypatch.context() as patch:
+        if early:
+            patch.setattr(signals._Repeater, "ask", ask)
+        assert _exit_code(run) == 143
     assert capfd.readouterr().err == "interrupted: nothing was saved.\n"
+
+
+def test_signals_when_all_is_said(monkeypatch, capfd):
+    class Left:
+        def __str__(self):
+            signal.raise_signal(signal.SIGHUP)
+
+    def run():
+        raise signals.Interrupted(signal.SIGTERM, Left())
+
+    assert _exit_code(run) == 129
+    close = signals._Repeater.close
+    monkeypatch.setattr(signals._Repeater, "close", lambda self: signal.raise_signal(signal.SIGTERM) or close(self))
+    assert _exit_code(lambda: 0) == 0
+    assert capfd.readouterr().err == ""

@@ -41,3 +41,25 @@ def test_what_differs_is_named():
     assert not kills.differs(whole, dict(whole))
     assert kills.differs(whole | {"b": 2.0000001}, whole) == "other than without kills: b"
     assert "history" in kills.differs(whole | {"history": []}, whole)
+
+
+def test_kills_in_a_file_count(monkeypatch, capsys):
+    asked = []
+
+    def kill(recipe, count, draw):
+        asked.append((recipe, count))
+        for i in range(count):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield kills.Kill(recipe, "SIGTERM", "training", True, lost=i)
+
+    monkeypatch.setattr(kills, "kill_and_restart", kill)
+    both = ["--recipes", "mnist", "recommendation"]
+    monkeypatch.setattr("sys.argv", ["kills", "--kills", "6", *both, "--found", "kills.jsonl"])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            kills.main()
+    assert kills.main() == 0
+    assert asked == [("mnist", 3), ("mnist", 1), ("recommendation", 3), ("mnist", 0), ("recommendation", 1)]
+    row = "| recommendation | 3 | SIGKILL 0, SIGTERM 3, SIGINT 0, SIGHUP 0 | 0, 3, 0 | 3 | 1 of 4 | 0 |"
+    assert row in capsys.readouterr().out
