@@ -296,31 +296,17 @@ def _end_replacement(home: Path) -> None:
 
 
 def atomic(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """Gives a temporary path to write to, which becomes `path` when the block ends without an error.
-
-    A signal leaves nothing behind; when all is written, it interrupts once the file has its name, and says so.
-    """
+    """Gives a temporary path to write to, which becomes `path` when the block ends without an error or a signal."""
     from kopt.checkpoint import atomic_file  # here, for it imports Keras
 
-    return _named(path, atomic_file(path))
+    return signals.ended(atomic_file(path), f"{path} is written.")
 
 
 def atomic_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
     """Gives a temporary folder to write to, and renames it to `path`, which may be an empty folder, as `atomic`."""
     from kopt.checkpoint import atomic_folder
 
-    return _named(path, atomic_folder(path))
-
-
-@contextlib.contextmanager
-def _named(path: Path, made: contextlib.AbstractContextManager[Path]) -> Iterator[Path]:
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context(made)
-        before = signals.received()
-        with signals.held(""):
-            stack.close()
-    if before is None:
-        signals.check(f"{path} is written.")
+    return signals.ended(atomic_folder(path), f"{path} is written.")
 
 
 def check_empty(folder: Path) -> None:

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+Thing = TypeVar("Thing")
 CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 NOTHING = "nothing was saved."
 
@@ -97,6 +98,23 @@ def check(left: str = NOTHING) -> None:
     """
     if _STATE.received is not None and _STATE.held is None:
         raise Interrupted(_STATE.received, left)
+
+
+@contextlib.contextmanager
+def ended(made: contextlib.AbstractContextManager[Thing], left: str) -> Iterator[Thing]:
+    """Gives what a context manager gives, whose end a signal does not disturb: it interrupts after it.
+
+    Args:
+        made: the context manager.
+        left: what stands on the disk then.
+    """
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(made)
+        before = received()
+        with held(""):
+            stack.close()
+    if before is None:
+        check(left)
 
 
 def exit_code(number: int) -> int:
