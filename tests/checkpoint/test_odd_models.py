@@ -88,6 +88,7 @@ def values(model):
     return [np.asarray(v) for x in [model, *(x for x in held if x is not None)] for v in x.variables]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [parts, scored])
 @pytest.mark.parametrize("every", [1, pytest.param("3s", marks=pytest.mark.slow)])
 def test_odd_models_go_on(make, every, tmp_path):

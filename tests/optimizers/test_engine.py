@@ -155,6 +155,7 @@ def test_accumulation_equals_the_mean_gradient_and_counts_updates():
     np.testing.assert_allclose(done, [[-2.0]])  # Adam would not tell a sum from a mean
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("xla", "constraint"), [(False, None), (True, None), (True, "NonNeg")])
 def test_accumulated_rows_stay_lazy(xla, constraint):
     """XLA cannot tell how many rows were read, so that it moves a whole table and keeps the others."""
@@ -284,6 +285,7 @@ def test_skip_leaves_everything_as_it_was():
     assert (int(optimizer.iterations), int(optimizer.nonfinite_steps)) == (4, 1)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtypes", [("float64",) * 2, ("float64", "float32"), ("bfloat16", "float64")], ids=str)
 @pytest.mark.parametrize("rows", [False, True])
 def test_weights_of_several_dtypes_are_looked_at_together(dtypes, rows):

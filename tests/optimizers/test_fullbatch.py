@@ -246,6 +246,7 @@ def test_the_loss_of_two_replicas_is_that_of_one(two_devices):
 # ------------------------------------------------------------------------------------------------- minimize
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_minimize_a_model(compiled):
     x, y = examples()

@@ -53,6 +53,7 @@ def test_no_decay_may_be_said_as_none(name):
     assert optimizer.weight_decay is None
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["sgd", "adabound", "adaboundw", "lookahead", "route", "madgrad", "adan"])
 @pytest.mark.parametrize("mode", ["eager", "xla", pytest.param("graph", marks=pytest.mark.slow)])
 def test_decay_may_follow_a_schedule(name, mode):
@@ -108,6 +109,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["adam", "ftrl", *OTHERS])
 def test_a_model_without_an_input_is_built_by_fit(name):
     x, y = np.random.default_rng(0).normal(size=(32, 5)), np.ones((32, 1))
@@ -131,12 +133,14 @@ def test_a_model_without_an_input_and_a_compiled_step():
 # ------------------------------------------------------------------------------------------------- warnings
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("optimizer", [kopt.LBFGS, kopt.BGD, lambda: kopt.BGD(step="fixed")])
 def test_full_batch_rules_warn_of_mini_batches(optimizer):
     with pytest.warns(UserWarning, match="sees 1 of the 4 batches of an epoch"):
         network(optimizer()).fit(regression(), shuffle=False, verbose=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -116,6 +116,7 @@ def test_wrong_arguments_are_refused(inner, options, error, message):
 # ------------------------------------------------------------------------------------------------------ around fit
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("wrap", [kopt.LossScaleOptimizer, KERAS])
 @pytest.mark.parametrize("jit", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_surrounds_a_rule_goes_on_as_without(float16, wrap, jit):
@@ -136,6 +137,7 @@ def test_what_surrounds_a_rule_goes_on_as_without(float16, wrap, jit):
     np.testing.assert_allclose(flat(scaled), flat(plain), atol=2e-3)  # what float16 rounds away is another
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("wrap", [kopt.LossScaleOptimizer, KERAS])
 def test_saved_and_loaded_it_goes_on(float16, wrap, tmp_path):
     model = network(wrap(kopt.AdamW(1e-2), initial_scale=64.0, dynamic_growth_steps=3))
@@ -194,6 +196,7 @@ def test_the_loss_scaling_of_keras_is_refused_where_it_is_wrong(float16, make, m
         fit(network(make()), regression())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit", [True, False])
 def test_a_storm_under_keras_ends_with_an_error(float16, jit):
     model = network(kopt.AdamW(), jit_compile=jit)
@@ -238,6 +241,7 @@ def test_two_replicas_equal_one(float16, two_devices):
     np.testing.assert_allclose(flat(two), flat(one), atol=1e-4)  # float16 sums halves in another order
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rows", [range(8), range(8, 16)], ids=["first", "second"])
 def test_the_nan_of_one_replica_moves_no_weight_of_either(float16, two_devices, rows):
     with two_devices.scope():

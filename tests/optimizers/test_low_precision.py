@@ -44,6 +44,7 @@ BOUNDS = {"bfloat16": (1.25 * 2.0**-7, 0, 0.02), "int8": (0, 0.032, 0.3)}
 """Error of a store: relative to each value, and to the largest one of its row; error of twenty steps, relative."""
 
 
+@pytest.mark.few(5)
 @every_rule_in_turn
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_short_state_keeps_its_bound(name, dtype):

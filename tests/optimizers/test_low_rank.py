@@ -92,6 +92,7 @@ def test_what_is_projected():
     assert rows["embedding/embeddings"] and not rows["attention/key/kernel"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_stacked_kernels_are_projected_one_by_one(name):
     layer = keras.layers.EinsumDense("bei,eio->beo", (2, 5))

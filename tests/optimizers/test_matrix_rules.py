@@ -75,6 +75,7 @@ def test_experts_are_stacked_matrices():
         np.testing.assert_allclose(moved, alone.numpy(), atol=1e-6)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("CAME", "PSGDKron") else n for n in BY_LAYER]
@@ -178,6 +179,7 @@ def test_wrappers_and_routes_know_the_layers():
         assert found["attention/query/kernel"] == () and found["head/kernel"] == (8, 3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["Muon", "SOAP", "Shampoo", pytest.param("PSGDKron", marks=pytest.mark.slow)])
 def test_rows_of_embeddings_beside_matrices_are_lazy(name):
     embedding = keras.layers.Embedding(9, 4, name="table")

@@ -103,6 +103,7 @@ def assert_untouched(training, act, error=None, counted=1, match=None):
 MODES = [pytest.param(x, mode, marks=() if x in FIRST else slow) for mode in ("skip", "raise") for x in rules()]
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize(("name", "mode"), MODES)
 def test_a_huge_gradient_is_as_if_it_had_not_been(name, mode, by_operation):
     spoilt, clean = (Training(rules()[name](on_nonfinite=mode)) for _ in range(2))
@@ -279,6 +280,7 @@ OPTIONS = {
 SEVERAL = OPTIONS["overwritten"] | OPTIONS["clipped"] | OPTIONS["scaled"] | OPTIONS["int8"] | OPTIONS["kahan"]
 
 
+@pytest.mark.few(2)
 @every_way
 @pytest.mark.parametrize("name", ["Adam", *(pytest.param(x, marks=slow) for x in ("DoG", "Lookahead", "LBFGS"))])
 def test_every_way_skips_and_goes_on(name, way):
@@ -292,6 +294,7 @@ def test_every_way_skips_and_goes_on(name, way):
     assert_untouched(training, lambda: training.go(training.spoilt(1e19, 1)), error, int(way != "xla"), match)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("way", ["engine", "xla"])
 @pytest.mark.parametrize(
     "options", [SEVERAL, *(pytest.param(x, marks=slow) for x in OPTIONS.values())], ids=["several", *OPTIONS]
@@ -308,6 +311,7 @@ def test_what_surrounds_the_rule_is_skipped_too(options, way):
         assert_same(spoilt.go().state(), clean.go().state())
 
 
+@pytest.mark.few(1)
 @every_way
 def test_one_bad_batch_discards_its_update_and_no_other(way):
     make = functools.partial(kopt.Adam, RATE, on_nonfinite="skip", gradient_accumulation_steps=3)
@@ -359,6 +363,7 @@ def trained_without(rows_lost, make, **compile_options):
         yield flat(model)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fit_skips_a_batch(compiled):
     make = functools.partial(kopt.Adam, 0.01, on_nonfinite="skip")

@@ -37,6 +37,7 @@ def trained(optimizer, steps=3):
     return [np.asarray(v.numpy()) for v in [*weights, *averages, *counters]]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("rule", "options"),
     [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in CASES.items()],
@@ -51,6 +52,7 @@ def test_parts_of_a_step_are_the_step(rule, options, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
 def test_rows_of_a_weight_follow_each_other(state_dtype, monkeypatch):
     """Decoded slots are those of a block of rows, and each block draws noise of its own."""
@@ -74,6 +76,7 @@ def test_rows_of_a_weight_follow_each_other(state_dtype, monkeypatch):
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize(("kinds", "reload"), [("wrwnr", False), ("rwrwn", False), ("rrnwr", True)])
 def test_averages_of_whole_weights_and_of_rows(kinds, reload, tmp_path):

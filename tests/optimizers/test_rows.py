@@ -19,6 +19,7 @@ def random_rows(rng, height, count=7, width=3):
     return rng.integers(0, height, count), rng.normal(size=(count, width))
 
 
+@pytest.mark.few(4)
 @sampled([name for name, cls in RULES.items() if "exact" in cls.fields["sparse"].choices])
 def test_exact_rows_equal_the_dense_gradient(name):
     rng = np.random.default_rng(3)
@@ -36,6 +37,7 @@ def test_exact_rows_equal_the_dense_gradient(name):
     np.testing.assert_allclose(sparse.numpy(), dense.numpy(), atol=1e-6)
 
 
+@pytest.mark.few(3)
 @every_row_wise_rule
 def test_lazy_rows_run_the_rule_on_the_rows_that_were_read(name):
     rng = np.random.default_rng(4)

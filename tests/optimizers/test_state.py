@@ -131,6 +131,7 @@ def cases():
                 yield pytest.param(name, way, kind, marks=marks, id=f"{name}-{way.__name__}-{kind}")
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(("name", "way", "kind"), list(cases()))
 def test_everything_is_kept(name, way, kind, tmp_path):
     make = OPTIMIZERS[name]
@@ -149,6 +150,7 @@ def test_everything_is_kept(name, way, kind, tmp_path):
     assert state(other.optimizer) == state(model.optimizer)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_was_saved_before_the_first_step_puts_everything_back_to_the_start(name, tmp_path):
     make = OPTIMIZERS[name]

@@ -153,6 +153,7 @@ def check_load_model_refuses(path, message):
     assert keras.saving.load_model(path, compile=False).built
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("fault", sampled(FAULTS, ("no manifest", "no optimizer", "format", "missing", "shape", "NaN")))
 def test_a_damaged_state_is_refused(fault, tmp_path):
     spoilt, message = FAULTS[fault]
@@ -199,6 +200,7 @@ OTHER = {  # what was saved, and what is said of it by an optimizer not built an
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("built", [True, False], ids=["built", "new"])
 @pytest.mark.parametrize("name", sampled(OTHER, ("Lion", "Keras", "amsgrad", "state_dtype")))
 def test_a_state_of_other_options_is_refused(name, built, tmp_path):

@@ -30,6 +30,7 @@ def text_model():
 TEXT = {"token_ids": np.arange(14, dtype="int32").reshape(2, 7)}
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("method", METHODS)
 def test_round_trip(method, tmp_path):
     model = peft.get_peft_model(image_model(), METHODS[method]())
@@ -55,6 +56,7 @@ def test_round_trip(method, tmp_path):
         assert same(list(first.values()), list(second.values()))
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_file_of_the_whole_model(method, tmp_path):
     model = peft.get_peft_model(image_model(), METHODS[method]())

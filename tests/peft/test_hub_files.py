@@ -132,6 +132,7 @@ def test_the_embedding_that_peft_writes_beside_its_adapter(bert, tmp_path):
         peft.load_adapter(bert(), tmp_path)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("targets", [["query", "key", "value"], ["query", "value"]], ids=["whole", "part"])
 @pytest.mark.parametrize("method", [peft.LoRA, peft.DoRA])
 @pytest.mark.parametrize("same", [True, False])

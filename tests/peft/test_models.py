@@ -25,6 +25,7 @@ def adapted(make, **options):
     return model, x, y, before, plain
 
 
+@pytest.mark.few(2)
 @pytest.mark.filterwarnings(
     "ignore:Skipping variable loading for optimizer"
 )  # KerasHub's tasks lose it, adapted or not

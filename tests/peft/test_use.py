@@ -65,6 +65,7 @@ def test_fit_goes_on_with_another_adapter():
     assert not np.array_equal(weights(model, "a", "lora_B", "one"), one)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("optimizer", ["kopt", pytest.param("adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("jit", [True, False, pytest.param(None, marks=pytest.mark.slow)])
 def test_fit_with_any_compilation(optimizer, jit):

@@ -134,6 +134,7 @@ def test_a_plain_layer_is_thawed_by_name():
     assert not model.trainable_variables
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "make",
     [zoo.sequential, zoo.nested, *(pytest.param(m, marks=pytest.mark.slow) for m in (zoo.subclassed, zoo.attention))],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from problems import flat, look_at_curvature, network, regression, rules, variables
+from problems import flat, network, regression, rules
 from registry import every_rule_in_turn
 
 import kopt
@@ -27,8 +27,7 @@ CASES = {
     "swa-ema": (lambda: kopt.Adam(0.01), lambda: [kopt.SWA(), kopt.EMA(0.7)]),
     "ema-swa": (lambda: kopt.Adam(0.01), lambda: [kopt.EMA(0.7), kopt.SWA(batches=HALVES)]),
 }
-FEW = ("statistics", "use_ema", "swa-ema")
-every_case = pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FEW else slow) for c in CASES])
+every_case = pytest.mark.parametrize("case", CASES)
 SHOWING = {"fit", "evaluate", "predict", "save", "get_weights", "set_weights"}  # what an average stands in front of
 
 
@@ -94,6 +93,7 @@ class Watching(keras.callbacks.Callback):
         self.epochs.append(self.model.get_weights())
 
 
+@pytest.mark.few(2)
 @every_case
 def test_training_goes_on_as_without_it(case):
     model, plain, callbacks = pair(case)
@@ -117,6 +117,7 @@ def test_training_goes_on_as_without_it(case):
     assert not SHOWING & {*vars(model)}
 
 
+@pytest.mark.few(1)
 @every_case
 def test_another_callback_evaluates_at_the_average_and_reads_raw_weights(case):
     model, plain, callbacks = pair(case)
@@ -179,6 +180,7 @@ def interrupt(model, kind, callbacks, error):
 SOME += [pytest.param(*x, marks=slow) for x in itertools.product(CASES, INTERRUPTIONS) if x not in SOME]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("case", "kind"), SOME)
 def test_an_interruption_leaves_the_raw_weights(case, kind):
     error = KeyboardInterrupt() if kind in EVENTS[::2] else ValueError("stop")
@@ -217,7 +219,8 @@ def test_after_an_interrupted_evaluation_the_next_call_finds_the_raw_weights(eve
         assert not SHOWING & {*vars(model)}
 
 
-@pytest.mark.parametrize("case", ["statistics", *(pytest.param(c, marks=slow) for c in CASES if c != "statistics")])
+@pytest.mark.few(2)
+@every_case
 @pytest.mark.parametrize("first", [True, False], ids=["watch-first", "average-first"])
 @pytest.mark.parametrize("monitor", ["val_loss", "loss"])
 def test_what_is_watched_is_what_is_kept(case, first, monitor, tmp_path):
@@ -284,8 +287,9 @@ def test_freezing_and_thawing_mixes_nothing():
         np.testing.assert_allclose(last.kernel, average[2])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [lambda: kopt.SWA(every=2), lambda: kopt.EMA(0.7, every=3)], ids=["swa", "ema"])
-@pytest.mark.parametrize("early", [True, pytest.param(False, marks=slow)])
+@pytest.mark.parametrize("early", [True, False])
 def test_states_go_round(make, early, tmp_path):
     whole, part, rest = make(), make(), make()
     once, twice, _ = pair("swa")
@@ -328,41 +332,7 @@ def test_batches_can_be_read_again():
         np.testing.assert_allclose(other, results[0], rtol=1e-6)
 
 
-REMEMBER = [x for x in rules() if x.startswith(("DAdaptAdaG", "FTRL", "Hyper", "Look", "MADG", "Mechanic", "Sched"))]
-"""Those that would go back to where the weights were: the test sees it."""
-
-
-def moved(optimizer, size, anchor=True):
-    """Trains, puts the weights 100 away, and returns how far a few steps with tiny gradients then carry them."""
-    rng = np.random.default_rng(0)
-    weights = variables([rng.normal(size=(4, 3)), rng.normal(size=3)])
-    optimizer.build(weights)
-
-    def step(size, loss):
-        gs = [tf.constant(size * rng.normal(size=w.shape), "float32") for w in weights]
-        optimizer.scale_loss(tf.constant(loss)), look_at_curvature(optimizer, gs), optimizer.apply(gs, weights)
-
-    for i in range(7):
-        step(1.0, 2.0 - 0.1 * i)
-    for w in weights:
-        w.assign(w + 100.0)
-    there = [w.numpy() for w in weights]
-    if anchor:
-        optimizer.anchor()
-        assert not hasattr(optimizer, "averages") or equal([np.asarray(a) for a in optimizer.averages()], there)
-    for _ in range(6):  # Lookahead meets its slow weights at every fifth
-        step(size, 1.0)
-    return max(np.abs(w.numpy() - a).max() for w, a in zip(weights, there, strict=True))
-
-
-@pytest.mark.parametrize("size", [0.0, pytest.param(1e-6, marks=slow)])
-@every_rule_in_turn
-def test_a_rule_goes_on_from_where_it_is_put(name, size):
-    assert moved(rules()[name](), size) < 5  # momentum, and the trust of LARS in larger weights
-    if name in REMEMBER:
-        assert moved(rules()[name](), size, anchor=False) > 40
-
-
+@pytest.mark.few(4)
 @every_rule_in_turn
 def test_an_average_that_is_kept_is_where_training_goes_on(name):
     model, swa = network(rules()[name]()), kopt.SWA(keep=True)
