@@ -48,6 +48,7 @@ from kopt.peft.methods import lora_plus as lora_plus
 from kopt.peft.model import LayerStatus as LayerStatus
 from kopt.peft.model import ModelStatus as ModelStatus
 from kopt.peft.model import delete_adapter as delete_adapter
+from kopt.peft.model import dequantize as dequantize
 from kopt.peft.model import disable_adapter as disable_adapter
 from kopt.peft.model import get_adapter_state as get_adapter_state
 from kopt.peft.model import get_model_status as get_model_status
@@ -57,6 +58,7 @@ from kopt.peft.model import layer_status as layer_status
 from kopt.peft.model import merge_adapter as merge_adapter
 from kopt.peft.model import merge_and_unload as merge_and_unload
 from kopt.peft.model import print_trainable_parameters as print_trainable_parameters
+from kopt.peft.model import quantize as quantize
 from kopt.peft.model import set_adapter as set_adapter
 from kopt.peft.model import set_adapter_state as set_adapter_state
 from kopt.peft.model import set_scale as set_scale

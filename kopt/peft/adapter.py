@@ -115,6 +115,8 @@ class Base:
         kernel: function that returns the kernel, [*batch, in, out] in float32.
         bias: function that returns the bias, [*batch, out], or None.
         beneath: what lies below; None for the layer itself.
+        linear_in_kernel: whether `run` with the own kernel is what `call` gives. A quantized layer may round its input,
+            which `run` does not.
     """
 
     def __init__(
@@ -125,9 +127,10 @@ class Base:
         kernel: Callable[[], Tensor],
         bias: Callable[[], Tensor | None],
         beneath: "Base | None" = None,
+        linear_in_kernel: bool = True,
     ) -> None:
         self.site, self.run, self.kernel, self.bias, self.beneath = site, run, kernel, bias, beneath
-        self._call = call
+        self._call, self._simple = call, linear_in_kernel and beneath is None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns what the layer without its adapter gives."""
@@ -135,9 +138,9 @@ class Base:
 
     def with_kernel(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Returns the output with another kernel, [*batch, in, out]."""
-        if self.beneath is None:
+        if self._simple:
             return self.run(x, kernel)
-        # The adapters beneath need not be linear in the kernel, but the layer is: add what the change makes.
+        # What is beneath need not be linear in the kernel, but the layer's product is: add what the change makes.
         return self(x) + self.linear(x, kernel - self.kernel())
 
     def linear(self, x: Tensor, kernel: Tensor) -> Tensor:

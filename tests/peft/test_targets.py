@@ -177,11 +177,3 @@ def test_more_errors():
         peft.merge_adapter(model)
     with pytest.raises(ValueError, match="is merged"):
         peft.delete_adapter(model, "default")
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
-def test_quantized_models_are_refused():
-    model, _ = dense(count=1)
-    model.quantize("int8")
-    with pytest.raises(ValueError, match="quantized"):
-        peft.get_peft_model(model, peft.LoRA(target_modules=["a"]))

@@ -85,12 +85,16 @@ def objects(two_devices):
     convolution, embedding = keras.layers.Conv1D(2, 3, padding="causal"), keras.layers.Embedding(3, 2)
     convolution.build((None, 5, 2))
     embedding.build()
+    quantized = keras.layers.EinsumDense("ab,bc->ac", (4,))
+    quantized.build((None, 4))
+    quantized.quantize("int4")
     return {
         "model": model,
         "functional": keras.Model(inputs, model.layers[0](inputs)),
         "layer": model.layers[0],
         "convolution": convolution,
         "embedding": embedding,
+        "quantized": quantized,
         "optimizer": model.optimizer,
         "tracker": model.layers[0]._tracker,
         "distributed": two_devices.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(1)),
@@ -99,6 +103,7 @@ def objects(two_devices):
 
 
 OWNERS = {  # where kopt looks for a private name
+    "_adjust_scale_for_dequant": ["quantized"],
     "_call_has_training_arg": ["model"],
     "_compile_config": ["model"],
     "_compile_loss": ["model"],
@@ -111,6 +116,8 @@ OWNERS = {  # where kopt looks for a private name
     "_flatten_layers": ["model", "layer"],
     "_functional": ["model"],
     "_inbound_nodes": ["layer"],
+    "_int4_block_size": ["quantized"],
+    "_is_quantized": ["quantized"],
     "_iterations": ["optimizer"],
     "_kernel": ["layer", "convolution"],
     "_layers": ["model", "functional", "layer"],

@@ -58,7 +58,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.training\.averages",
     r"kopt\.training",
     r"kopt\.peft\.(targets|peft_fields|layers\.keras_internals)",
-    r"kopt\.peft\.layers\.\w+",
+    r"kopt\.peft\.layers\.(layer_paths|quantized)",
+    r"kopt\.peft\.layers\.site",
     r"kopt\.peft\.layers",
     r"kopt\.peft\.adapter",
     r"kopt\.peft\.host\.(host_tensors|saving)",
@@ -70,7 +71,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.model\.(selection|optimizers)",
     r"kopt\.peft\.model\.adapters",
     r"kopt\.peft\.model\.model_class",
-    r"kopt\.peft\.model\.(functions|reports|state)",
+    r"kopt\.peft\.model\.(functions|quantization|reports|state)",
     r"kopt\.peft\.model",
     r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",

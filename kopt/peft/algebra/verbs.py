@@ -9,7 +9,7 @@ from keras import ops
 from kopt.declare import Range, checked
 from kopt.peft.adapter import Adapter, Array, Length
 from kopt.peft.algebra.combination import Kind, combine, decompose
-from kopt.peft.host import AdapterLayer, as_float32
+from kopt.peft.host import AdapterLayer, as_float32, base_value
 from kopt.peft.layers import Site
 from kopt.peft.methods import DoRA, LoRA
 from kopt.peft.model import ModelAdapters, put_adapter, require_adapters
@@ -166,7 +166,7 @@ def adapter_difference(model: Any, first: str, second: str) -> dict[str, dict[st
 
 def change_of(layer: AdapterLayer, name: str, site: Site) -> Array:
     """Returns W' - W of one adapter at one kernel, [*batch, in, out], from the weights of the base."""
-    base = ops.convert_to_tensor(site.matrix(layer.base_value(site.attr)))
+    base = ops.convert_to_tensor(site.matrix(base_value(layer, site.attr)))
     p = layer.parameters(name, site, ops.convert_to_tensor(1.0, "float32"))
     changed = layer.adapters[name].effective(base, p)
     return np.asarray(ops.convert_to_numpy(changed - base), "float32")
@@ -175,7 +175,7 @@ def change_of(layer: AdapterLayer, name: str, site: Site) -> Array:
 def _change_of_bias(layer: AdapterLayer, name: str, site: Site) -> Array:
     if "bias" not in layer.owned or not layer.adapters[name].changes_bias:
         return np.zeros(site.fan_out, "float32")
-    bias = site.vector(ops.convert_to_tensor(layer.base_value("bias")))
+    bias = site.vector(ops.convert_to_tensor(base_value(layer, "bias")))
     p = layer.parameters(name, site, ops.convert_to_tensor(1.0, "float32"))
     return np.asarray(ops.convert_to_numpy(layer.adapters[name].effective_bias(bias, p) - bias), "float32")
 

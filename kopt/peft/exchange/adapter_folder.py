@@ -13,7 +13,7 @@ from kopt.checkpoint.atomic_files import write_files
 from kopt.peft.adapter import require_model
 from kopt.peft.exchange import kerashub_converter
 from kopt.peft.exchange.config_file import digest_of, find_method, read_config
-from kopt.peft.exchange.fingerprint import find_differences, fingerprint
+from kopt.peft.exchange.fingerprint import find_differences, fingerprint, rounding
 from kopt.peft.exchange.name_map import Names, read_checkpoint
 from kopt.peft.exchange.pickled_file import read_pickled
 from kopt.peft.exchange.reader import Reader
@@ -24,7 +24,7 @@ from kopt.peft.model import plan, put_adapter, require_adapters
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 """What old versions of peft wrote in place of the weights."""
-_BASE, _PROMPTED, _CONFIG = "kopt_base", "kopt_prompted", "kopt_config_sha256"
+_BASE, _ROUNDED, _PROMPTED, _CONFIG = "kopt_base", "kopt_base_rounding", "kopt_prompted", "kopt_config_sha256"
 """Entries of the metadata that kopt adds."""
 
 
@@ -89,6 +89,8 @@ def save_pretrained(
         _BASE: fingerprint(names, writer.sampled),
         _CONFIG: digest_of(json.loads(written)),
     }
+    if rounded := rounding(writer.sampled):
+        metadata[_ROUNDED] = repr(rounded)
     if adapter.peft_type == "PROMPT_TUNING":
         metadata[_PROMPTED] = next(iter(writer.parts))
     files = {
@@ -166,7 +168,9 @@ def load_adapter(
             raise
         raise ValueError(f"{error}{_named_base(config.get('base_model_name_or_path'))}") from None
     where = f"{_BASE} in the metadata of {folder / file}"
-    differ = find_differences(reader.names, metadata[_BASE], where) if _BASE in metadata else []
+    differ: list[str] = []
+    if _BASE in metadata:
+        differ = find_differences(reader.names, metadata[_BASE], where, metadata.get(_ROUNDED, "0"))
     if differ:
         raise ValueError(
             f"The adapter in {folder} was trained on another base: weights differ in {', '.join(differ[:3])}"

@@ -1,27 +1,26 @@
 """A few weights of the base that an adapter was trained on, kept in its file, so that another base is noticed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from kopt.peft import host
 from kopt.peft.adapter import Array
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Port
 from kopt.peft.exchange.strict_json import parse_json
-from kopt.peft.host import as_float32
-from kopt.peft.layers import child_of
+from kopt.peft.layers import ROUNDINGS, QuantizedKernel, child_of
 
 _LAYERS, _PLACES = 12, 4
+_SHARES = (0, *ROUNDINGS.values())
 
 
 def base_value(port: Port) -> Array:
     """Returns a variable of the base, also while adapters are merged into it."""
     child = child_of(port.layer)
-    if child is not None and port.attr in child.replaced:
-        return np.asarray(child.replaced[port.attr], "float32")
-    return as_float32(port.variable)
+    return host.as_float32(port.variable) if child is None else host.base_value(child, port.attr)
 
 
 def fingerprint(names: Names, ports: Sequence[Port]) -> str:
@@ -36,28 +35,37 @@ def fingerprint(names: Names, ports: Sequence[Port]) -> str:
     return json.dumps(samples)
 
 
-def find_differences(names: Names, text: str, where: str) -> list[str]:
-    """Returns the tensors of the base that differ from a fingerprint by more than the rounding of bfloat16.
+def rounding(ports: Iterable[Port]) -> float:
+    """Returns by how much quantized kernels among `ports` may be rounded, as a share of their largest magnitude."""
+    return max((port.variable.rounding for port in ports if isinstance(port.variable, QuantizedKernel)), default=0.0)
+
+
+def find_differences(names: Names, text: str, where: str, rounded: str) -> list[str]:
+    """Returns the tensors of the base that differ from a fingerprint by more than rounding, to 16 bits at least.
 
     Args:
         names: the name map of the model.
         text: the fingerprint.
         where: where it stands, for errors.
+        rounded: the `rounding` of the base that it was taken of, as JSON.
 
     Raises:
         ValueError: it is no fingerprint.
     """
-    samples = parse_json(text, where)
-    if not isinstance(samples, list) or not all(map(_is_sample, samples)):
+    samples, share = parse_json(text, where), parse_json(rounded, where)
+    if not isinstance(samples, list) or not all(map(_is_sample, samples)) or share not in _SHARES:
         raise ValueError(f"{where} is damaged. Save or download the file again.")
     values: dict[tuple[str, str, int], Array] = {}
+    bounds: dict[tuple[str, str, int], float] = {}
     differ: dict[str, None] = {}
     for module, parameter, number, place, value in samples:
         key = (module, parameter, number)
         if key not in values:
             group = [p for p in names.by_module.get(module, ()) if p.parameter == parameter]
-            values[key] = base_value(group[number]).ravel() if number < len(group) else np.zeros(0)
-        if place >= values[key].size or not np.isclose(values[key][place], value, rtol=1e-2, atol=1e-5):
+            own = group[number : number + 1]
+            values[key] = base_value(own[0]).ravel() if own else np.zeros(0)
+            bounds[key] = 1e-5 + (share + rounding(own)) * np.abs(values[key]).max(initial=0.0)
+        if place >= values[key].size or not np.isclose(values[key][place], value, rtol=1e-2, atol=bounds[key]):
             differ[f"{module}.{parameter}"] = None
     return list(differ)
 

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from kopt.peft.exchange.task_names import join_experts
-from kopt.peft.layers import named_layers, original_class, own_variables
+from kopt.peft.layers import kernels_shown, named_layers, original_class, stored_weights
 
 Array = np.ndarray[Any, Any]
 _CONVERTERS = "keras_hub.src.utils.transformers"
@@ -221,14 +221,15 @@ class _Recorder:
 @contextlib.contextmanager
 def _assignments(backbone: Any, recorder: _Recorder) -> Iterator[None]:
     """Sends what is assigned to the backbone's variables to the recorder, so that they stay as they are."""
-    variables = backbone.variables
-    for variable in variables:
-        vars(variable)["assign"] = lambda value, _to=variable: recorder.assigned(_to, value)
-    try:
-        yield
-    finally:
+    with kernels_shown(backbone) as kernels:
+        variables = [*backbone.variables, *kernels]
         for variable in variables:
-            vars(variable).pop("assign", None)
+            vars(variable)["assign"] = lambda value, _to=variable: recorder.assigned(_to, value)
+        try:
+            yield
+        finally:
+            for variable in variables:
+                vars(variable).pop("assign", None)
 
 
 # ---------------------------------------------------------------------------------------- configuration from a backbone
@@ -305,9 +306,9 @@ def _convert(converter: Any, config: Any) -> dict[str, Any]:
 
 
 def locate_variables(model: Any) -> dict[int, tuple[str, Any, str]]:
-    """Returns (path, layer, attribute) by the identity of each trainable variable."""
+    """Returns (path, layer, attribute) by the identity of each trainable variable and quantized kernel."""
     return {
         id(variable): (path, layer, attr)
         for path, layer in named_layers(model)
-        for attr, variable in own_variables(layer).items()
+        for attr, variable in stored_weights(layer).items()
     }

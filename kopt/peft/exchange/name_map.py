@@ -29,7 +29,7 @@ from kopt.peft.exchange.placement import (
 from kopt.peft.exchange.strict_json import read_json
 from kopt.peft.exchange.task_names import HEADS, common_prefix, find_prefix, renamed
 from kopt.peft.exchange.tensor_file import read_shapes
-from kopt.peft.layers import Site, named_layers, own_variables
+from kopt.peft.layers import QuantizedKernel, Site, named_layers, stored_weights
 
 Array = np.ndarray[Any, Any]
 _PARAMETERS = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "scale": "weight", "beta": "bias"}
@@ -118,7 +118,7 @@ class Names:
         self.by_module: dict[str, list[Port]] = {}
         self._joined: dict[str, tuple[int, ...]] = {}
         for path, layer in self.paths.items():
-            for attr, variable in own_variables(layer).items():
+            for attr, variable in stored_weights(layer).items():
                 self._add(path, layer, attr, variable, records.get((path, attr)), given.get(path))
         self._spelled = {m: m for m in self.by_module} | {self.renamed(m): m for m in self.by_module}
         self._deepest = max((name.count(".") + 1 for name in self._spelled), default=0)
@@ -163,7 +163,7 @@ class Names:
                 path, _, attr = owner[id(record.variable)]
                 records.setdefault((path, attr), record)
         for (path, attr), record in records.items() if not found else ():
-            own = own_variables(self.paths[path]).get(attr) if path in self.paths else None
+            own = stored_weights(self.paths[path]).get(attr) if path in self.paths else None
             if own is None or tuple(own.shape) != tuple(record.variable.shape):
                 raise ValueError(
                     f"base_model is another architecture than the model: {path} ({record.key}, shape "
@@ -183,7 +183,7 @@ class Names:
         path: str,
         layer: Any,
         attr: str,
-        variable: keras.Variable,
+        variable: keras.Variable | QuantizedKernel,
         record: kerashub_converter.Record | None,
         given: str | None,
     ) -> None:

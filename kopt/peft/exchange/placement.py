@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kopt.peft.exchange import kerashub_converter
-from kopt.peft.layers import Site, find_site
+from kopt.peft.layers import QuantizedKernel, Site, find_site
 
 Array = np.ndarray[Any, Any]
 
@@ -75,7 +75,7 @@ class Port:
     path: str
     attr: str
     layer: Any
-    variable: keras.Variable
+    variable: keras.Variable | QuantizedKernel
     module: str
     parameter: str
     record: kerashub_converter.Record | None = None

@@ -14,6 +14,7 @@ from kopt.peft.exchange.name_map import Names, shortest_suffixes
 from kopt.peft.exchange.placement import Port
 from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
 from kopt.peft.host import AdapterLayer
+from kopt.peft.layers import stored_weights
 
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
@@ -78,7 +79,7 @@ class Writer:
             else:
                 self.parts.setdefault(port.module, []).append(part)
         if not whole:
-            self.sampled += [names.ports[path, attr] for attr in layer.owned]
+            self.sampled += [names.ports[path, attr] for attr in stored_weights(layer.host())]
 
     def finish(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Returns the tensors by key, and the configuration."""

@@ -35,9 +35,9 @@ from typing_extensions import override
 from kopt.peft.adapter import Adapter, Array, Base, Weights
 from kopt.peft.host.creation import create_weights
 from kopt.peft.host.host_class import ACTIVATION, host_class
-from kopt.peft.host.host_tensors import as_float32, as_kernel, between, dtype_of, stored_tensor, tensor_of
+from kopt.peft.host.host_tensors import Bits, Stored, as_kernel, between, dtype_of, stored_tensor, tensor_of
 from kopt.peft.host.in_use import kernel_in_use, kernels_in_use, mixed, rows_in_use
-from kopt.peft.host.merging import merged_values
+from kopt.peft.host.merging import merge_host, unmerge_host
 from kopt.peft.host.saving import read_weights, write_weights
 from kopt.peft.layers import (
     Site,
@@ -51,6 +51,7 @@ from kopt.peft.layers import (
     original_class,
     own_variables,
     parameter_site,
+    set_class,
     strategy_of,
     unlocked,
     untrack,
@@ -91,19 +92,16 @@ class AdapterLayer(keras.layers.Layer):
     trained: list[str]
     merged: dict[str, float]
     """The adapters that the host's own variables contain, each with its scale."""
-    replaced: dict[str, Array]
-    """What merging replaced: own values by attribute."""
+    replaced: dict[str, Bits]
+    """What merging replaced, bit for bit, by attribute."""
 
     def __init__(self, layer: Any, path: str) -> None:
         super().__init__(name="adapters", dtype="float32")
         self.built = True
-        site = find_site(layer)
         state: dict[str, Any] = {
             "host_path": path,
             "host": weakref.ref(layer),  # no attribute of it may be the host: Keras would save in a circle
-            "site": site,
-            "sites": {} if site is None else {site.attr: site},
-            "owned": own_variables(layer),
+            "sites": {},
             "adapters": {},
             "weights_of": {},
             "copies": {},
@@ -116,8 +114,21 @@ class AdapterLayer(keras.layers.Layer):
             "replaced": {},
         }
         self.__dict__.update(state)  # past Keras' tracking, which would take the host and its variables for children
+        attach(layer, self, self._look_at(layer))
+
+    def _look_at(self, layer: Any) -> type:
+        """Takes the kernel and the variables of the host as they are now, and returns the class that it needs."""
+        site = find_site(layer)
+        self.__dict__.update(site=site, owned=own_variables(layer))
+        if site is not None:
+            self.sites[site.attr] = site
         read = {*self.owned, *({ACTIVATION} if ACTIVATION in holder_of(layer, ACTIVATION) else ())}
-        attach(layer, self, host_class(original_class(layer), frozenset(read)))
+        kernel = site.variable.name if site is not None and site.is_quantized else None
+        return host_class(original_class(layer), frozenset(read), kernel)
+
+    def look_again(self) -> None:
+        """Goes on with the kernel that the host has now, of the same shape, after it was dequantized."""
+        set_class(self.host(), self._look_at(self.host()))
 
     # ------------------------------------------------------------------------------------------ variables
 
@@ -144,7 +155,7 @@ class AdapterLayer(keras.layers.Layer):
         """
         shared = {} if shared is None else shared
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
-        with unlocked(self), strategy_of(next(iter(self.owned.values()))):
+        with unlocked(self), strategy_of(self.host().weights[0]):
             self.gates[name] = self.create_variable(name, "gate", np.zeros(()), trainable=False)
             self.copies[name] = {a: self.create_variable(name, v.name, v.numpy()) for a, v in own.items()}
             self.weights_of[name], self.borrowed[name] = {}, set()
@@ -174,9 +185,9 @@ class AdapterLayer(keras.layers.Layer):
         """Returns the path of a kernel of the host."""
         return self.host_path if site is self.site else f"{self.host_path}.{site.attr}"
 
-    def base_value(self, attr: str) -> Array:
-        """Returns the host's own value of a variable, also while adapters are merged into it, as float32."""
-        return np.asarray(self.replaced[attr], "float32") if attr in self.replaced else as_float32(self.owned[attr])
+    def stored(self, attr: str) -> Stored:
+        """Returns the host's own variable, or the quantized kernel in its place."""
+        return self.owned[attr] if attr in self.owned else self.sites[attr].variable
 
     def create_variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
         """Creates a weight of an adapter with a value."""
@@ -225,8 +236,8 @@ class AdapterLayer(keras.layers.Layer):
         """
         wanted = {name: scale for name, scale in merged.items() if name in self.adapters}
         if list(wanted.items()) != list(self.merged.items()):
-            self.unmerge()
-            self.merge(wanted)
+            unmerge_host(self)
+            merge_host(self, wanted)
         self.active[:] = [name for name in active if name in self.adapters]
         self.trained[:] = [name for name in self.active if name in trained]
         for name, gate in self.gates.items():
@@ -330,12 +341,12 @@ class AdapterLayer(keras.layers.Layer):
         dropout = getattr(self, f"{name}_dropout", lambda x: x)
         return Weights(values, tensor_of(self.gates[name]) if gate is None else gate, dropout)
 
-    def _base(self, site: Site, names: list[str], call: Callable[..., Tensor]) -> Base:
-        """Returns the host with the adapters `names` applied to a kernel."""
+    def _base(self, site: Site, names: list[str], call: Callable[[Tensor], Tensor], floating: Any = None) -> Base:
+        """Returns the host with the adapters `names` applied to a kernel; see `forward`."""
 
         def run(x: Tensor, kernel: Tensor | None = None) -> Tensor:
             with kernel_in_use(self, kernel):
-                return call(x)
+                return (call if kernel is None or floating is None else floating)(x)
 
         def kernel() -> Tensor:
             return site.matrix(ops.cast(stored_tensor(self._own(site.attr, site.variable)), "float32"))
@@ -344,13 +355,22 @@ class AdapterLayer(keras.layers.Layer):
             variable = self.owned.get("bias")
             return None if variable is None else site.vector(tensor_of(self._own("bias", variable)))
 
-        base = Base(site, run, run, kernel, bias)
+        base = Base(site, run, run, kernel, bias, linear_in_kernel=not site.is_quantized)
         for name in names:
             base = base.above(self.adapters[name], self.parameters(name, site))
         return base
 
-    def forward(self, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Returns the output of the host."""
+    def forward(
+        self, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], floating: Any = None
+    ) -> Tensor:
+        """Returns the output of the host.
+
+        Args:
+            call: how its class computes.
+            args: arguments of the call.
+            kwargs: those by name.
+            floating: how its class computes with a float kernel, if it is quantized; None is `call`.
+        """
         site = self.site
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
@@ -360,35 +380,12 @@ class AdapterLayer(keras.layers.Layer):
         assert site is not None
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("inputs"), ())
         if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
-            return call(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
-        base = self._base(site, [] if rows_in_use() else chain, lambda x: call(x, *rest, **kwargs))
+            return (floating or call)(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
+        run, floating = ((lambda x, f=f: f(x, *rest, **kwargs)) for f in (call, floating or call))
+        base = self._base(site, [] if rows_in_use() else chain, run, floating)
         y = mixed(self, site, base, x) if rows_in_use() else base(x)
         activation = holder_of(self.host(), ACTIVATION).get(ACTIVATION)
         return y if activation is None else activation(y)
-
-    # ------------------------------------------------------------------------------------------- merging
-
-    def merge(self, scales: Mapping[str, float], keep: bool = True) -> None:
-        """Writes what adapters make of the host's own variables into them.
-
-        Args:
-            scales: the adapters, each with its scale.
-            keep: whether what is replaced is kept for `unmerge`.
-        """
-        scales = {name: scale for name, scale in scales.items() if name in self.adapters}
-        new = merged_values(self, scales)
-        if keep:
-            self.replaced.update({attr: self.owned[attr].numpy() for attr in new})
-        self.merged.update(scales)
-        for attr, value in new.items():
-            self.owned[attr].assign(value)
-
-    def unmerge(self) -> None:
-        """Undoes all merging, bit for bit."""
-        for attr, value in self.replaced.items():
-            self.owned[attr].assign(value)
-        self.replaced.clear()
-        self.merged.clear()
 
     def remove_host(self) -> None:
         """Makes the host a plain layer again."""

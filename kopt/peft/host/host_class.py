@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from kopt.peft.host.host_tensors import tensor_of
 from kopt.peft.host.pickling import reduced
 from kopt.peft.host.saving import mark, without_mark
 from kopt.peft.layers import (
@@ -16,6 +17,7 @@ from kopt.peft.layers import (
     child_of,
     flatten_layers,
     holder_of,
+    in_forward_pass,
     is_trainable,
     original_class,
     set_class,
@@ -44,6 +46,21 @@ class _Attribute:
     def __set__(self, host: Any, value: Any) -> None:
         holder_of(host, self.name).pop(self.name, None)
         vars(host)[self.name] = value
+
+
+class _Kernel:
+    """The kernel of a quantized host as its float `call` reads it: with what the adapters make of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, host: Any, owner: type) -> Any:
+        if host is None:
+            return self
+        site = child_of(host).site
+        if not in_forward_pass():
+            return getattr(original_class(host), self.name).__get__(host)
+        return tensor_of(child_of(host).read(site.attr, site.variable))
 
 
 def is_guarded(layer: Any) -> bool:
@@ -119,10 +136,15 @@ def container_class(base: Any) -> type:
 
 
 @functools.cache
-def host_class(base: Any, attributes: frozenset[str]) -> type:
+def host_class(base: Any, attributes: frozenset[str], kernel: str | None) -> type:
     """Returns the subclass of `base` for hosts whose own variables are `attributes`.
 
     It has the name and the module of `base`: Keras' files contain them.
+
+    Args:
+        base: the class without adapters.
+        attributes: attributes that read as what the adapters make of them.
+        kernel: the attribute under which `base` shows a quantized kernel; None if it is not quantized.
     """
 
     class Host(base):
@@ -135,6 +157,9 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
         @functools.wraps(base.call)
         def call(self, *args: Any, **kwargs: Any) -> Any:
             return child_of(self).forward(super().call, args, kwargs)
+
+        def quantized_call(self, *args: Any, **kwargs: Any) -> Any:
+            return child_of(self).forward(super().quantized_call, args, kwargs, super().call)
 
         def __reduce__(self) -> Any:
             return reduced(child_of(self))
@@ -156,4 +181,6 @@ def host_class(base: Any, attributes: frozenset[str]) -> type:
     Host.__name__, Host.__qualname__, Host.__module__ = base.__name__, base.__qualname__, base.__module__
     for name in attributes:
         setattr(Host, name, _Attribute(name))
+    if kernel is not None:
+        setattr(Host, kernel, _Kernel(kernel))
     return Host

@@ -7,10 +7,15 @@ import numpy as np
 from keras import ops
 
 from kopt.peft.adapter import Array
-from kopt.peft.layers import Site, Tensor, stored_value
+from kopt.peft.layers import QuantizedKernel, Site, Tensor, stored_value
+
+Stored = Any
+"""What a layer computes with: a `keras.Variable`, or a `QuantizedKernel`."""
+Bits = Array | dict[str, Array]
+"""What is stored there, bit for bit."""
 
 
-def as_float32(variable: keras.Variable) -> Array:
+def as_float32(variable: Stored) -> Array:
     """Returns the value of a variable as float32."""
     return np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
 
@@ -22,17 +27,43 @@ def as_kernel(site: Site, matrix: Tensor, value: Any) -> Tensor:
 
 def tensor_of(value: Any) -> Tensor:
     """Returns the value of a variable as a layer that reads it sees it; a tensor is returned as it is."""
+    if isinstance(value, QuantizedKernel):
+        return ops.cast(value.value, value.dtype)
     return ops.convert_to_tensor(value.value) if isinstance(value, keras.Variable) else value
 
 
 def stored_tensor(value: Any) -> Tensor:
     """Returns the value of a variable in its own dtype; a tensor is returned as it is."""
+    if isinstance(value, QuantizedKernel):
+        return value.value
     return ops.convert_to_tensor(stored_value(value)) if isinstance(value, keras.Variable) else value
 
 
 def dtype_of(value: Any) -> str:
     """Returns the dtype of a variable, as a layer that reads it sees it, or of a tensor."""
+    if isinstance(value, QuantizedKernel):
+        return value.dtype
     return keras.backend.standardize_dtype(tensor_of(value).dtype)
+
+
+def bits_of(stored: Stored) -> Bits:
+    """Returns what is stored, for `put_bits`."""
+    return stored.bits() if isinstance(stored, QuantizedKernel) else np.asarray(stored.numpy())
+
+
+def put_bits(stored: Stored, bits: Bits) -> None:
+    """Stores what `bits_of` returned."""
+    if isinstance(stored, QuantizedKernel):
+        assert isinstance(bits, dict)
+        stored.restore(bits)
+    else:
+        stored.assign(bits)
+
+
+def value_of_bits(stored: Stored, bits: Bits) -> Array:
+    """Returns the float32 value that such bits stand for."""
+    value = stored.decode(bits) if isinstance(stored, QuantizedKernel) and isinstance(bits, dict) else bits
+    return np.asarray(ops.convert_to_numpy(ops.cast(value, "float32")))
 
 
 def between(own: Any, copy: Any, scale: Any) -> Tensor:

@@ -7,7 +7,38 @@ import numpy as np
 from keras import ops
 
 from kopt.peft.adapter import Array
-from kopt.peft.host.host_tensors import as_float32, between
+from kopt.peft.host.host_tensors import as_float32, between, bits_of, put_bits, value_of_bits
+
+
+def merge_host(layer: Any, scales: Mapping[str, float], keep: bool = True) -> None:
+    """Writes what adapters make of the own variables of the host of an `AdapterLayer` into them.
+
+    Args:
+        layer: the `AdapterLayer`.
+        scales: the adapters, each with its scale; those that are not there are left out.
+        keep: whether what is replaced is kept for `unmerge_host`.
+    """
+    scales = {name: scale for name, scale in scales.items() if name in layer.adapters}
+    new = merged_values(layer, scales)
+    if keep:
+        layer.replaced.update({attr: bits_of(layer.stored(attr)) for attr in new})
+    layer.merged.update(scales)
+    for attr, value in new.items():
+        layer.stored(attr).assign(value)
+
+
+def unmerge_host(layer: Any) -> None:
+    """Undoes all merging into the host of an `AdapterLayer`, bit for bit."""
+    for attr, bits in layer.replaced.items():
+        put_bits(layer.stored(attr), bits)
+    layer.replaced.clear()
+    layer.merged.clear()
+
+
+def base_value(layer: Any, attr: str) -> Array:
+    """Returns the host's own value of a variable, also while adapters are merged into it, as float32."""
+    stored = layer.stored(attr)
+    return value_of_bits(stored, layer.replaced[attr]) if attr in layer.replaced else as_float32(stored)
 
 
 def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:

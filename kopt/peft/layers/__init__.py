@@ -27,6 +27,11 @@ from kopt.peft.layers.keras_internals import unlocked as unlocked
 from kopt.peft.layers.keras_internals import unpickler as unpickler
 from kopt.peft.layers.keras_internals import untrack as untrack
 from kopt.peft.layers.layer_paths import named_layers as named_layers
+from kopt.peft.layers.quantized import ROUNDINGS as ROUNDINGS
+from kopt.peft.layers.quantized import QuantizedKernel as QuantizedKernel
+from kopt.peft.layers.quantized import kernels_shown as kernels_shown
+from kopt.peft.layers.quantized import quantized_kernel as quantized_kernel
+from kopt.peft.layers.quantized import stored_weights as stored_weights
 from kopt.peft.layers.site import Site as Site
 from kopt.peft.layers.site import Tensor as Tensor
 from kopt.peft.layers.site import find_site as find_site

@@ -7,10 +7,13 @@ gone are said by `tests/test_keras_internals.py`.
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
@@ -135,6 +138,23 @@ def kernel_attribute(layer: Any) -> str | None:
     return next((a for a in _KERNELS if isinstance(v := attributes.get(a), keras.Variable) and len(v.shape) >= 2), None)
 
 
+def exchange_variables(layer: Any, gone: Iterable[str], new: Mapping[str, Mapping[str, Any]]) -> None:
+    """Takes variables from a layer, and gives it others that are zero.
+
+    Args:
+        layer: the layer.
+        gone: attributes that hold the variables.
+        new: arguments of `add_weight` by attribute.
+    """
+    removed = [vars(layer)[attr] for attr in gone]
+    with strategy_of(removed[0]), unlocked(layer):
+        for attr, variable in zip(gone, removed, strict=True):
+            untrack(layer, variable)
+            super(keras.layers.Layer, layer).__delattr__(attr)  # that of Keras collects garbage each time
+        for attr, options in new.items():
+            setattr(layer, attr, layer.add_weight(initializer="zeros", **options))
+
+
 def register_weights(model: Any) -> None:
     """Lets torch know the weights that the layers of a model have now: a layer lists those in it when it is built.
 
@@ -165,6 +185,67 @@ def is_trainable(layer: Any) -> bool:
 def set_trainable(layer: Any, value: bool) -> None:
     """Sets the flag of the layer itself; `layer.trainable = value` would set those of all that is in it too."""
     layer._trainable = value
+
+
+# ----------------------------------------------------------------------------- kernels that Keras has in int8 or int4
+
+
+def quantized_parts(layer: Any) -> dict[str, keras.Variable]:
+    """Returns the variables that are the kernel of a quantized layer of Keras together, by attribute, itself first."""
+    attributes, main = vars(layer), kernel_attribute(layer)
+    assert main is not None
+    names = (main, *(f"{main.lstrip('_')}_{part}" for part in ("scale", "zero")), "g_idx")
+    return {name: attributes[name] for name in names if isinstance(attributes.get(name), keras.Variable)}
+
+
+def quantized_shape(layer: Any) -> tuple[int, ...]:
+    """Returns the shape that the kernel of a quantized layer of Keras stands for."""
+    own = tuple(next(iter(quantized_parts(layer).values())).shape)
+    if layer.quantization_mode != "int4":
+        return own
+    if isinstance(layer, keras.layers.EinsumDense):
+        return tuple(layer.original_kernel_shape)
+    return (own[0], layer.output_dim if isinstance(layer, keras.layers.Embedding) else layer.units)
+
+
+def dequantized(layer: Any, parts: Mapping[str, Any]) -> Any:
+    """Returns the kernel that the `parts` of a quantized layer of Keras stand for, in float32."""
+    shape, embedding = quantized_shape(layer), isinstance(layer, keras.layers.Embedding)
+    main, scale = (parts[name] for name in list(quantized_parts(layer))[:2])
+    zero = next((value for name, value in parts.items() if name.endswith("zero")), None)
+    scale = ops.cast(scale, "float32")
+    if layer.quantization_mode == "int8":
+        einsum = isinstance(layer, keras.layers.EinsumDense)
+        scale = layer._adjust_scale_for_dequant(scale) if einsum else scale
+        return ops.cast(main, "float32") / (ops.expand_dims(scale, -1) if embedding else scale)
+    packed = ops.convert_to_tensor(main)
+    whole = ops.cast(keras.quantizers.unpack_int4(packed, math.prod(shape) // packed.shape[0], axis=-1), "float32")
+    if zero is None:
+        return ops.reshape(whole / (ops.expand_dims(scale, -1) if embedding else scale), shape)
+    groups, axis = ops.cast(parts["g_idx"], "int32"), -1 if embedding else 0
+    zero = ops.take(ops.cast(zero, "float32"), groups, axis=axis)
+    return ops.reshape((whole - zero) * ops.take(scale, groups, axis=axis), shape)
+
+
+def requantized(layer: Any, kernel: Any) -> dict[str, Any]:
+    """Returns what Keras makes of a float kernel in the format of a quantized layer, by attribute."""
+    cls, config = original_class(layer), layer.quantization_config
+    if config is None and layer.quantization_mode == "int4":  # read from a file that says it in the dtype alone
+        config = keras.quantizers.Int4QuantizationConfig(block_size=layer._int4_block_size)
+    twin = cls.from_config(cls.get_config(layer) | {"dtype": "float32", "quantization_config": None})
+    twin.build_from_config(cls.get_build_config(layer))
+    vars(twin)[kernel_attribute(twin)].assign(kernel)
+    twin.quantize(layer.quantization_mode, config=config)
+    return {attr: np.asarray(vars(twin)[attr].numpy()) for attr in quantized_parts(layer)}
+
+
+def say_not_quantized(layer: Any) -> None:
+    """Makes a layer that has got a float kernel again one that Keras can quantize."""
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        policy = policy[layer.path]
+    layer._is_quantized, layer.quantization_config = False, None
+    layer.dtype_policy = policy.name.partition("_from_")[2]
 
 
 # ------------------------------------------------------------------------------------------- calls and compilation

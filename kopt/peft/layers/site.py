@@ -16,6 +16,7 @@ from kopt.peft.layers.keras_internals import (
     original_class,
     symbolic_calls,
 )
+from kopt.peft.layers.quantized import QuantizedKernel, quantized_kernel
 
 Tensor = Any
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -48,7 +49,7 @@ class Site:
         batch_axes: Sequence[int] = (),
     ) -> None:
         self.layer, self.attr, self.kind = layer, attr, kind
-        self.variable: keras.Variable = vars(layer)[attr]
+        self.variable = stored_kernel(layer, attr)
         self.in_axes, self.out_axes, self.batch_axes = tuple(in_axes), tuple(out_axes), tuple(batch_axes)
         self.shape = tuple(self.variable.shape)
         self.batch = tuple(self.shape[i] for i in self.batch_axes)
@@ -58,6 +59,11 @@ class Site:
         if self.is_depthwise:
             self.channels = 1
         self._order = (*self.batch_axes, *self.in_axes, *self.out_axes)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the kernel is stored in a few bits a weight."""
+        return isinstance(self.variable, QuantizedKernel)
 
     @property
     def is_convolution(self) -> bool:
@@ -232,16 +238,23 @@ def _equation(layer: Any) -> tuple[str, str, str]:
     return source, kernel, target
 
 
+def stored_kernel(layer: Any, attr: str) -> keras.Variable | QuantizedKernel:
+    """Returns the variable that an attribute of a layer holds, or the quantized kernel in its place."""
+    kernel = quantized_kernel(layer)
+    return kernel if kernel is not None and kernel.attr == attr else vars(layer)[attr]
+
+
 def find_site(layer: Any) -> Site | None:
     """Returns the kernel of a built layer that adapters can change, or None if it has none.
 
     Of an LSTM or GRU that is the kernel of the cell's input, of a separable convolution the pointwise one.
     """
     call, layers = original_class(layer).call, keras.layers
-    attr = kernel_attribute(layer)
+    quantized = quantized_kernel(layer)
+    attr = kernel_attribute(layer) if quantized is None else quantized.attr
     if attr is None:
         return None
-    axes = list(range(len(vars(layer)[attr].shape)))
+    axes = list(range(len(stored_kernel(layer, attr).shape)))
     if isinstance(layer, layers.EinsumDense):
         source, kernel, target = _equation(layer)
         batch = [i for i, c in enumerate(kernel) if c in source and c in target]

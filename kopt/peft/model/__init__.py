@@ -13,6 +13,8 @@ from kopt.peft.model.functions import unload as unload
 from kopt.peft.model.functions import unmerge_adapter as unmerge_adapter
 from kopt.peft.model.model_class import add_adapter as add_adapter
 from kopt.peft.model.model_class import put_adapter as put_adapter
+from kopt.peft.model.quantization import dequantize as dequantize
+from kopt.peft.model.quantization import quantize as quantize
 from kopt.peft.model.reports import LayerStatus as LayerStatus
 from kopt.peft.model.reports import ModelStatus as ModelStatus
 from kopt.peft.model.reports import adapter_layers as adapter_layers

@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 
 from kopt.peft.adapter import Adapter, require_model
-from kopt.peft.host import AdapterLayer, changed_by, changes_order, container_class, is_guarded
+from kopt.peft.host import (
+    AdapterLayer,
+    changed_by,
+    changes_order,
+    container_class,
+    is_guarded,
+    merge_host,
+    unmerge_host,
+)
 from kopt.peft.layers import (
     direct_variables,
     flatten_layers,
@@ -63,6 +71,10 @@ class ModelAdapters:
             (layer, is_trainable(layer), [(v, v.trainable) for v in direct_variables(layer)])
             for layer in flatten_layers(model)
         ]
+
+    def flags_before(self) -> list[tuple[Any, bool]]:
+        """Returns the layers of the model, each with whether it was trainable without adapters."""
+        return [(layer, trainable) for layer, trainable, _ in self._flags_before]
 
     @property
     def enabled(self) -> bool:
@@ -140,7 +152,23 @@ class ModelAdapters:
     def values_changed(self) -> None:
         """Merges anew what is merged, after weights of adapters were set."""
         for layer in self.hosts.values():
-            layer.unmerge()
+            unmerge_host(layer)
+        self.settle()
+
+    @contextlib.contextmanager
+    def dequantizing(self) -> Iterator[None]:
+        """Lets layers get float kernels in place of quantized ones within a block."""
+        for layer in self.hosts.values():
+            unmerge_host(layer)
+        known = {id(v) for _, _, variables in self._flags_before for v, _ in variables}
+        yield
+        for layer, _, variables in self._flags_before:
+            for variable in direct_variables(layer):
+                if id(variable) not in known:
+                    variables.append((variable, True))
+                    variable.trainable = False
+        for layer in self.hosts.values():
+            layer.look_again()
         self.settle()
 
     # ------------------------------------------------------------------------------------ putting in, taking out
@@ -162,7 +190,7 @@ class ModelAdapters:
         new: list[str] = []
         shared: dict[str, Any] = {}
         for layer in self.hosts.values():
-            layer.unmerge()  # adapters start from the base
+            unmerge_host(layer)  # adapters start from the base
         try:
             for path, step in plans.items():
                 if path not in self.hosts:
@@ -245,8 +273,8 @@ class ModelAdapters:
         self._refuse_shared(merged)
         scales = {name: self.scales.get(name, 1.0) for name in merged}
         for layer in self.hosts.values():
-            layer.unmerge()
-            layer.merge(scales, keep=False)
+            unmerge_host(layer)
+            merge_host(layer, scales, keep=False)
             layer.remove_host()
         for layer in flatten_layers(self.model):
             set_class(layer, original_class(layer))
@@ -258,21 +286,6 @@ class ModelAdapters:
         register_weights(self.model)
         self.optimizers.forget_functions()
         self.optimizers.choose()
-
-    @contextlib.contextmanager
-    def plain(self) -> Iterator[None]:
-        """Gives the layers the classes and flags that they had without adapters, within a block."""
-        now = [(layer, type(layer), is_trainable(layer)) for layer in flatten_layers(self.model)]
-        for layer, *_ in now:
-            set_class(layer, original_class(layer))
-        for layer, trainable, _ in self._flags_before:
-            set_trainable(layer, trainable)
-        try:
-            yield
-        finally:
-            for layer, cls, trainable in now:
-                set_class(layer, cls)
-                set_trainable(layer, trainable)
 
     def install(self) -> None:
         """Makes these the adapters of the model."""

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kopt.peft.adapter import Adapter, is_bias
-from kopt.peft.layers import Site, child_of, find_site, own_variables
+from kopt.peft.layers import Site, child_of, find_site, own_variables, stored_weights
 from kopt.peft.targets import ALL_LINEAR, by_pattern, layer_number, matches, nearest
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -31,11 +31,11 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
         return set()
     spec = adapter.target_modules or list(adapter.default_targets) or None
     possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, site_of(layer))]
-    wanted = [path for path, layer in named.items() if _is_wanted(spec, path, layer)]
+    wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer)]
     wanted = [p for p in wanted if not matches(adapter.exclude_modules, p) and not matches(adapter.modules_to_save, p)]
     if isinstance(spec, list):
         named_alone = [p for p in wanted if any(p == n or p.endswith(f".{n}") for n in spec)]
-        if refused := [p for p in named_alone if p not in set(possible) and own_variables(named[p])]:
+        if refused := [p for p in named_alone if p not in set(possible) and stored_weights(named[p])]:
             kind = type(named[refused[0]]).__name__
             takes = adapter.takes or f"layers whose kernel is of the kinds: {', '.join(adapter.kinds)}"
             raise ValueError(
@@ -69,7 +69,8 @@ def _check_numbers(adapter: Adapter, numbers: Mapping[str, int | None]) -> None:
             )
 
 
-def _is_wanted(spec: Any, path: str, layer: Any) -> bool:
+def is_wanted(spec: Any, path: str, layer: Any) -> bool:
+    """Returns whether `target_modules` selects a layer."""
     if spec == ALL_LINEAR:
         return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site_of(layer) is not None
     return spec is None or matches(spec, path)

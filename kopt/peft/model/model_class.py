@@ -1,14 +1,15 @@
 """The class of a model with adapters. Its `.keras` files keep them: nothing is merged, and loading puts them back."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 
 from kopt.peft.adapter import Adapter, Array, adapters, require_method
 from kopt.peft.host import TRAINABLE
-from kopt.peft.layers import original_class, set_class, unpickler
+from kopt.peft.layers import flatten_layers, is_trainable, original_class, set_class, set_trainable, unpickler
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
 from kopt.peft.model.selection import Plan, plan
 
@@ -100,6 +101,23 @@ def _check_same(current: ModelAdapters, name: str, plans: Mapping[str, Plan]) ->
         )
 
 
+@contextlib.contextmanager
+def plain_layers(model: Any) -> Iterator[None]:
+    """Gives the layers of a model the classes and flags that they had without adapters, within a block."""
+    current = adapters_of(model)
+    now = [(layer, type(layer), is_trainable(layer)) for layer in flatten_layers(model)]
+    for layer, *_ in now:
+        set_class(layer, original_class(layer))
+    for layer, trainable in () if current is None else current.flags_before():
+        set_trainable(layer, trainable)
+    try:
+        yield
+    finally:
+        for layer, cls, trainable in now:
+            set_class(layer, cls)
+            set_trainable(layer, trainable)
+
+
 @functools.cache
 def adapted_class(base: Any) -> type:
     """Returns the subclass of `base` for models with adapters, of the same name.
@@ -150,7 +168,7 @@ def adapted_class(base: Any) -> type:
             current = adapters_of(self)
             if current is None:
                 return super().get_config()
-            with current.plain():
+            with plain_layers(self):
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {

@@ -1,6 +1,7 @@
 """What adapters a model has: in numbers, layer by layer as data, and as a table."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from kopt.peft.adapter import require_model
 from kopt.peft.host import AdapterLayer
-from kopt.peft.layers import flatten_layers, named_layers, original_class
+from kopt.peft.layers import flatten_layers, named_layers, original_class, quantized_kernel
 from kopt.peft.model.adapters import adapters_of, require_adapters
 
 _SHOWN = 20
@@ -16,10 +17,18 @@ _SHOWN = 20
 
 
 def get_nb_trainable_parameters(model: Any) -> tuple[int, int]:
-    """Returns the number of trainable parameters, and that of all parameters with those of adapters."""
+    """Returns the number of trainable parameters, and that of all parameters with those of adapters.
+
+    A quantized kernel counts as the float kernel that it stands for.
+    """
     require_model(model)
-    gates = {id(g) for layer in adapter_layers(model) for g in layer.gates.values()}
-    everything = sum(int(np.prod(v.shape)) for v in model.weights if id(v) not in gates)
+    left_out = {id(g) for layer in adapter_layers(model) for g in layer.gates.values()}
+    everything = 0
+    for layer in flatten_layers(model):
+        if (kernel := quantized_kernel(layer)) is not None:
+            everything += math.prod(kernel.shape)
+            left_out |= {id(part) for part in kernel.parts.values()}
+    everything += sum(math.prod(v.shape) for v in model.weights if id(v) not in left_out)
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables), everything
 
 

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from kopt.peft.adapter import Adapter
-from kopt.peft.layers import direct_variables, is_output_matrix, named_layers, own_variables
+from kopt.peft.layers import direct_variables, is_output_matrix, named_layers, own_variables, stored_weights
 from kopt.peft.model.choice import parameters_of, select, select_parameters, site_of
 from kopt.peft.targets import matches, nearest
+
+_KERNELS = ("kernel", "embeddings")
+"""What Keras calls the variables that it quantizes."""
 
 
 @dataclasses.dataclass
@@ -49,7 +52,7 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         targeted = path in selected or (site is not None and site.attr in parameters)
         owned = own_variables(layer)
         missing = len(direct_variables(layer)) - len(owned)
-        whole = matches(adapter.modules_to_save, path) and bool(owned or missing)  # a layer of layers has none itself
+        whole = matches(adapter.modules_to_save, path) and bool(stored_weights(layer) or missing)  # else of layers
         if whole and missing:
             raise ValueError(
                 f"{path}: {missing} of its weights are not attributes, so they cannot be copied and saved."
@@ -63,9 +66,7 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         if not trained and not changed and not parameters:
             continue
         if getattr(layer, "quantization_mode", None):
-            raise ValueError(
-                f"{path} is quantized ({layer.quantization_mode}). Add adapters to the float model instead."
-            )
+            _check_quantized(model, path, layer, whole or any(adapter.trains(v, targeted) for v in _KERNELS))
         plans[path] = Plan(layer, local, targeted, whole, tuple(parameters))
     sites = [site_of(step.layer) for step in plans.values() if step.targeted]
     for step in plans.values():
@@ -77,10 +78,28 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
     return plans
 
 
+def _check_quantized(model: Any, path: str, layer: Any, copied: bool) -> None:
+    """Raises ValueError if a quantized layer cannot have an adapter; `copied` if it would be trained as a copy."""
+    mode, site = layer.quantization_mode, site_of(layer)
+    if site is None or not site.is_quantized:
+        raise ValueError(
+            f"{path} is quantized ({mode}), and adapters read float kernels, int8, int4 and nf4 only. Add adapters to "
+            "such a model."
+        )
+    if copied:
+        raise ValueError(
+            f"{path} is quantized ({mode}), so that it cannot be trained whole. Leave it out when you quantize: "
+            "kopt.peft.quantize(model, ..., exclude_modules=[...])."
+        )
+    if site.kind == "opaque" or is_output_matrix(model, layer):
+        what = "computes in its own way" if site.kind == "opaque" else "is the output matrix too"
+        raise ValueError(f"{path} is quantized ({mode}) and {what}, so that it takes no adapter. Exclude it.")
+
+
 def _check_saved(model: Any, adapter: Adapter, named: Mapping[str, Any]) -> None:
     """Raises ValueError if a layer that shall be trained whole is not there, or is the output matrix too."""
     for name in adapter.modules_to_save or ():
-        if not any(matches([name], path) and own_variables(layer) for path, layer in named.items()):
+        if not any(matches([name], path) and stored_weights(layer) for path, layer in named.items()):
             near = nearest([name], list(named))
             raise ValueError(f"modules_to_save: no layer with weights is called {name!r}. Closest layer names: {near}.")
     for path, layer in named.items():

@@ -1,0 +1,119 @@
+"""Models whose kernels are stored in a few bits a weight, and back."""
+
+import contextlib
+from typing import Annotated, Any, Literal
+
+import keras
+
+from kopt.declare import Convert, checked
+from kopt.peft import targets
+from kopt.peft.adapter import require_model
+from kopt.peft.layers import flatten_layers, forget_functions, named_layers, quantized_kernel, register_weights
+from kopt.peft.model.adapters import adapters_of
+from kopt.peft.model.choice import is_wanted, site_of
+from kopt.peft.targets import matches, nearest
+
+Names = Annotated[Any, Convert(targets.parse_names)]
+_BY_KERAS = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Embedding,
+    keras.layers.ReversibleEmbedding,
+)
+"""The classes that Keras quantizes; it takes none of their subclasses."""
+
+
+@checked
+def quantize(
+    model: Any,
+    mode: Literal["int8", "int4"],
+    target_modules: Annotated[Any, Convert(targets.parse_targets)] = targets.ALL_LINEAR,
+    exclude_modules: Names = None,
+) -> Any:
+    """Stores kernels of a model in a few bits a weight, in place. Adapters that are added then are trained in float32.
+
+    "int8" and "int4" are the formats of Keras, as `model.quantize` has them: whole numbers times a scale, of each
+    output, or for "int4" of 128 inputs of an output. With "int8", layers round their inputs to 8 bits, too.
+
+    Args:
+        model: a built model without adapters.
+        mode: the format.
+        target_modules: the layers, as for adapters: "all-linear" is every `Dense` and `EinsumDense`. Keras also takes
+            `Embedding`.
+        exclude_modules: layers to leave out, as a head that is trained whole.
+
+    Returns:
+        `model`, the same object.
+
+    Raises:
+        ValueError: the model is not built or has adapters; a name matches no layer; a layer is quantized already, or
+            cannot be. The model is then as before.
+    """
+    require_model(model)
+    if not getattr(model, "built", False):
+        raise ValueError(f"The model {model.name!r} is not built. Call it once, or build(...), before quantizing it.")
+    if adapters_of(model) is not None:
+        raise ValueError("The model has adapters. Quantize it before they are added, or call unload(model) first.")
+    chosen = _chosen(model, target_modules, exclude_modules)
+    for path, layer in chosen.items():
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(f"{path} is quantized already ({layer.quantization_mode}).")
+        if type(layer) not in _BY_KERAS:
+            raise ValueError(f"Keras cannot quantize {path} ({type(layer).__name__}). Name it in exclude_modules.")
+    for layer in chosen.values():
+        layer.quantize(mode)
+    _changed(model)
+    return model
+
+
+def dequantize(model: Any) -> Any:
+    """Gives the quantized layers of a model float kernels again: those that they stand for, not those of before.
+
+    Adapters stay, as they are: `merge_and_unload` is exact then. While kernels are quantized, merging rounds them
+    anew.
+
+    Args:
+        model: a model with layers in int8, int4 or nf4, with adapters or without.
+
+    Returns:
+        `model`, the same object.
+
+    Raises:
+        ValueError: no layer is quantized.
+    """
+    require_model(model)
+    kernels = [kernel for layer in flatten_layers(model) if (kernel := quantized_kernel(layer)) is not None]
+    if not kernels:
+        raise ValueError(f"The model {model.name!r} has no layers in int8, int4 or nf4.")
+    current = adapters_of(model)
+    with contextlib.nullcontext() if current is None else current.dequantizing():
+        for kernel in kernels:
+            kernel.release()
+    _changed(model)
+    return model
+
+
+def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, Any]:
+    """Returns the layers to quantize by path."""
+    possible = {path: layer for path, layer in named_layers(model) if site_of(layer) is not None}
+    for spec, field in ((target_modules, "target_modules"), (exclude_modules, "exclude_modules")):
+        for name in spec if isinstance(spec, list) else ():
+            if not any(matches([name], path) for path in possible):
+                raise ValueError(
+                    f"{field}: {name!r} matches no layer with a kernel. Closest layer names: "
+                    f"{nearest(name, list(possible)) or 'none'}."
+                )
+    chosen = {path: layer for path, layer in possible.items() if is_wanted(target_modules, path, layer)}
+    chosen = {path: layer for path, layer in chosen.items() if not matches(exclude_modules, path)}
+    if not chosen:
+        raise ValueError(
+            f"target_modules={target_modules!r} leaves no layer to quantize. Closest layer names: "
+            f"{nearest(target_modules, list(possible)) or 'none'}."
+        )
+    return chosen
+
+
+def _changed(model: Any) -> None:
+    """Lets backends know that weights of the model are others now."""
+    register_weights(model)
+    forget_functions(model)
