@@ -1,6 +1,6 @@
 """Trains a small language model with ten optimizers, and counts the steps to one fixed loss.
 
-    python -m benchmarks.language_model [--rows AdamW Muon] [--trials 6] [--seeds 8] [--write]
+    python -m benchmarks.language_model [--rows AdamW Muon] [--trials 6] [--seeds 8] [--time] [--write]
     python -m benchmarks.language_model --trials 0 --seeds 0 --write       # only the page, from what has been run
 
 The protocol is that of a speed run: text, batches, architecture and the shape of the schedule are fixed; a row chooses
@@ -8,11 +8,12 @@ its rule, and finds its rate and decay in `TRIALS` trials from a declared space,
 quantiles for all rows. The best trial is run again with eight seeds, which are other first weights and another order of
 the batches, the same for all rows. Every run is a file in `benchmarks/language_model/`; what is there is not run again.
 The text is the source of Python's standard library: its hash is in each file, and files of another text, or of another
-protocol, are not used. `--write` makes the table, the picture and the page language-model.md. A quiet machine is needed
-for the seconds, not for the steps.
+protocol, are not used. `--time` times the steps of all rows, which take turns; that needs a quiet machine, the runs do
+not. `--write` makes the table, the picture and the page language-model.md.
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -37,6 +38,7 @@ from benchmarks import _turns
 from kopt.checkpoint import atomic_files
 
 FOLDER = Path(__file__).parent / "language_model"
+CLOCK = "milliseconds-a-step.json"
 PAGE, PICTURE = FOLDER.parent / "language-model.md", FOLDER.parent / "language-model.png"
 COMMAND = "python -m benchmarks.language_model"
 
@@ -51,6 +53,9 @@ TRIALS, SEEDS, BASE = 6, 8, "AdamW"
 LOW, HIGH = 1e-3, 0.3
 """The space of the decay, of every row that decays."""
 ADAM = {"beta_2": 0.95}
+ROUNDS = 10
+"""Turns of each row when steps are timed."""
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Row(NamedTuple):
@@ -149,29 +154,36 @@ def setting(row: Row, trial: int) -> tuple[float, float]:
     return row.low * (row.high / row.low) ** of_rate, LOW * (HIGH / LOW) ** of_decay
 
 
-def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, steps: int = STEPS) -> dict[str, Any]:
-    """Trains once; returns the losses on what is held out, the milliseconds of a step, and what the state takes."""
+def prepared(row: Row, rate: float, decay: float, seed: int) -> tuple[keras.Model, Any, Callable[[Any], Any]]:
+    """Returns a model with its first weights, its optimizer, and a step from a batch to its loss."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    learnt, held_out = parts(known)
     schedule = kopt.schedules.WarmupStableDecay(rate, steps=10 * STEPS, warmup=WARMUP, decay=1)
     net, optimizer = model(), row.make(schedule, decay)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(optimizer, loss_of)
+    net.compile(optimizer, LOSS)
+
+    @tf.function(autograph=False)
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = LOSS(batch[:, 1:], net(batch[:, :-1], training=True))
+        optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+        return loss
+
+    optimizer.build(net.trainable_variables)
+    return net, optimizer, step
+
+
+def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, steps: int = STEPS) -> dict[str, Any]:
+    """Trains once; returns the losses on what is held out, and what the state takes."""
+    learnt, held_out = parts(known)
+    net, optimizer, step = prepared(row, rate, decay, seed)
     average = kopt.AveragedWeights() if hasattr(optimizer, "averages") else None
     if average is not None:
         average.set_model(net)
 
     @tf.function(autograph=False)
-    def step(batch: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(batch[:, 1:], net(batch[:, :-1], training=True))
-        optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
-        return loss
-
-    @tf.function(autograph=False)
     def evaluate() -> Any:
-        return loss_of(held_out[:, 1:], net(held_out[:, :-1], training=False))
+        return LOSS(held_out[:, 1:], net(held_out[:, :-1], training=False))
 
     def held_out_loss() -> float:
         if average is None:
@@ -179,24 +191,15 @@ def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, ste
         with average.weights():
             return float(evaluate())
 
-    optimizer.build(net.trainable_variables)
-    rng, losses, times = np.random.default_rng(seed), [(0, float(evaluate()))], []
+    rng, losses = np.random.default_rng(seed), [(0, float(evaluate()))]
     for i in range(1, steps + 1):
-        batch = ops.convert_to_tensor(learnt[rng.integers(len(learnt), size=BATCH)])
-        begun = time.perf_counter()
-        loss = float(step(batch))
-        times.append(time.perf_counter() - begun)
+        loss = float(step(ops.convert_to_tensor(learnt[rng.integers(len(learnt), size=BATCH)])))
         if i % EVERY == 0:
             losses.append((i, held_out_loss()))
         if not math.isfinite(loss):
             break
     parameters = sum(math.prod(v.shape) for v in net.trainable_variables)
-    return {
-        "losses": losses,
-        "milliseconds": 1e3 * statistics.median(times[1:] or times),
-        "bytes": kopt.state_bytes(optimizer, net) / parameters,
-        "parameters": parameters,
-    }
+    return {"losses": losses, "bytes": kopt.state_bytes(optimizer, net) / parameters, "parameters": parameters}
 
 
 def steps_to(target: float, losses: list[Any]) -> float:
@@ -263,10 +266,24 @@ def run_all(rows: list[str], trials: int, seeds: int) -> None:
                 part.write_text(json.dumps(run) + "\n", encoding="utf-8")
             print(
                 f"{path.stem}: rate {rate:.2g}, decay {decay:.2g}, {steps_to(TARGET, found['losses']):.0f} steps to "
-                f"{TARGET}, last loss {found['losses'][-1][1]:.3f}, {found['milliseconds']:.0f} ms a step, "
-                f"{time.perf_counter() - begun:.0f} s",
+                f"{TARGET}, last loss {found['losses'][-1][1]:.3f}, {time.perf_counter() - begun:.0f} s",
                 flush=True,
             )
+
+
+def time_steps(rows: list[str]) -> None:
+    """Times the steps of rows, which take turns, at the settings of their first trials."""
+    learnt, _ = parts(text())
+    batch = ops.convert_to_tensor(learnt[:BATCH])
+    steps = {row: prepared(ROWS[row], *setting(ROWS[row], 0), seed=0)[2] for row in rows}
+    for step in steps.values():
+        step(batch)
+    runs = {row: functools.partial(_turns.clock, functools.partial(step, batch)) for row, step in steps.items()}
+    times = _turns.take_turns(runs, ROUNDS)
+    FOLDER.mkdir(exist_ok=True)
+    with atomic_files.atomic_file(FOLDER / CLOCK) as part:
+        medians = {row: round(statistics.median(t), 2) for row, t in times.items()}
+        part.write_text(json.dumps(medians, indent=1) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------- the page
@@ -281,6 +298,7 @@ def p_value(ours: list[float], base: list[float]) -> float:
 
 def table(of: str) -> list[str]:
     """Returns the rows that have seeds, the fewest steps first, as Markdown."""
+    timed = json.loads((FOLDER / CLOCK).read_text(encoding="utf-8")) if (FOLDER / CLOCK).exists() else {}
     seeds = {row: [r for i in range(1, SEEDS + 1) if (r := read(row, "seed", i, of))] for row in ROWS}
     counts = {row: [min(steps_to(TARGET, r["losses"]), STEPS) for r in runs] for row, runs in seeds.items() if runs}
     if not counts:
@@ -302,7 +320,7 @@ def table(of: str) -> list[str]:
             spread,
             f"{statistics.mean(base) / mean:.2f}" if base else "",
             f"{p_value(steps, base):.1g}" if tested else "",
-            f"{mean * statistics.median(r['milliseconds'] for r in runs) / 1e3:.1f}",
+            f"{mean * timed[row] / 1e3:.1f}" if row in timed else "not timed",
             f"{statistics.median(r['bytes'] for r in runs):.2f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -353,9 +371,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="rows to run")
     parser.add_argument("--trials", type=int, choices=range(TRIALS + 1), default=TRIALS, help="first trials of a row")
     parser.add_argument("--seeds", type=int, choices=range(SEEDS + 1), default=SEEDS, help="runs of the best trial")
+    parser.add_argument("--time", action="store_true", help="time the steps of the rows")
     parser.add_argument("--write", action="store_true", help="make the page and the picture")
     flags = parser.parse_args(arguments)
     run_all(flags.rows, flags.trials, flags.seeds)
+    if flags.time:
+        time_steps(flags.rows)
     if flags.write:
         write()
 

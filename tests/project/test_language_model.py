@@ -55,7 +55,7 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
         runs.append((rate, seed))
         speed = 1 + rate + seed / 100  # the largest rate is the fastest
         losses = [(t, 5.0 - t / 100 * speed) for t in range(0, 401, 10)]
-        return {"losses": losses, "milliseconds": 50.0, "bytes": 8.0, "parameters": 10}
+        return {"losses": losses, "bytes": 8.0, "parameters": 10}
 
     monkeypatch.setattr(bench, "train", train)
     monkeypatch.setattr(bench, "draw", drawn.append)
@@ -102,7 +102,23 @@ def test_every_row_learns(row, small):
     first, *_, last = [loss for _, loss in found["losses"]]
     assert [t for t, _ in found["losses"]] == [0, 10, 20]
     assert last < first < np.log(256) + 0.5
-    assert found["milliseconds"] > 0 and found["bytes"] >= 0
+    assert found["bytes"] >= 0
+
+
+@pytest.mark.slow
+def test_seconds_are_steps_by_the_time_of_one(small, monkeypatch):
+    monkeypatch.setattr(bench, "ROUNDS", 2)
+    bench.FOLDER.mkdir()
+    bench.time_steps(["AdamW", "Lion"])
+    times = json.loads((bench.FOLDER / bench.CLOCK).read_text())
+    assert list(times) == ["AdamW", "Lion"] and min(times.values()) > 0
+    (bench.FOLDER / bench.CLOCK).write_text('{"AdamW": 50.0}')
+    for row in times:
+        rate, decay = bench.setting(bench.ROWS[row], 0)
+        run = {"protocol": "p", "trial": 0, "rate": rate, "decay": decay, "losses": [(0, 5.0), (100, 2.0)], "bytes": 8}
+        bench.file_of(row, "seed", 1).write_text(json.dumps(run))
+    seconds = {line.split("`")[1]: line.split(" | ")[-2] for line in bench.table("p")[2:]}
+    assert seconds == {"AdamW": "4.6", "Lion": "not timed"}  # 91.7 steps
 
 
 def test_the_model_sees_no_byte_ahead(small):
