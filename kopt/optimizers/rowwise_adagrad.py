@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from kopt.optimizers.engine.tensor_math import beside
+from kopt.optimizers.engine.tensor_math import beside, sums_of_rows
 from kopt.optimizers.optimizer import Optimizer, Positive, Slot, Slots, Step, Tensor, override
 
 
@@ -29,9 +29,11 @@ class RowwiseAdaGrad(Optimizer):
 
     @override
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
-        square, rest = ops.square(g), tuple(range(1, len(g.shape)))
-        width = max(math.prod(g.shape[1:]), 1)  # a row without elements has a mean of zero
-        new = Slots(n=s.n + (ops.sum(square, axis=rest) / width if rest else square))
+        mean = ops.square(g)
+        if len(g.shape) > 1:
+            width = math.prod(g.shape[1:])
+            mean = sums_of_rows(ops.reshape(mean, (-1, width))) / width if width else 0.0
+        new = Slots(n=s.n + mean)
         return beside(self.rate(new, t), g) * g, vars(new)
 
     @override

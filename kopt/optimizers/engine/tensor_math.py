@@ -110,6 +110,13 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return total(ops.square(x))
 
 
+def sums_of_rows(x: Tensor) -> Tensor:
+    """Sums over the last axis."""
+    if not is_summed_in_blocks(x.shape):
+        return ops.sum(x, axis=-1)
+    return ops.matmul(x, ops.ones((x.shape[-1], 1), x.dtype))[..., 0]
+
+
 def sums_of_units(x: Tensor) -> Tensor:
     """Sums over all axes but the last, which stay as axes of length 1.
 
