@@ -63,8 +63,30 @@ def test_arithmetic_by_hand():
     np.testing.assert_allclose(combine("ties", tensors, [1.0, 3.0], 0.5, "total", rng), [-12.0, -2.0, 4.5, 0.0])
     kept = combine("dare_linear", [np.ones(10_000)], [1.0], 0.25, "total", rng)
     assert set(np.unique(kept)) == {0.0, 4.0} and abs(kept.mean() - 1) < 0.1
+    # Where the first is kept it has the sign of the sum; a quarter of the rest is the second alone: 3 - 1 + 1/4.
+    kept = combine("dare_ties", [np.full(40_000, 3.0), -np.ones(40_000)], [1.0, 1.0], 0.25, "total", rng)
+    assert set(np.unique(kept)) == {-4.0, 0.0, 12.0} and abs(kept.mean() - 2.25) < 0.1
     _, b, share = decompose(np.diag([3.0, 4.0, 0.0]), None, 0.6)
     assert b.shape == (1, 3) and share == pytest.approx(16 / 25)
+
+
+def test_what_dare_leaves_out_is_seeded():
+    model, x, plain, _ = two()
+
+    def added(name, seed, density):
+        peft.add_weighted_adapter(model, ["one", "two"], [1.0, 1.0], name, "dare_linear", density=density, seed=seed)
+        return outputs(model, x)
+
+    first, other = added("a", 1, 0.5), added("b", 2, 0.5)
+    np.testing.assert_array_equal(added("c", 1, 0.5), first)
+    assert np.abs(first - other).max() > 1e-3 < np.abs(first - plain).max()
+    keras.utils.set_random_seed(5)
+    first = added("d", None, 0.5)
+    keras.utils.set_random_seed(5)
+    np.testing.assert_array_equal(added("e", None, 0.5), first)
+    peft.add_weighted_adapter(model, ["one", "two"], [1.0, 1.0], "whole", "linear")
+    whole = outputs(model, x)
+    np.testing.assert_allclose(added("f", 1, 1.0), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +204,8 @@ def test_rows_of_a_table_that_is_the_output_matrix_too():
         peft.MixedBatch(model).predict_rows(np.ones((2, 4), "int32"), ["default", "__base__"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "combination", ["linear", "cat", "svd", "ties", "ties_svd", "magnitude_prune", "magnitude_prune_svd"]
-)
-@pytest.mark.filterwarnings("ignore")
-def test_the_same_as_in_peft(kind, combination, tmp_path):
+def both(kind, combination, tmp_path, **options):
+    """Returns what a combination gives in kopt and in peft."""
     theirs, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     from torch_twin import Twin
 
@@ -199,13 +216,38 @@ def test_the_same_as_in_peft(kind, combination, tmp_path):
         peft.save_pretrained(model, tmp_path / name, name)
     wrapped = theirs.PeftModel.from_pretrained(twin, str(tmp_path / "one"), adapter_name="one")
     wrapped.load_adapter(str(tmp_path / "two"), "two")
-    options = {"combination_type": combination, "density": 0.6} | ({"svd_rank": 3} if "svd" in combination else {})
-    wrapped.add_weighted_adapter(["one", "two"], [0.7, -0.4], "new", **options)
+    shared = {"combination_type": combination, "density": 0.6} | ({"svd_rank": 3} if "svd" in combination else {})
+    wrapped.add_weighted_adapter(["one", "two"], [0.7, -0.4], "new", **shared)
     wrapped.set_adapter("new")
     with torch.no_grad():
         expected = wrapped(torch.tensor(x).long() if kind == "Embedding" else torch.tensor(x)).numpy()
-    peft.add_weighted_adapter(model, ["one", "two"], [0.7, -0.4], "new", **options)
-    np.testing.assert_allclose(outputs(model, x).reshape(expected.shape), expected, atol=1e-4)
+    peft.add_weighted_adapter(model, ["one", "two"], [0.7, -0.4], "new", **shared, **options)
+    return outputs(model, x).reshape(expected.shape), expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "combination", ["linear", "cat", "svd", "ties", "ties_svd", "magnitude_prune", "magnitude_prune_svd"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_as_in_peft(kind, combination, tmp_path):
+    np.testing.assert_allclose(*both(kind, combination, tmp_path), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
+@pytest.mark.filterwarnings("ignore")
+def test_dare_is_that_of_peft_where_both_leave_out_the_same(combination, tmp_path, monkeypatch):
+    torch, rng = pytest.importorskip("torch"), np.random.default_rng(7)
+
+    def drawn(shares):
+        kept = rng.random(tuple(shares.shape)[::-1]) < shares.numpy().flat[0]
+        return torch.tensor(kept.T.astype("float32"))
+
+    monkeypatch.setattr(torch, "bernoulli", drawn)
+    found, expected = both("Dense", combination, tmp_path, seed=7)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.benchmark

@@ -1,8 +1,7 @@
 """RandLoRA."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from keras import ops
@@ -11,11 +10,10 @@ from typing_extensions import override
 from kopt.declare import Fraction
 from kopt.peft.adapter import Array, Initializer, Length, Scale, Weight, constant, normal, zeros
 from kopt.peft.layers import Site, Tensor
-from kopt.peft.methods.additive import Additive
-from kopt.peft.methods.projections import Key
+from kopt.peft.methods.projections import Projected
 
 
-class RandLoRA(Additive):
+class RandLoRA(Projected):
     r"""RandLoRA: a sum of random low-rank matrices that all layers share, each scaled on both sides, of full rank.
 
         W' = W + α/r Σₖ B[:, k] diag(λₖ) A diag(γₖ)          transposed where in < out; k = 1 ... ⌈min(in, out) / r⌉
@@ -39,38 +37,17 @@ class RandLoRA(Additive):
 
     peft_type = "RANDLORA"
     in_peft = True
-    additive = ordered = True
-    batched = False
-    kinds = ("einsum",)
 
     r: Length = 32
-    projection_prng_key: Key = 0
     save_projection: Literal[True] = True
     sparse: bool = False
     very_sparse: bool = False
     randlora_dropout: Fraction = 0.0
     randlora_alpha: Scale = 640.0
-    bias: Literal["none"] = "none"
-
-    largest = (0, 0)
-    """The largest numbers of inputs and outputs of the layers, the smaller number first; 0 while they are not known."""
-
-    @property
-    def dropout(self) -> float:
-        """`randlora_dropout`, under the name that hosts look for."""
-        return self.randlora_dropout
-
-    @override
-    def among(self, sites: Sequence[Site]) -> Self:
-        local = type(self)(**self.get_config())
-        small, large = sorted((max(s.fan_in for s in sites), max(s.fan_out for s in sites)))
-        local.largest = (small, large)
-        return local
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        small, large = sorted((site.fan_in, site.fan_out))
-        widest, longest = max(self.largest[0], small), max(self.largest[1], large)
+        (small, large), (widest, longest) = sorted((site.fan_in, site.fan_out)), sorted(self.extent(site))
         terms = -(-small // self.r)
         scale, start = 1 / max(terms, small), zeros if self.init_weights else normal(1.0)
         common = {"trainable": False, "in_files": True, "shared": True}

@@ -1,8 +1,7 @@
 """VeRA."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 from keras import ops
 from typing_extensions import override
@@ -10,11 +9,10 @@ from typing_extensions import override
 from kopt.declare import Fraction
 from kopt.peft.adapter import Base, Length, Weight, constant, normal, zeros
 from kopt.peft.layers import Site, Tensor
-from kopt.peft.methods.additive import Additive
-from kopt.peft.methods.projections import Key, drawn
+from kopt.peft.methods.projections import Projected, drawn
 
 
-class VeRA(Additive):
+class VeRA(Projected):
     r"""VeRA: LoRA with random factors that all layers share, and two learned vectors.
 
         W' = W + A diag(d) B diag(b)          of A and B each layer takes the first rows and columns that it needs
@@ -36,34 +34,15 @@ class VeRA(Additive):
 
     peft_type = "VERA"
     in_peft = True
-    additive = ordered = True
-    batched = False
-    kinds = ("einsum",)
 
     r: Length = 256
-    projection_prng_key: Key = 0
     save_projection: bool = True
     vera_dropout: Fraction = 0.0
     d_initial: float = 0.1
-    bias: Literal["none"] = "none"
-
-    largest = (0, 0)
-    """The largest numbers of inputs and outputs of the layers; 0 while they are not known."""
-
-    @property
-    def dropout(self) -> float:
-        """`vera_dropout`, under the name that hosts look for."""
-        return self.vera_dropout
-
-    @override
-    def among(self, sites: Sequence[Site]) -> Self:
-        local = type(self)(**self.get_config())
-        local.largest = (max(s.fan_in for s in sites), max(s.fan_out for s in sites))
-        return local
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        fan_in, fan_out = max(self.largest[0], site.fan_in), max(self.largest[1], site.fan_out)
+        fan_in, fan_out = self.extent(site)
         shapes = ((self.r, fan_in), (fan_out, self.r))
         bounds = [math.sqrt(6 / shape[1]) for shape in shapes]  # He's, as torch has it
         common = {"trainable": False, "in_files": self.save_projection, "shared": True}
