@@ -13,6 +13,8 @@ from kopt.peft.exchange import load_config as load_config
 from kopt.peft.exchange import save_pretrained as save_pretrained
 from kopt.peft.methods import IA3 as IA3
 from kopt.peft.methods import OFT as OFT
+from kopt.peft.methods import AdaLoRA as AdaLoRA
+from kopt.peft.methods import AdaLoraConfig as AdaLoraConfig
 from kopt.peft.methods import BitFit as BitFit
 from kopt.peft.methods import Bottleneck as Bottleneck
 from kopt.peft.methods import DoRA as DoRA
@@ -34,8 +36,10 @@ from kopt.peft.methods import MissConfig as MissConfig
 from kopt.peft.methods import OFTConfig as OFTConfig
 from kopt.peft.methods import ParallelAdapter as ParallelAdapter
 from kopt.peft.methods import Pfeiffer as Pfeiffer
+from kopt.peft.methods import PromptEncoderConfig as PromptEncoderConfig
 from kopt.peft.methods import PromptTuning as PromptTuning
 from kopt.peft.methods import PromptTuningConfig as PromptTuningConfig
+from kopt.peft.methods import PTuning as PTuning
 from kopt.peft.methods import RandLoRA as RandLoRA
 from kopt.peft.methods import RandLoraConfig as RandLoraConfig
 from kopt.peft.methods import SHiRA as SHiRA
@@ -65,3 +69,5 @@ from kopt.peft.model import set_scale as set_scale
 from kopt.peft.model import summary as summary
 from kopt.peft.model import unload as unload
 from kopt.peft.model import unmerge_adapter as unmerge_adapter
+from kopt.peft.rank_allocation import AllocateRanks as AllocateRanks
+from kopt.peft.starts import initialize as initialize

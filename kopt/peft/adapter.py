@@ -67,6 +67,9 @@ class Weight:
         flat: whether files have it as a matrix also for a convolution.
         rest: what it is, in files, where a module is several layers here of which not all are adapted; None if nothing
             stands for that.
+        penalty: function of the weight that training adds to the loss.
+        overwritten: whether it takes its gradient, at each step, instead of being trained by it: a place to note what
+            the backward pass finds. It is no parameter.
     """
 
     axes: tuple[int | str, ...]
@@ -77,11 +80,13 @@ class Weight:
     as_it_is: bool = False
     flat: bool = False
     rest: float | None = None
+    penalty: Callable[[Any], Any] | None = None
+    overwritten: bool = False
 
     @property
     def exchanged(self) -> bool:
         """Whether adapter files have it."""
-        return self.trainable if self.in_files is None else self.in_files
+        return self.trainable and not self.overwritten if self.in_files is None else self.in_files
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Returns the shape at a site."""
@@ -198,6 +203,8 @@ class Adapter(Configurable):
     """Whether it counts inputs or outputs: a layer that Hugging Face orders otherwise can then not be exchanged."""
     whole_numbers: ClassVar[tuple[str, ...]] = ()
     """Weights that files have as whole numbers."""
+    only_in_files: ClassVar[tuple[str, ...]] = ()
+    """Entries of a configuration that are no arguments: `unfold` takes them out."""
     patterned: ClassVar[Mapping[str, str]] = {}
     """Arguments that say what another argument is at some paths, each with the name of that argument."""
     selects: ClassVar[tuple[str, ...]] = (
@@ -268,6 +275,11 @@ class Adapter(Configurable):
         return b
 
     @property
+    def from_data(self) -> bool:
+        """Whether the weights start from what `initialize` sees in batches: they have no start of their own."""
+        return False
+
+    @property
     def changes_bias(self) -> bool:
         """Whether `effective_bias` gives another bias."""
         return False
@@ -306,6 +318,21 @@ class Adapter(Configurable):
     def among(self, sites: Sequence[Site]) -> Self:
         """Returns the method as it is where it goes to the kernels `sites`; for what they have in common."""
         return self
+
+    def fold(self, values: dict[str, Array]) -> dict[str, Array]:
+        """Returns the weights that files hold of a layer, from all that it has."""
+        return values
+
+    @classmethod
+    def unfold(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Array]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Array]]:
+        """Returns configuration and tensors of files as the method itself would write them.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        return config, tensors
 
     def spell(self, name: str, site: Site) -> str:
         """Returns what adapter files call a weight, after the name of the module."""

@@ -32,6 +32,9 @@ FOUND: dict[str, type] = {
 """Say what kopt finds in the model or does anyway, and what matters only beside an option that is not supported."""
 STARTS: dict[str, type] = {
     "corda_config": dict,
+    "encoder_dropout": float,
+    "encoder_num_layers": int,
+    "encoder_reparameterization_type": str,
     "eva_config": dict,
     "init_ia3_weights": bool,
     "loftq_config": dict,
@@ -42,7 +45,13 @@ STARTS: dict[str, type] = {
 """Say how weights start. In files the saved weights have replaced it."""
 TRAINING: dict[str, type] = {"module_dropout": float, "rank_dropout": float, "rank_dropout_scale": bool, "eps": float}
 """Say what happens in training alone, or beside an option that is not supported. kopt does none of it."""
-USUAL_STARTS: dict[str, Any] = {"init_ia3_weights": True, "prompt_tuning_init": "RANDOM"}
+USUAL_STARTS: dict[str, Any] = {
+    "encoder_dropout": 0.0,
+    "encoder_num_layers": 2,
+    "encoder_reparameterization_type": "MLP",
+    "init_ia3_weights": True,
+    "prompt_tuning_init": "RANDOM",
+}
 """What kopt does; of the others it does none."""
 UNSUPPORTED = (
     "alora_invocation_tokens",

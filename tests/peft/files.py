@@ -52,6 +52,7 @@ METHODS = {
     "pissa": lambda: peft.LoRA(r=2, target_modules=["query", "conv"], init_lora_weights="pissa"),
     "dora": lambda: peft.DoRA(r=2, target_modules=["conv", "query", "head"]),
     "lora_bias": lambda: peft.LoRA(r=2, target_modules=["query", "conv", "head"], lora_bias=True),
+    "adalora": lambda: peft.AdaLoRA(init_r=3, target_r=2, target_modules=["conv", "query", "head"], bias="lora_only"),
     "hira": lambda: peft.HiRA(r=2, target_modules=["conv", "query", "head"], rank_pattern={"query": 3}),
     "loha": lambda: peft.LoHa(r=2, target_modules=["conv", "query"], alpha_pattern={"query": 3.0}),
     "lokr": lambda: peft.LoKr(r=1, target_modules=["conv", "query", "head"], init_weights="lycoris"),

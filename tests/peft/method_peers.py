@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, dict]] = {  # configuration of peft, and its argumen
     "LoRA, rsLoRA": ("LoraConfig", dict(r=2, use_rslora=True)),
     "LoRA, lora_bias": ("LoraConfig", dict(r=2, lora_bias=True)),
     "DoRA": ("LoraConfig", dict(r=2, use_dora=True)),
+    "AdaLoRA": ("AdaLoraConfig", dict(init_r=3, target_r=2, lora_alpha=5, total_step=9)),
     "IA3": ("IA3Config", dict(feedforward_modules=[])),
     "HiRA": ("HiraConfig", dict(r=2)),
     "LoHa": ("LoHaConfig", dict(r=2, alpha=3)),

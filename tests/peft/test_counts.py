@@ -108,6 +108,7 @@ COUNTS = [  # model, blocks, method, parameters that learn
     ), 27_648),
     (bert, 12, peft.LayerNormTuning(), 38_400),
     (bert, 12, peft.PromptTuning(num_virtual_tokens=20), 15_360),
+    (bert, 12, peft.PTuning(num_virtual_tokens=20, encoder_hidden_size=128), 229_376),
     (bert, 12, peft.BitFit(), 102_912),  # the difference of bias="all" and "none" in peft
     (bert, 12, peft.Pfeiffer(), 894_528),
     (bert, 12, peft.Houlsby(), 1_789_056),

@@ -77,15 +77,29 @@ METHODS = {
         target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
     ),
     "ia3_outputs": lambda: peft.IA3Config(target_modules=["key", "intermediate.dense"], feedforward_modules=[]),
+    "lora_bias": lora(lora_bias=True),
+    "hira": lambda: peft.HiraConfig(r=4, target_modules=["query", "word_embeddings"], rank_pattern={"query": 2}),
+    "loha": lambda: peft.LoHaConfig(r=4, target_modules=["query", "dense"], alpha_pattern={"layer.0.output.dense": 3}),
+    "lokr": lambda: peft.LoKrConfig(r=4, target_modules=["query", "dense"]),
+    "miss": lambda: peft.MissConfig(r=32, target_modules=["query", "dense"]),
+    "oft": lambda: peft.OFTConfig(oft_block_size=32, target_modules=["query", "dense"]),
+    "randlora": lambda: peft.RandLoraConfig(r=64, randlora_alpha=1, target_modules=["query", "output.dense"]),
+    "shira": lambda: peft.ShiraConfig(r=4, target_modules=["query", "dense"]),
+    "vera": lambda: peft.VeraConfig(r=16, d_initial=1.0, target_modules=["query", "output.dense"]),
+    "adalora": lambda: peft.AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["query", "output.dense"]),
+    "tokens": lambda: peft.TrainableTokensConfig(token_indices=[1500, 2500], target_modules=["word_embeddings"]),
     "layer_norm": lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, task_type="FEATURE_EXTRACTION"),
+    "p_tuning": lambda: peft.PromptEncoderConfig(
+        num_virtual_tokens=5, encoder_hidden_size=8, task_type="FEATURE_EXTRACTION"
+    ),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_minilm(minilm, method, tmp_path):
     # The pooler does not reach the output that is compared, and peft trains biases that KerasHub has elsewhere.
-    config = check_both_ways(minilm, METHODS[method](), tmp_path)
+    config = check_both_ways(minilm, METHODS[method](), tmp_path, same_count=method != "p_tuning")
     assert config["peft_type"] == METHODS[method]().peft_type.value
     if method == "lora":
         assert config["target_modules"] == ["query", "value"]

@@ -133,6 +133,36 @@ def test_prompts_stand_in_front(tmp_path):
     np.testing.assert_array_equal(outputs(model, x), plain)
 
 
+def test_a_network_makes_the_prompts_of_p_tuning(tmp_path):
+    model, x = text_model()
+    peft.get_peft_model(model, peft.PTuning(num_virtual_tokens=3, encoder_hidden_size=16))
+    count = 3 * 4 + 4 * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
+    assert peft.get_nb_trainable_parameters(model)[0] == count
+    scramble(model, 0.5)
+    v = {key.partition(".")[2]: value for key, value in peft.get_adapter_state(model).items()}
+    hidden = np.maximum(v["prompt_embeddings"] @ v["encoder_1"] + v["encoder_1_bias"], 0)
+    hidden = np.maximum(hidden @ v["encoder_2"] + v["encoder_2_bias"], 0)
+    prompt = hidden @ v["encoder_3"] + v["encoder_3_bias"]
+    table, head = model.get_layer("token_embedding").embeddings.numpy(), model.get_layer("head")
+    means = (table[x["token_ids"]].sum(1) + prompt.sum(0)) / 8
+    live = outputs(model, x)
+    np.testing.assert_allclose(live, means @ head.kernel.numpy() + head.bias.numpy(), atol=1e-4)
+    before = peft.get_adapter_state(model)
+    model.compile("sgd", "mse")
+    model.fit(x, live + 1, verbose=0)
+    after = peft.get_adapter_state(model)
+    assert all(np.abs(after[key] - value).max() > 0 for key, value in before.items())
+    peft.set_adapter_state(model, "default", before)
+    peft.save_pretrained(model, tmp_path)
+    peft.load_adapter(model, tmp_path, "read")  # the prompt alone
+    np.testing.assert_allclose(weights(model, "token_embedding", "prompt_embeddings", "read"), prompt, atol=1e-5)
+    np.testing.assert_allclose(outputs(model, x), live, atol=1e-5)
+    assert peft.get_nb_trainable_parameters(model)[0] == 12
+    peft.save_pretrained(model, tmp_path / "again", "read")
+    peft.load_adapter(model, tmp_path / "again", "read")
+    np.testing.assert_allclose(outputs(model, x), live, atol=1e-5)
+
+
 def test_a_prompt_needs_token_ids():
     inputs = keras.Input((5,), dtype="int32")
     model = keras.Model(inputs, layers.Embedding(9, 4, name="token_embedding")(inputs))

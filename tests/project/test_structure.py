@@ -76,6 +76,10 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.methods\.(?!configs$)[a-z]\w*",  # methods
     r"kopt\.peft\.methods\.configs",
     r"kopt\.peft\.methods",
+    r"kopt\.peft\.rank_allocation",
+    r"kopt\.peft\.starts\.(batches|eva|corda|lora_ga)",
+    r"kopt\.peft\.starts\.initialize",
+    r"kopt\.peft\.starts",
     r"kopt\.peft\.algebra\.combination",
     r"kopt\.peft\.algebra\.\w+",
     r"kopt\.peft\.algebra",

@@ -276,7 +276,11 @@ def _options(method: str, host: str) -> dict:
     own: dict[str, dict] = {"LoRA": {"r": 2, "lora_alpha": 4}}
     # What multiplies a change multiplies the rounding in it: these are compared with a factor of 1.
     own |= {name: {"r": 2, "lora_alpha": 2} for name in ("DoRA", "LoRAFA")}
-    own |= {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS")} | {"RandLoRA": {"r": 2, "randlora_alpha": 2}}
+    own |= (
+        {"AdaLoRA": {"init_r": 3, "target_r": 2}}
+        | {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS")}
+        | {"RandLoRA": {"r": 2, "randlora_alpha": 2}}
+    )
     own |= {"IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 2}, "SHiRA": {"r": 1, "random_seed": 3}}
     own |= {
         "LoKr": {"r": 1, "alpha": 1.0},
@@ -294,7 +298,7 @@ def _lives() -> dict[str, Case]:
             if {"Conv2D": "convolution", "Embedding": "embedding"}.get(host, "einsum") not in cls.kinds:
                 continue
             few = "Bottleneck" in [base.__name__ for base in cls.__mro__] or method == "BitFit"
-            if method == "PromptTuning" or (method == "LayerNormTuning" and host != "Dense"):
+            if not cls.gated or (method == "LayerNormTuning" and host != "Dense"):
                 continue
             if few and host not in ("Dense", "MultiHeadAttention"):
                 continue
@@ -303,6 +307,7 @@ def _lives() -> dict[str, Case]:
     at = {"target_modules": ["host"]}
     cases |= {
         "PromptTuning": lambda: life(prompted, lambda: peft.PromptTuning(num_virtual_tokens=3)),
+        "PTuning": lambda: life(prompted, lambda: peft.PTuning(num_virtual_tokens=3, encoder_hidden_size=5)),
         "IA3, input of Dense": lambda: life(dense, lambda: peft.IA3(**at, feedforward_modules=["host"])),
         "LoRA, bias='all', modules_to_save": lambda: life(
             dense, lambda: peft.LoRA(r=2, bias="all", modules_to_save=["head"], **at)

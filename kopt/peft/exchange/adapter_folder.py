@@ -91,7 +91,7 @@ def save_pretrained(
     }
     if rounded := rounding(writer.sampled):
         metadata[_ROUNDED] = repr(rounded)
-    if adapter.peft_type == "PROMPT_TUNING":
+    if not adapter.gated:
         metadata[_PROMPTED] = next(iter(writer.parts))
     files = {
         WEIGHTS: encode(tensors, metadata),
@@ -160,7 +160,8 @@ def load_adapter(
         )
     base = read_checkpoint(base_model)
     try:
-        reader = Reader(Names(model, base, modules), config, tensors, metadata.get(_PROMPTED), method)
+        unfolded = method.unfold(config, tensors)
+        reader = Reader(Names(model, base, modules), *unfolded, metadata.get(_PROMPTED), method)
         adapter, targets = reader.adapter()
         values = reader.values(plan(model, adapter, targets))
     except ValueError as error:

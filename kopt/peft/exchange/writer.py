@@ -71,7 +71,7 @@ class Writer:
                 )
             if raw:
                 raw_parameters.check_method(layer.adapters[name], f"{path}.{site.attr}")
-            values = {key: np.asarray(v.numpy(), "float32") for key, v in weights.items()}
+            values = layer.adapters[name].fold({k: np.asarray(v.numpy(), "float32") for k, v in weights.items()})
             part = torch_layout.Part(path, site, names.factors(port, site), layer.adapters[name], values)
             self.shared |= {key: values[key].transpose() for key in torch_layout.shared(part.adapter, site)}
             if raw:
@@ -85,8 +85,7 @@ class Writer:
         """Returns the tensors by key, and the configuration."""
         self._check_names()
         task = self._has_head()
-        prompt = self.adapter.peft_type == "PROMPT_TUNING"
-        start = "base_model." if prompt else "base_model.model."
+        start = "base_model.model." if self.adapter.gated else "base_model."
         tensors: dict[str, Array] = {}
         joined = {}
         for module, parts in self.parts.items():
@@ -199,7 +198,7 @@ class Writer:
         if not joined and self.copies:
             written = {m: names.written(m, task) for m, _ in self.copies if m not in self.whole}
         universe = [names.written(module, task) for module in names.universe()]
-        if adapter.peft_type != "PROMPT_TUNING":
+        if adapter.gated:
             config["target_modules"] = shortest_suffixes(written.values(), universe)
         if self.whole:
             config["modules_to_save"] = [names.written(module, task) for module in self.whole]
@@ -219,7 +218,7 @@ class Writer:
             config["feedforward_modules"] = shortest_suffixes([written[m] for m in inner], universe)
             rest = shortest_suffixes([name for m, name in written.items() if m not in inner], universe)
             config["target_modules"] = sorted({*config["feedforward_modules"], *rest})
-        if adapter.peft_type == "PROMPT_TUNING":
+        if not adapter.gated:
             if self.task_type is None and task:
                 raise ValueError("A prompt for a model with a head needs its task_type, as in task_type='SEQ_CLS'.")
             (module,) = joined.values()

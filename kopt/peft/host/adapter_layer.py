@@ -189,8 +189,10 @@ class AdapterLayer(keras.layers.Layer):
         """Returns the host's own variable, or the quantized kernel in its place."""
         return self.owned[attr] if attr in self.owned else self.sites[attr].variable
 
-    def create_variable(self, adapter: str, name: str, value: Array, trainable: bool = True) -> keras.Variable:
-        """Creates a weight of an adapter with a value."""
+    def create_variable(
+        self, adapter: str, name: str, value: Array, trainable: bool = True, **options: Any
+    ) -> keras.Variable:
+        """Creates a weight of an adapter with a value; `options` are those of `add_weight`."""
         variable = self.add_weight(
             name=f"{adapter}_{name.replace('.', '_')}",  # torch takes no points
             shape=value.shape,
@@ -198,6 +200,7 @@ class AdapterLayer(keras.layers.Layer):
             dtype="float32",
             trainable=trainable,
             autocast=False,
+            **options,
         )
         variable.assign(value.astype("float32"))
         return variable
@@ -279,8 +282,9 @@ class AdapterLayer(keras.layers.Layer):
         return {f"{name}.{key}": v for name in self.adapters for key, v in self.saved_of(name).items()}
 
     def saved_of(self, name: str) -> dict[str, keras.Variable]:
-        """Returns the weights and copies of an adapter, without those that another host saves, by key."""
-        own = {key: v for key, v in self.weights_of[name].items() if key not in self.borrowed[name]}
+        """Returns the weights and copies of an adapter that this host saves, by key."""
+        borrowed = self.borrowed[name]
+        own = {k: v for k, v in self.weights_of[name].items() if k not in borrowed and not v.overwrite_with_gradient}
         return own | self.copies[name]
 
     def refuse_if_merged(self) -> None:

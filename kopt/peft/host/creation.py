@@ -31,7 +31,8 @@ def create_weights(
     for key, weight in declared.items():
         full = layer.key(site, key)
         if key in own:
-            layer.weights_of[name][full] = layer.create_variable(name, full, values[key], weight.trainable)
+            options = {"regularizer": weight.penalty, "overwrite_with_gradient": weight.overwritten}
+            layer.weights_of[name][full] = layer.create_variable(name, full, values[key], weight.trainable, **options)
         else:
             layer.weights_of[name][full] = shared[key]
             setattr(layer, f"{name}_{key}", shared[key])

@@ -149,6 +149,15 @@ class Site:
             y = ops.matmul(h, b)
         return ops.moveaxis(y, -1, 1) if first else y
 
+    def rows(self, x: Any) -> Any:
+        """Returns an input of an einsum layer, as NumPy, as [..., in]: what the kernel is multiplied with."""
+        source, kernel, _ = _equation(self.layer)
+        places = [source.index(kernel[i]) for i in self.in_axes]
+        dots = source.find("...")
+        axes = [place - len(source) if 0 <= dots < place else place for place in places]
+        turned = np.moveaxis(x, axes, range(-len(axes), 0))
+        return turned.reshape((*turned.shape[: -len(axes)], self.fan_in))
+
     @property
     def maps_last_axes(self) -> bool:
         """Whether input and output differ in their last axes only: the batch in front is the same."""

@@ -1,10 +1,12 @@
 """The methods, one file each."""
 
+from kopt.peft.methods.adalora import AdaLoRA as AdaLoRA
 from kopt.peft.methods.bitfit import BitFit as BitFit
 from kopt.peft.methods.bottleneck import Bottleneck as Bottleneck
 from kopt.peft.methods.bottleneck import Houlsby as Houlsby
 from kopt.peft.methods.bottleneck import ParallelAdapter as ParallelAdapter
 from kopt.peft.methods.bottleneck import Pfeiffer as Pfeiffer
+from kopt.peft.methods.configs import AdaLoraConfig as AdaLoraConfig
 from kopt.peft.methods.configs import HiraConfig as HiraConfig
 from kopt.peft.methods.configs import IA3Config as IA3Config
 from kopt.peft.methods.configs import LNTuningConfig as LNTuningConfig
@@ -13,6 +15,7 @@ from kopt.peft.methods.configs import LoKrConfig as LoKrConfig
 from kopt.peft.methods.configs import LoraConfig as LoraConfig
 from kopt.peft.methods.configs import MissConfig as MissConfig
 from kopt.peft.methods.configs import OFTConfig as OFTConfig
+from kopt.peft.methods.configs import PromptEncoderConfig as PromptEncoderConfig
 from kopt.peft.methods.configs import PromptTuningConfig as PromptTuningConfig
 from kopt.peft.methods.configs import RandLoraConfig as RandLoraConfig
 from kopt.peft.methods.configs import ShiraConfig as ShiraConfig
@@ -29,6 +32,7 @@ from kopt.peft.methods.lora import lora_plus as lora_plus
 from kopt.peft.methods.lora_fa import LoRAFA as LoRAFA
 from kopt.peft.methods.miss import MiSS as MiSS
 from kopt.peft.methods.oft import OFT as OFT
+from kopt.peft.methods.p_tuning import PTuning as PTuning
 from kopt.peft.methods.prompt import PromptTuning as PromptTuning
 from kopt.peft.methods.randlora import RandLoRA as RandLoRA
 from kopt.peft.methods.shira import SHiRA as SHiRA

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from kopt.declare.fields import plain
 from kopt.peft.adapter import Adapter
+from kopt.peft.methods.adalora import AdaLoRA
 from kopt.peft.methods.dora import DoRA
 from kopt.peft.methods.hira import HiRA
 from kopt.peft.methods.ia3 import IA3
@@ -14,6 +15,7 @@ from kopt.peft.methods.lokr import LoKr
 from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.miss import MiSS
 from kopt.peft.methods.oft import OFT
+from kopt.peft.methods.p_tuning import PTuning
 from kopt.peft.methods.prompt import PromptTuning
 from kopt.peft.methods.randlora import RandLoRA
 from kopt.peft.methods.shira import SHiRA
@@ -68,6 +70,24 @@ def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in pe
         ValueError: a field is unknown or out of range, or asks for what kopt does not do.
     """
     return _from_peft("PromptTuningConfig", PromptTuning, options)
+
+
+def AdaLoraConfig(**options: Any) -> AdaLoRA:  # noqa: N802 - as in peft
+    """Returns `AdaLoRA(**options)` from any fields of peft's `AdaLoraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("AdaLoraConfig", AdaLoRA, options)
+
+
+def PromptEncoderConfig(**options: Any) -> PTuning:  # noqa: N802 - as in peft
+    """Returns `PTuning(**options)` from any fields of peft's `PromptEncoderConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("PromptEncoderConfig", PTuning, options)
 
 
 def HiraConfig(**options: Any) -> HiRA:  # noqa: N802 - as in peft

@@ -26,13 +26,17 @@ from kopt.peft.adapter import (
 )
 from kopt.peft.layers import Site, Tensor
 
+FROM_DATA = ("eva", "corda", "lora_ga")
+"""Initializations that `initialize` computes from batches."""
+
 
 def _initialization(value: Any) -> bool | str:
-    if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa", "olora"):
+    if isinstance(value, bool) or value in ("gaussian", "orthogonal", "pissa", "olora", *FROM_DATA):
         return value
     if isinstance(value, str) and re.fullmatch(r"pissa_niter_\d{1,3}", value):
         return value
-    raise ValueError("True, False, 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_N' or 'olora'")
+    known = ("gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", *FROM_DATA)
+    raise ValueError(f"True, False, or one of {', '.join(map(repr, known))}")
 
 
 class LoRA(Adapter):
@@ -52,7 +56,8 @@ class LoRA(Adapter):
             N(0, 1/r²); "orthogonal" takes random A, B of even rank with A B = 0; "pissa" the largest singular values of
             W, "pissa_niter_4" those that random vectors find in 4 iterations, faster for large kernels, and "olora" the
             QR factors of W. These keep their start A₀, B₀ beside A and B, W' = W + s (A B - A₀ B₀), so that W itself
-            stays as it is. False draws both factors and is not the identity.
+            stays as it is. False draws both factors and is not the identity. "eva", "corda" and "lora_ga" are computed
+            from batches: such an adapter is put in by `initialize` instead of `get_peft_model`.
         rank_pattern: r by regular expression of the end of a path.
         alpha_pattern: α likewise.
         lora_bias: whether a bias c is learned too, y + s c, at dense layers and convolutions. It is merged into the
@@ -128,8 +133,15 @@ class LoRA(Adapter):
         }
 
     @property
+    @override
+    def from_data(self) -> bool:
+        """Whether the factors start from what `initialize` sees in batches."""
+        return self.init_lora_weights in FROM_DATA
+
+    @property
     def _starts_elsewhere(self) -> bool:
-        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
+        start = str(self.init_lora_weights)
+        return start.startswith(("pissa", "olora")) or start in ("corda", "lora_ga")
 
     @override
     def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
@@ -141,7 +153,7 @@ class LoRA(Adapter):
             (*_, inner, _), (*batch, _, outer) = values["lora_A"].shape, values["lora_B"].shape
             values["lora_A"] = rng.normal(size=(*batch, inner, self.r // 2)) @ q[0::2] / 10
             values["lora_B"] = q[1::2].T @ rng.normal(size=(*batch, self.r // 2, outer)) / 10
-        elif self._starts_elsewhere:
+        elif self._starts_elsewhere and not self.from_data:
             a, b = self._factors(kernel().astype(np.float64), rng)
             if a.shape[-1] < self.r:
                 raise ValueError(

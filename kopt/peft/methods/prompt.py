@@ -41,6 +41,10 @@ class PromptTuning(Adapter):
     def weights(self, site: Site) -> dict[str, Weight]:
         return {"prompt_embeddings": Weight((self.num_virtual_tokens, "out"), normal(1.0), as_it_is=True)}
 
+    def prompt(self, p: Any) -> Tensor:
+        """Returns the vectors, [num_virtual_tokens, out]."""
+        return p.prompt_embeddings
+
     @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Looks tokens beyond the vocabulary up in the prompt."""
@@ -48,7 +52,7 @@ class PromptTuning(Adapter):
         x = ops.cast(x, "int32")
         virtual = x >= vocabulary
         y = base(ops.where(virtual, 0, x))
-        prompt = ops.cast(p.prompt_embeddings, y.dtype)
+        prompt = ops.cast(self.prompt(p), y.dtype)
         rows = ops.take(prompt, ops.where(virtual, x - vocabulary, 0), axis=0)
         return ops.where(ops.expand_dims(virtual, -1), rows, y)
 

@@ -30,9 +30,14 @@ def get_peft_model(model: Any, adapter: Adapter, adapter_name: str = "default") 
         `model`, the same object.
 
     Raises:
-        ValueError: the model is not built, the name is taken, the adapter matches no layer that can host it, or layers
-            have adapters of another model. The model is then as before.
+        ValueError: the model is not built, the name is taken, the adapter matches no layer that can host it, layers
+            have adapters of another model, or the adapter starts from data. The model is then as before.
     """
+    if getattr(adapter, "from_data", False) is True:
+        raise ValueError(
+            f"{adapter!r} starts from data: call kopt.peft.initialize(model, adapter, batches) instead of "
+            "get_peft_model(model, adapter)."
+        )
     add_adapter(model, adapter, adapter_name).choose([adapter_name])
     return model
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,12 @@ def get_nb_trainable_parameters(model: Any) -> tuple[int, int]:
         if (kernel := quantized_kernel(layer)) is not None:
             everything += math.prod(kernel.shape)
             left_out |= {id(part) for part in kernel.parts.values()}
-    everything += sum(math.prod(v.shape) for v in model.weights if id(v) not in left_out)
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables), everything
+    return _count(model.trainable_variables), everything + _count(v for v in model.weights if id(v) not in left_out)
+
+
+def _count(variables: Iterable[Any]) -> int:
+    """Returns the number of parameters in variables; those that only take note of gradients have none."""
+    return sum(math.prod(v.shape) for v in variables if not v.overwrite_with_gradient)
 
 
 def print_trainable_parameters(model: Any) -> None:
@@ -122,11 +126,10 @@ def _status(layer: AdapterLayer, enabled: bool) -> LayerStatus:
         available_adapters=list(layer.adapters),
         methods={name: _method(adapter) for name, adapter in layer.adapters.items()},
         weights={
-            name: {key.removeprefix("_"): tuple(v.shape) for key, v in own.items()} for name, own in variables.items()
+            name: {k.removeprefix("_"): tuple(v.shape) for k, v in own.items() if not v.overwrite_with_gradient}
+            for name, own in variables.items()
         },
-        trainable_params={
-            name: sum(int(np.prod(v.shape)) for v in own.values() if v.trainable) for name, own in variables.items()
-        },
+        trainable_params={name: _count(v for v in own.values() if v.trainable) for name, own in variables.items()},
     )
 
 

@@ -130,7 +130,11 @@ methods: list[Adapter] = [
     peft.BitFit(target_modules=["query"]),
     peft.LayerNormTuning(),
     peft.PromptTuning(),
+    peft.PTuning(num_virtual_tokens=8, encoder_hidden_size=64),
+    peft.AdaLoRA(target_r=4, init_r=6, total_step=300, deltaT=10),
 ]
+model.fit(x, y, callbacks=[peft.AllocateRanks()])
+peft.initialize(model, peft.LoRA(init_lora_weights="eva"), [x], rho=1.0)
 
 
 # --------------------------------------------------------------------------------------------------- rules of one's own
