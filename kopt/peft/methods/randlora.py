@@ -50,7 +50,7 @@ class RandLoRA(Projected):
         (small, large), (widest, longest) = sorted((site.fan_in, site.fan_out)), sorted(self.extent(site))
         terms = -(-small // self.r)
         scale, start = 1 / max(terms, small), zeros if self.init_weights else normal(1.0)
-        common = {"trainable": False, "in_files": True, "shared": True}
+        common: dict[str, Any] = {"trainable": False, "in_files": True, "shared": True}
         return {
             "randlora_lambda": Weight((terms, self.r), start),
             "randlora_gamma": Weight((small, terms), constant(scale if self.init_weights else 1 / large)),

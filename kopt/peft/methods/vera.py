@@ -45,7 +45,7 @@ class VeRA(Projected):
         fan_in, fan_out = self.extent(site)
         shapes = ((self.r, fan_in), (fan_out, self.r))
         bounds = [math.sqrt(6 / shape[1]) for shape in shapes]  # He's, as torch has it
-        common = {"trainable": False, "in_files": self.save_projection, "shared": True}
+        common: dict[str, Any] = {"trainable": False, "in_files": self.save_projection, "shared": True}
         d, b = (constant(self.d_initial), zeros) if self.init_weights else (normal(1.0), constant(1.0))
         return {
             "vera_A": Weight((fan_in, self.r), drawn(self.projection_prng_key, shapes, bounds, 0), **common),

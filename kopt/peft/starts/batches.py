@@ -122,6 +122,7 @@ def kernel_of(layer: Any) -> Array:
     """Returns the kernel of a layer, of a host that of the base, as [*batch, in, out]."""
     child = child_of(layer)
     site = find_site(layer) if child is None else child.site
+    assert site is not None
     value: Array = site.matrix(as_float32(site.variable) if child is None else base_value(child, site.attr))
     return value
 
