@@ -61,6 +61,7 @@ def test_ranks_are_taken_where_they_matter_least():
     assert set(shares) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_what_is_left_stays_in_the_last_steps():
     model, x = adapted(tfinal=3, deltaT=2, tinit=1)
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -83,6 +84,7 @@ def test_gradients_that_are_noted_are_no_parameters(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     y, found = floats(8, 6), []
     for parts in ((6,), (3, 6)):

@@ -29,7 +29,7 @@ def compiled(count=2):
     return model, [(floats(16, 5), floats(16, 6)) for _ in range(2)]
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", [s if s == "corda" else pytest.param(s, marks=pytest.mark.slow) for s in STARTS])
 def test_a_start_changes_nothing_and_can_be_saved(start, tmp_path):
     model, batches = compiled()
     x, before = batches[0][0], values(model.weights)
@@ -113,6 +113,7 @@ def test_lora_ga_takes_the_singular_vectors_of_the_gradient():
     assert not layer.trainable and model.optimizer.learning_rate == optimizer.learning_rate
 
 
+@pytest.mark.slow
 def test_other_adapters_stay_as_they_are():
     model, batches = compiled()
     x, y = batches[0]

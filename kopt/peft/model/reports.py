@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from kopt.peft.adapter import require_model
 from kopt.peft.host import AdapterLayer
 from kopt.peft.layers import flatten_layers, named_layers, original_class, quantized_kernel
