@@ -1,7 +1,7 @@
 """The flags of the recommendation recipe."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -9,8 +9,9 @@ from ..run.errors import UsageError
 from ..run.flags import (
     Count,
     CountOrZero,
-    Fraction,
     NonNegative,
+    OptionalCount,
+    OptionalFraction,
     OptionalName,
     OptionalNumber,
     OptionalPath,
@@ -31,6 +32,21 @@ MODELS: dict[Task, tuple[str, ...]] = {
 }
 
 
+class Numbers(NamedTuple):
+    """Flags that each model has a default of its own for."""
+
+    batch_size: int = 256
+    embedding_dim: int = 32
+    dropout: float = 0.0
+
+
+NUMBERS = {
+    ("retrieval", "two-tower"): Numbers(32, 64, 0.3),
+    ("sequential", "sasrec"): Numbers(32, 64, 0.2),
+}
+"""Of models with a history."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelFlags:
     """The task and the model."""
@@ -39,12 +55,12 @@ class ModelFlags:
     """rating predicts a rating, retrieval finds items for a user, sequential predicts the item that comes next."""
     model: Annotated[str | None, optional("{mf,two-tower,dcn,dlrm,sasrec}")] = None
     """Default: mf for rating (or two-tower, dcn, dlrm), two-tower for retrieval (or mf), sasrec for sequential."""
-    embedding_dim: Count = 32
-    """Size of the embeddings of users and items."""
+    embedding_dim: OptionalCount = None
+    """Size of the embeddings of users and items. Default: 32, of models with a history 64."""
     hidden: CountOrZero = 64
     """Width of the dense layers of two-tower, dcn and dlrm; with 0, two-tower only adds up its embeddings."""
-    dropout: Fraction = 0.0
-    """Dropout rate."""
+    dropout: OptionalFraction = None
+    """Dropout rate. Default: 0, of models with a history 0.3 for retrieval and 0.2 for sequential."""
     l2: NonNegative = 0.02
     """L2 penalty on the embeddings of each batch (rating models only)."""
     hash_buckets: CountOrZero = 0
@@ -64,8 +80,8 @@ class Train:
 
     epochs: Count = 20
     """Passes over the training set."""
-    batch_size: Count = 256
-    """Interactions per step; sequences per step for models with a history."""
+    batch_size: OptionalCount = None
+    """Interactions per step, of models with a history sequences. Default: 256 interactions, 32 sequences."""
     top_k: tyro.conf.UseAppendAction[tuple[Count, ...]] = ()
     """Length of the ranked lists that are measured. Default: 10. Repeatable; early stopping watches the first."""
     embedding_optimizer: OptionalName = None
@@ -90,6 +106,14 @@ class Train:
     def ks(self) -> tuple[int, ...]:
         """Returns the lengths of the ranked lists."""
         return self.top_k or (10,)
+
+
+def fill(flags: Train) -> Train:
+    """Returns the flags with the numbers of the model where none are given."""
+    numbers = NUMBERS.get((flags.choose.task, flags.choose.kind), Numbers())._asdict()
+    own = {name: number for name, number in numbers.items() if getattr(flags.choose, name, 0) is None}
+    size = numbers["batch_size"] if flags.batch_size is None else flags.batch_size
+    return dataclasses.replace(flags, batch_size=size, choose=dataclasses.replace(flags.choose, **own))
 
 
 def check(flags: Train) -> None:
@@ -150,7 +174,7 @@ def take_model_flags(flags: Train, before: Train) -> Train:
     Raises:
         UsageError: the flags describe another model, or do not fit this one.
     """
-    if flags.choose not in (ModelFlags(), before.choose):
+    if flags.choose != ModelFlags() and fill(flags).choose != before.choose:
         raise UsageError(
             f"--adapt {flags.adapt}: the model of a run cannot be changed. Remove the flags that describe another one."
         )

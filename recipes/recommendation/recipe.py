@@ -29,7 +29,7 @@ from ..run.flags import Count, OptionalPath, RunPath, refuse
 from ..run.folder import check_empty, new_folder, read_flags
 from .card import card, summary
 from .data import splits
-from .flags import Train, Unknown, check, take_model_flags
+from .flags import Train, Unknown, check, fill, take_model_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
         from .training import build_optimizer
 
         build_optimizer(flags, MANY)  # a wrong value is found before the folder is made and the data are read
-    flags = dataclasses.replace(flags, data=splits.choose(flags.data))
+    flags = fill(dataclasses.replace(flags, data=splits.choose(flags.data)))
     with Run("recommendation", flags, arguments, label=f"{flags.choose.kind}-{flags.optim.optimizer}") as run:
         return train_in(run, flags)
 

@@ -153,6 +153,7 @@ def append(old: Interactions, new: Interactions) -> Interactions:
 
 def make_batches(flags: Train, part: Interactions, model: Any, seed: int | None = None) -> Any:
     """Returns batches to train on, in a new random order in each epoch, or without a seed those to validate on."""
+    assert flags.batch_size is not None
     size = flags.batch_size if seed is not None else 8192
     x = {"user": part.user, "item": part.item}
     if flags.choose.task == "rating":
@@ -178,7 +179,7 @@ def build_optimizer(flags: Train, steps: int, batches_per_epoch: int = 1, exampl
     """
     if flags.embedding_optimizer is None:
         if flags.choose.task != "rating":
-            examples = batches_per_epoch * flags.batch_size
+            examples = batches_per_epoch * (flags.batch_size or 1)
         return make_optimizer(flags.optim, steps, examples=examples, batch_size=flags.batch_size)
     outer: dict[str, Any] = {
         "global_clipnorm": flags.optim.clip_norm,

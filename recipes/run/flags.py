@@ -42,6 +42,7 @@ def optional(name: str) -> Any:
 
 Fraction = Annotated[float, Range(0, 1)]
 """A number in [0, 1)."""
+OptionalFraction = Annotated[float | None, Range(0, 1), optional("FLOAT")]
 OpenFraction = Annotated[float, Range(0, 1, above=True)]
 """A number in (0, 1)."""
 NonNegative = Annotated[float, Range(0)]

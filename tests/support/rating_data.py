@@ -10,7 +10,7 @@ from recipes.recommendation import training
 from recipes.recommendation.data.features import Feature, Table
 from recipes.recommendation.data.interactions import Interactions, Vocabulary
 from recipes.recommendation.data.splits import Data
-from recipes.recommendation.flags import ModelFlags, Train
+from recipes.recommendation.flags import ModelFlags, Train, fill
 from recipes.recommendation.saved_run import Saved
 
 USERS, ITEMS = 30, 20
@@ -37,8 +37,8 @@ def read_metrics(name):
 def make_model(kind="two-tower", hidden=3, task="rating", buckets=0):
     """A model of four users and five items, of which the last ones have features but no interactions."""
     part = interactions([1, 1, 2, 2, 3], [1, 2, 2, 3, 1], [5, 3, 2, 4, 1], users=4, items=5)
-    sizes = {"embedding_dim": 2, "hidden": hidden, "history": 3, "hash_buckets": buckets}
-    flags = Train(choose=ModelFlags(task=task, model=kind, **sizes))
+    sizes = {"embedding_dim": 2, "hidden": hidden, "history": 3, "hash_buckets": buckets, "dropout": 0.0}
+    flags = fill(Train(choose=ModelFlags(task=task, model=kind, **sizes)))
     titles = ["", *(f"Film {i}" for i in range(1, 6))]
     data = Data(part, None, part, part, Table(["", "1", "2", "3", "4"], [TASTES, AGES]), Table(titles, [GENRES]), None)
     keras.utils.set_random_seed(1)

@@ -5,10 +5,14 @@ from typing import Any
 
 import keras
 import keras_rs
+import numpy as np
 from keras import layers, ops
 
 from .encoder import PACKAGE
 from .recommender import Kind, Recommender
+
+SLOPES = (0.0, 0.5)
+"""How fast the weights of past items fall with their distance before training: one mean of all, one of the latest."""
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -16,10 +20,10 @@ class Retriever(Recommender):
     """Finds items: their score is the product of a query and the vector of the item, trained by in-batch softmax.
 
     The query of mf is the vector of the user; that of two-tower the output of a dense network for the vectors of the
-    user and of the mean of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
-    doi:10.1145/2959100.2959190); that of sasrec the state of a transformer after these items (Kang and McAuley, 2018,
-    arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et al., 2019,
-    doi:10.1145/3298689.3346996).
+    user and of two means of the items so far, weighted by how long ago they were chosen (Covington et al., 2016,
+    doi:10.1145/2959100.2959190, have one); that of sasrec the state of a transformer after these items (Kang and
+    McAuley, 2018, arXiv:1808.09781). The logits of the others are corrected for how often they occur in batches (Yi et
+    al., 2019, doi:10.1145/3298689.3346996).
 
     Args:
         kind: "mf", "two-tower" or "sasrec".
@@ -53,7 +57,9 @@ class Retriever(Recommender):
         self.seeds = keras.random.SeedGenerator()
         self.by_product, self.looks_back = True, kind != "mf"
         self.place = layers.Embedding(length, self.dim, name="place") if kind == "sasrec" else None
-        self.lag = self.add_weight((length,), "zeros", autocast=False, name="lag") if kind == "two-tower" else None
+        slopes = keras.initializers.Constant(-np.outer(SLOPES, np.arange(length)))
+        lags = (len(SLOPES), length)
+        self.lag = self.add_weight(lags, slopes, autocast=False, name="lag") if kind == "two-tower" else None
         self.blocks = [_Block(self.dim, heads, options.get("dropout", 0.0), name=f"block_{i}") for i in range(blocks)]
         self.blocks = self.blocks if kind == "sasrec" else []
 
@@ -78,18 +84,18 @@ class Retriever(Recommender):
         else:
             vectors = self.parts(inputs)
             if self.lag is not None:
-                past = self.mean_so_far(inputs["history"], past)
-                vectors = [past, *(ops.broadcast_to(u[:, None], ops.shape(past)) for u in vectors)]
+                means = self.means_so_far(inputs["history"], past)
+                vectors = [*means, *(ops.broadcast_to(u[:, None], ops.shape(past)) for u in vectors)]
             x = self.drop(self.combine(self.towers[0], vectors, training), training=training)
         return ops.concatenate([x, ops.ones_like(x[..., :1])], -1)
 
-    def mean_so_far(self, history: Any, vectors: Any) -> Any:
-        """Returns the means [n, length, dim] of the vectors up to each place, weighted by their distance."""
+    def means_so_far(self, history: Any, vectors: Any) -> list[Any]:
+        """Returns means [n, length, dim] of the vectors up to each place, each weighted by their distance otherwise."""
         back = ops.arange(self.length)[:, None] - ops.arange(self.length)
-        weights = ops.take(ops.cast(self.lag, "float32"), ops.maximum(back, 0))
         out = ops.logical_or(back < 0, ops.equal(history, 0)[:, None])
-        weights = ops.softmax(ops.where(out, -1e9, weights))
-        return ops.matmul(ops.cast(weights, vectors.dtype), vectors)
+        weights = [ops.take(lag, ops.maximum(back, 0)) for lag in ops.unstack(ops.cast(self.lag, "float32"), axis=0)]
+        shares = [ops.softmax(ops.where(out, -1e9, each)) for each in weights]
+        return [ops.matmul(ops.cast(share, vectors.dtype), vectors) for share in shares]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns the logits [n, n] of n queries for the next items of all, and the weights [n] of the queries."""

@@ -14,7 +14,7 @@ import kopt
 from kopt import peft
 from recipes.recommendation import batches, models, ranking, training
 from recipes.recommendation.data.interactions import Vocabulary
-from recipes.recommendation.flags import Train
+from recipes.recommendation.flags import ModelFlags, Train, fill
 from recipes.recommendation.saved_run import restore
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -249,14 +249,27 @@ def test_windows_show_what_comes_next():
     assert batches.latest(np.array([1], np.int32), 3)[1] == 0
 
 
-def test_the_mean_of_items_so_far():
+def test_the_means_of_items_so_far():
     model = models.Retriever("two-tower", {"size": 2, "dim": 2}, {"size": 5, "dim": 2}, length=4)
     model.build()
-    model.lag.assign([0.0, np.log(3), 0, 0])
+    latest = np.exp(-0.5)  # at the start, of each item beside the one after it
     vectors = np.arange(8, dtype=np.float32).reshape(1, 4, 2) ** 2
-    found = keras.ops.convert_to_numpy(model.mean_so_far(np.array([[1, 2, 3, 0]]), vectors))[0]
     a, b, c, _ = vectors[0]
+    found = [np.array(x)[0, :3] for x in model.means_so_far(np.array([[1, 2, 3, 0]]), vectors)]
+    np.testing.assert_allclose(found[0], [a, (a + b) / 2, (a + b + c) / 3], rtol=1e-6)
+    shares = [(latest * a + b) / (latest + 1), (latest**2 * a + latest * b + c) / (latest**2 + latest + 1)]
+    np.testing.assert_allclose(found[1], [a, *shares], rtol=1e-6)
+    model.lag.assign([[0.0, np.log(3), 0, 0], [0.0] * 4])
+    found = np.array(model.means_so_far(np.array([[1, 2, 3, 0]]), vectors)[0])[0]
     np.testing.assert_allclose(found[:3], [a, (3 * a + b) / 4, (a + 3 * b + c) / 5], rtol=1e-6)
+
+
+def test_numbers_that_depend_on_the_model():
+    plain = fill(Train())
+    assert (plain.batch_size, plain.choose.embedding_dim, plain.choose.dropout) == (256, 32, 0.0)
+    flags = fill(Train(choose=ModelFlags(task="retrieval", dropout=0.0)))
+    assert (flags.batch_size, flags.choose.embedding_dim, flags.choose.dropout) == (32, 64, 0.0)
+    assert fill(Train(batch_size=7, choose=ModelFlags(task="sequential"))).batch_size == 7
 
 
 def test_ranks():

@@ -83,7 +83,7 @@ def test_what_is_kept_of_folds_is_of_runs_as_long_as_this_one():
 @pytest.mark.usefixtures("quick")
 def test_folds_end_with_the_weights_that_early_stopping_chose():
     saved, _ = make_model("mf", hidden=0)
-    flags = Train(epochs=3, run=RunFlags(early_stopping=3))
+    flags = Train(epochs=3, batch_size=256, run=RunFlags(early_stopping=3))
     training.compile_model(saved.model, keras.optimizers.SGD(0.1), True, False)
     fold = training.Trial(saved, training.make_batches(flags, saved.train, saved.model, 1))
     other = interactions(saved.train.user, saved.train.item, 6 - saved.train.label, users=4, items=5)
