@@ -28,6 +28,9 @@ def cases() -> dict[str, Case]:
     def adafactor(ps: Any, d: float) -> Any:
         return torch.optim.Adafactor(ps, RATE, weight_decay=d)
 
+    def scion(ps: Any, d: float) -> Any:
+        return po.SCION(ps, RATE, momentum=0.1, scale=50.0, weight_decay=d, foreach=False)
+
     def came(ps: Any, d: float) -> Any:
         return po.CAME(ps, RATE, betas=(0.9, 0.999, 0.9999), weight_decay=d)
 
@@ -78,10 +81,11 @@ def cases() -> dict[str, Case]:
         return Begun(ps, RATE, betas=(0.95, 0.95), weight_decay=d, max_precondition_dim=4, precondition_frequency=3)
 
     torch.Tensor.bfloat16 = lambda x: x  # type: ignore[method-assign]  # what both matrix rules round to
-    matrix = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
-    matrix.zero_power_via_newton_schulz_5 = functools.partial(
-        matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
-    )
+    for module in ("muon.normuon", "scion"):
+        matrix = importlib.import_module(f"pytorch_optimizer.optimizer.{module}")
+        matrix.zero_power_via_newton_schulz_5 = functools.partial(
+            matrix.zero_power_via_newton_schulz_5, dtype=torch.float64
+        )
     exact = "begun with the same bases, without its rounding to float32; the peer does not decay at the first step"
     as_matrices = "the peer's rounding to bfloat16 is taken off; it sees matrices alone, vectors are torch's AdamW"
 
@@ -99,6 +103,12 @@ def cases() -> dict[str, Case]:
             "pytorch_optimizer Kron",
             on_matrices(kron),
             "δ off; renewed at every step, begun alike, with the same random numbers, without its rounding to float32",
+        ),
+        "Scion": (
+            made("Scion"),
+            "pytorch_optimizer SCION",
+            on_matrices(scion, vectors=scion),
+            "the peer's rounding to bfloat16 is taken off; decay is free in both",
         ),
         "SOAP": (made("SOAP", every=3), "pytorch_optimizer SOAP", on_matrices(soap, beta_1=0.95), exact),
         "Adafactor": (made("Adafactor"), "torch Adafactor", on_matrices(adafactor, vectors=adafactor), ""),

@@ -73,6 +73,8 @@ WITHOUT_PEER = {
     "ConditionalGradient": "that of TensorFlow Addons does not run with Keras 3",
     "GradientNoise": "random",
     "CautiousDecay": "the paper has pseudocode alone",
+    "KLSOAP": "the authors' code is in no package",
+    "Orthogonalized": "the authors' code of SOAP-Muon is in no package; around momentum it is Muon",
     "Hyperball": "the authors' optimizers, AdamH and MuonH, are in no package",
     "UpdateFloor": "a record of modded-nanogpt, which is in no package",
     "EMANesterov": "a record of modded-nanogpt, which is in no package",

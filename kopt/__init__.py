@@ -22,6 +22,7 @@ from kopt.optimizers import BGD as BGD
 from kopt.optimizers import CAME as CAME
 from kopt.optimizers import COCOB as COCOB
 from kopt.optimizers import FTRL as FTRL
+from kopt.optimizers import KLSOAP as KLSOAP
 from kopt.optimizers import LAMB as LAMB
 from kopt.optimizers import LARS as LARS
 from kopt.optimizers import LBFGS as LBFGS
@@ -78,6 +79,7 @@ from kopt.optimizers import NadamW as NadamW
 from kopt.optimizers import NorMuon as NorMuon
 from kopt.optimizers import NovoGrad as NovoGrad
 from kopt.optimizers import Optimizer as Optimizer
+from kopt.optimizers import Orthogonalized as Orthogonalized
 from kopt.optimizers import Prodigy as Prodigy
 from kopt.optimizers import ProximalAdaGrad as ProximalAdaGrad
 from kopt.optimizers import PSGDKron as PSGDKron
@@ -91,6 +93,7 @@ from kopt.optimizers import ScheduleFree as ScheduleFree
 from kopt.optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers import ScheduleFreeRAdam as ScheduleFreeRAdam
 from kopt.optimizers import ScheduleFreeSGD as ScheduleFreeSGD
+from kopt.optimizers import Scion as Scion
 from kopt.optimizers import Shampoo as Shampoo
 from kopt.optimizers import SignSGD as SignSGD
 from kopt.optimizers import Slot as Slot
@@ -131,6 +134,7 @@ __all__ = [
     "COCOB",
     "EMA",
     "FTRL",
+    "KLSOAP",
     "LAMB",
     "LARS",
     "LBFGS",
@@ -199,6 +203,7 @@ __all__ = [
     "NovoGrad",
     "OpenFraction",
     "Optimizer",
+    "Orthogonalized",
     "PSGDKron",
     "Positive",
     "Prodigy",
@@ -215,6 +220,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Shampoo",
     "Share",
     "SignSGD",

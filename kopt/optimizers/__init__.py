@@ -46,10 +46,12 @@ from kopt.optimizers.lars import LARS as LARS
 from kopt.optimizers.lion import Lion as Lion
 from kopt.optimizers.madgrad import MADGRAD as MADGRAD
 from kopt.optimizers.mars import MARS as MARS
+from kopt.optimizers.matrix import KLSOAP as KLSOAP
 from kopt.optimizers.matrix import SOAP as SOAP
 from kopt.optimizers.matrix import Muon as Muon
 from kopt.optimizers.matrix import NorMuon as NorMuon
 from kopt.optimizers.matrix import PSGDKron as PSGDKron
+from kopt.optimizers.matrix import Scion as Scion
 from kopt.optimizers.matrix import Shampoo as Shampoo
 from kopt.optimizers.memory import state_bytes as state_bytes
 from kopt.optimizers.novograd import NovoGrad as NovoGrad
@@ -82,6 +84,7 @@ from kopt.optimizers.wrappers import Hyperball as Hyperball
 from kopt.optimizers.wrappers import Lookahead as Lookahead
 from kopt.optimizers.wrappers import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers.wrappers import Mechanic as Mechanic
+from kopt.optimizers.wrappers import Orthogonalized as Orthogonalized
 from kopt.optimizers.wrappers import ScheduleFree as ScheduleFree
 from kopt.optimizers.wrappers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers.wrappers import ScheduleFreeRAdam as ScheduleFreeRAdam

@@ -140,6 +140,13 @@ class Optimizer(Configurable, KerasOptimizer):
         """Returns whether the rule is row-wise on a weight of this layout."""
         return bool(self.row_wise)
 
+    def stacks(self, layout: Layout) -> bool:
+        """Returns whether weights of one layout are moved faster together: as one weight whose `stacks` number them.
+
+        The rule must move each as it would alone, and not ask for `s.index`.
+        """
+        return False
+
     def check_weights(self, paths: Sequence[str]) -> None:
         """Raises `ValueError` if a pattern of the rule is found in none of these paths, those of its weights."""
 

@@ -36,6 +36,7 @@ EXTENDING = {
     "AdaBoundW": "another default, and the unit of its decay",
     "AdamW": "another default",
     "Grams": "the direction of Adam, with other signs",
+    "KLSOAP": "how the products are weighed, and the sizes for that",
     "LazyAdam": "fewer values of an argument",
     "NadamW": "another default",
     "SophiaH": "another default, and what is estimated",

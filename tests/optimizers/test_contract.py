@@ -10,6 +10,7 @@ import pytest
 import references
 import tensorflow as tf
 from problems import (
+    BESIDE,
     RATE,
     descend,
     fair_rate,
@@ -92,10 +93,12 @@ def test_equals_its_peer(run):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[1] != PLAIN[v[0]]], ids=str)
 def test_every_own_argument_changes_the_result(name, options):
+    base = PLAIN[name] | {k: v for argument in options for k, v in BESIDE.get(argument, {}).items()}
+
     def changes(weights, gradients, times=1, **around):
         top = times * fair_rate(RULES[name])
         rising = keras.optimizers.schedules.PolynomialDecay(top / 4, 20, top)
-        made = [RULES[name](learning_rate=rising, **around, **given) for given in (PLAIN[name], options)]
+        made = [RULES[name](learning_rate=rising, **around, **given) for given in (base, options)]
         plain, other = (
             descend(optimizer, weights, gradients, "float64")
             + [np.asarray(a) for a in (optimizer.averages() if hasattr(optimizer, "averages") else ())]

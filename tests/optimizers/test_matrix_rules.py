@@ -10,11 +10,20 @@ from registry import RULES
 
 import kopt
 from kopt.optimizers.engine.state.layout import Layout
+from kopt.optimizers.matrix import newton_schulz
 from kopt.optimizers.matrix.newton_schulz import orthogonalized
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
 BY_LAYER = [name for name, cls in RULES.items() if cls.by_layer is True and not issubclass(cls, Wrapper)]
 INPUTS = {"query": 1, "key": 1, "value": 1, "attention_output": 2}
+
+
+@pytest.fixture
+def eagerly():
+    """Steps without a compiler, which takes longer than they do."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 def network():
@@ -50,6 +59,27 @@ def test_every_weight_is_seen_as_its_layer_uses_it():
     } - {"head/kernel"}
 
 
+def test_predictions_come_from_the_last_matrix_frozen_or_not():
+    layers = [keras.layers.Dense(n) for n in (4, 5, 2)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    kernels = [layer.kernel.path for layer in layers]
+    for frozen, by_muon in (((), kernels[:2]), ((2,), kernels[:2]), ((0,), kernels[1:2])):
+        for i, layer in enumerate(layers):
+            layer.trainable = i not in frozen
+        told = kopt.Muon().destinations(model)
+        assert [path for path, where in told.items() if where != "AdamW"] == by_muon
+
+
+def test_adapters_of_a_table_are_a_table_and_a_matrix():
+    table = keras.layers.Embedding(9, 6, name="words")
+    model = keras.Sequential(
+        [keras.Input((2,)), table, keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.Dense(1)]
+    )
+    model = kopt.peft.get_peft_model(model, kopt.peft.LoRA(r=2, target_modules=["words"]))
+    told = kopt.Muon().destinations(model)
+    assert [*told.values()] == ["AdamW", "Muon on 2 × 6"]
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (3, 2, 4, 6), (2, 6, 5)])
 def test_matrices_come_back_as_they_were(shape):
     layout, x = Layout(shape), np.random.default_rng(0).normal(size=shape)
@@ -75,10 +105,33 @@ def test_experts_are_stacked_matrices():
         np.testing.assert_allclose(moved, alone.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["Muon", "NorMuon"])
+def test_equal_matrices_move_together_as_each_would_alone(name, eagerly, monkeypatch):
+    rng, seen = np.random.default_rng(0), []
+    shapes = [(4, 6), (4, 6), (6,), (4, 6), (4, 5), (4, 6), (2, 2, 6), (2, 2, 6), (2, 200), (130, 200), (130, 200)]
+    arrays, gradients = ([rng.normal(size=s).astype("float32") for s in shapes] for _ in range(2))
+    made = newton_schulz.orthogonalized
+    monkeypatch.setattr(newton_schulz, "orthogonalized", lambda x, *rest: seen.append(tuple(x.shape)) or made(x, *rest))
+
+    def moved():
+        weights = [keras.Variable(a, name=f"kernel_{i}" if a.ndim > 1 else "bias") for i, a in enumerate(arrays)]
+        optimizer = RULES[name](0.1, multipliers=[("kernel_5", 0.5)], others=["kernel_3"], global_clipnorm=9.0)
+        for _ in range(2):
+            optimizer.apply([tf.constant(g) for g in gradients], weights)
+        slots = [part for p in optimizer.setup.parameters for slot in p.slots.values() for part in slot.values()]
+        return [np.asarray(v) for v in (*weights, *slots)]
+
+    together = moved()
+    assert seen == [(2, 4, 6), (4, 5), (4, 6), (2, 4, 6), (2, 200), (130, 200), (130, 200)] * 2
+    monkeypatch.setattr(RULES[name], "stacks", lambda self, layout: False)
+    for one, alone in zip(together, moved(), strict=True):
+        np.testing.assert_allclose(one, alone, atol=2e-6)
+
+
 @pytest.mark.few(3)
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("CAME", "PSGDKron") else n for n in BY_LAYER]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("CAME", "KLSOAP", "PSGDKron") else n for n in BY_LAYER]
 )
 def test_attention_equals_the_reference(name, decay):
     keras.config.set_floatx("float64")
@@ -126,6 +179,42 @@ def test_directions_move_alike(name, lowest, low, high, shape):
     assert large.sum() > 10 and low <= made[large].min() and made[large].max() <= high
     zero = orthogonalized(tf.zeros(shape), name, 5)
     np.testing.assert_array_equal(zero, np.zeros(shape))
+
+
+def test_scion_has_a_norm_for_every_kind_of_weight(eagerly):
+    model, rng = network(), np.random.default_rng(0)
+    optimizer = kopt.Scion(1.0, weight_decay=0.0, radius=2.0, last_radius=3.0)
+    told = optimizer.destinations(model)
+    assert told["conv/kernel"] == "Scion on 48 × 12" and told["head/kernel"] == "Scion by signs"
+    assert told["embedding/embeddings"] == "Scion by rows" and told["conv/bias"] == "Scion by length"
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    gradients = [tf.constant(rng.normal(size=v.shape), "float32") for v in model.trainable_variables]
+    optimizer.apply(gradients, model.trainable_variables)
+    steps = {v.path: v.numpy() - before[v.path] for v in model.trainable_variables}
+    np.testing.assert_allclose(np.abs(steps["head/kernel"]), 3.0 / 8, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt((steps["embedding/embeddings"] ** 2).mean(1)), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt((steps["attention/query/bias"] ** 2).mean()), 2.0, rtol=1e-5)
+    sizes = np.linalg.svd(steps["conv/kernel"].reshape(48, 12), compute_uv=False)
+    assert sizes.min() > 0.68 and sizes.max() < 1.14  # 2 √(12/48) = 1
+
+
+def test_whatever_the_direction_within_it_becomes_orthogonal(eagerly):
+    rng, (kernel,) = np.random.default_rng(0), [keras.Variable(np.zeros((6, 9)), name="kernel")]
+    optimizer = kopt.Orthogonalized(kopt.SOAP(1.0, every=1), scale="original", weight_decay=0.0)
+    for _ in range(3):
+        before = kernel.numpy()
+        optimizer.apply([tf.constant(10 ** rng.uniform(-3, 1, (6, 9)) * rng.normal(size=(6, 9)), "float32")], [kernel])
+    sizes = np.linalg.svd(kernel.numpy() - before, compute_uv=False) / np.sqrt(9 / 6)
+    assert sizes.min() > 0.68 and sizes.max() < 1.14
+    around_momentum = kopt.Orthogonalized(kopt.Momentum(0.1, momentum=0.5))
+    muon = kopt.Muon(0.1, momentum=0.5, nesterov=False, weight_decay=0.0)
+    moved = []
+    for each in (around_momentum, muon):
+        kernel = keras.Variable(np.ones((6, 9)), name="kernel")
+        for g in np.random.default_rng(1).normal(size=(3, 6, 9)):
+            each.apply([tf.constant(g, "float32")], [kernel])
+        moved.append(kernel.numpy())
+    np.testing.assert_allclose(*moved, atol=1e-5)
 
 
 def test_a_pattern_of_no_weight_is_an_error():

@@ -19,6 +19,9 @@ def rules():
 SMALL = {name: {"rank": 2} for name in ("GaLore", "APOLLO")}
 """Arguments with which rules for large kernels do with small ones what they are for."""
 
+BESIDE = {"last_radius": {"others": ["kernel"]}}
+"""What else has to be given for an argument to act: without a model at hand no weight is the last matrix."""
+
 
 def own_fields(cls):
     """Returns the arguments that the bases do not have."""

@@ -1,7 +1,7 @@
 """The rules of the registry as parameters of tests."""
 
 import pytest
-from problems import SMALL, other_value, own_fields, rules
+from problems import BESIDE, SMALL, other_value, own_fields, rules
 
 import kopt
 
@@ -9,7 +9,9 @@ RULES = rules()
 PLAIN = {name: SMALL.get(name, {}) for name in RULES}
 """For each rule what it is made with where its arguments do not matter."""
 VARIANTS = [*PLAIN.items()] + [
-    (name, PLAIN[name] | {k: other_value(h)}) for name, cls in RULES.items() for k, h in own_fields(cls).items()
+    (name, PLAIN[name] | BESIDE.get(k, {}) | {k: other_value(h)})
+    for name, cls in RULES.items()
+    for k, h in own_fields(cls).items()
 ]
 every_rule = pytest.mark.parametrize("name", RULES)
 

@@ -102,6 +102,13 @@ class Parameter:
         """Whether the rule on some rows of this weight gives some rows of the rule."""
         return self.rule.is_row_wise(self.layout)
 
+    @property
+    def kind(self) -> Any:
+        """What weights have in common that a rule may move together."""
+        layout = self.layout
+        axes = (tuple(layout), layout.inputs, layout.outputs, layout.stacks, layout.has_heads)
+        return self.key, axes, self.dtype, self.multiplier, self.decay
+
     def gradient(self, g: Any, owner: str) -> Gradient:
         """Returns a gradient in the precision of the arithmetic.
 

@@ -128,15 +128,51 @@ def move(
     Returns:
         The writes, and for each weight all that is new.
     """
-    times, writes, made, whole = _times(setup, number), list[Write](), list[list[Tensor]](), list[int]()
-    for (p, g), (w, s) in zip(active, known, strict=True):
-        view = setup.view(p, s, shared, rate, number)
-        moved, new = rule_checks.stepped(p.rule, g.value, w, view, times[p.dtype])
+    writes, made, whole = list[Write](), list[list[Tensor]](), list[int]()
+    stepped = _stepped(setup, active, known, rate, shared, number)
+    for (p, g), (w, _), (moved, new) in zip(active, known, stepped, strict=True):
         weight = p.moved(g, w, moved, number, seed, salt=2 * p.index)
         whole += [p.index] if p.average is not None and p.moves_whole(g) else []
         writes += [*weight, *p.encoded(g, new, seed, salt=2 * p.index + 1)]
         made.append([*(write.value for write in weight), *new.values()])
     return writes + _averaged(setup, whole, number), made
+
+
+def _stepped(
+    setup: Setup, active: Active, known: Known, rate: Tensor, shared: Mapping[str, Tensor], number: Tensor
+) -> Known:
+    """Runs the rule on each weight, and once on all that it moves together; returns new weights and slots."""
+    times, groups, found = _times(setup, number), dict[Any, list[int]](), dict[int, tuple[Tensor, dict[str, Tensor]]]()
+    for i, (p, g) in enumerate(active):
+        together = g.rows is None and g.touched is None and p.rule.stacks(p.layout)
+        groups.setdefault(p.kind if together else i, []).append(i)
+    for places in groups.values():
+        (p, g), (w, s) = active[places[0]], known[places[0]]
+        if len(places) == 1:
+            view = setup.view(p, s, shared, rate, number)
+            found[places[0]] = rule_checks.stepped(p.rule, g.value, w, view, times[p.dtype])
+            continue
+        layout = p.layout.stacked(len(places))
+        shapes = {name: slot.shape_for(layout) for name, slot in p.rule.slots.items()}
+        slots = {name: _stack([known[i][1][name] for i in places], shape) for name, shape in shapes.items()}
+        view = setup.view(p, slots, shared, rate, number)
+        view.layout = layout
+        gradient, weight = ops.stack([active[i][1].value for i in places]), ops.stack([known[i][0] for i in places])
+        moved, new = rule_checks.stepped(p.rule, gradient, weight, view, times[p.dtype])
+        for k, i in enumerate(places):
+            own = {name: _taken(x, k, known[i][1][name]) for name, x in new.items()}
+            found[i] = moved[k], own
+    return [found[i] for i in range(len(active))]
+
+
+def _stack(slots: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Returns slots of several weights as the slot of their stack; a number that stands for no slot stays one."""
+    return ops.reshape(ops.stack(slots), shape) if len(shape) else slots[0]
+
+
+def _taken(stacked: Tensor, place: int, like: Tensor) -> Tensor:
+    """Returns the slot of one weight from that of the stack."""
+    return ops.reshape(stacked, (-1, *like.shape))[place] if len(stacked.shape) else stacked
 
 
 def _times(setup: Setup, number: Tensor) -> dict[str, Tensor]:

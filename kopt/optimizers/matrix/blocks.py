@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 from keras import ops
 
 from kopt.optimizers.optimizer import Layout, Tensor
@@ -35,6 +36,12 @@ class Blocks:
     def count(self) -> int:
         """Number of blocks."""
         return self.stacked * math.prod(self.parts)
+
+    def lengths(self, side: int) -> np.ndarray:
+        """Returns how long a side of each block is without the zeros behind it, [count, 1, 1]."""
+        own = self.whole[side] - self.sides[side] * np.arange(self.parts[side])
+        own = np.minimum(own, self.sides[side]).reshape((-1, 1) if side == 0 else (1, -1))
+        return np.broadcast_to(own, (self.stacked, *self.parts)).reshape(-1, 1, 1)
 
     def split(self, x: Tensor) -> Tensor:
         """Returns the blocks, [count, side, side], of a tensor like the matrices of the weight."""

@@ -21,7 +21,48 @@ from kopt.optimizers.optimizer import (
 )
 
 
-class ByMatrix(Optimizer, abstract=True):
+class SeesMatrices(Optimizer, abstract=True):
+    """Base of the rules that see matrices, whatever the axes of the kernel, and move the other weights in another way.
+
+    Args:
+        others: regular expressions, searched in the paths of weights: which matrices are among the other weights. None:
+            the last one of the model. Tables and vectors always are.
+
+    Raises:
+        ValueError: a pattern of `others` is found in no weight.
+    """
+
+    others: Others = None
+    row_wise = False
+    by_layer = True
+
+    def takes(self, layout: Layout) -> bool:
+        """Returns whether this rule moves the weight as a matrix."""
+        return is_chosen(self.others, layout)
+
+    @override
+    def is_row_wise(self, layout: Layout) -> bool:
+        return not self.takes(layout)
+
+    @override
+    def check_weights(self, paths: Sequence[str]) -> None:
+        check_others(type(self).__name__, self.others, paths)
+        super().check_weights(paths)
+
+    def destinations(self, model: keras.Model) -> dict[str, str]:
+        """Returns by the path of each trainable weight what moves it: this rule, with its matrix, or another."""
+        return by_path(model, self.destination)
+
+    def destination(self, layout: Layout) -> str:
+        """Returns what moves a weight of this layout."""
+        return on_matrix(type(self).__name__, layout) if self.takes(layout) else self.other(layout)
+
+    def other(self, layout: Layout) -> str:
+        """Returns what moves a weight that is among the others."""
+        raise NotImplementedError(f"{type(self).__name__} must define other(self, layout).")
+
+
+class ByMatrix(SeesMatrices, abstract=True):
     r"""Base of the rules for matrices: the kernel of a layer as [fan-in, fan-out], whatever its axes.
 
     The kernel of a convolution has its fan-in on all axes but the last; that of an einsum, as in attention, where the
@@ -42,39 +83,19 @@ class ByMatrix(Optimizer, abstract=True):
         ValueError: a pattern of `others` is found in no weight.
     """
 
-    others: Others = None
     adam_rate: Positive = 1.0
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
     epsilon: Positive = 1e-8
-    row_wise = False
-    by_layer = True
 
     @property
     @override
     def slots(self) -> dict[str, Slot]:
         return {"m": Slot(), "v": Slot(shape=lambda layout: () if self.takes(layout) else tuple(layout))}
 
-    def takes(self, layout: Layout) -> bool:
-        """Returns whether this rule moves the weight, and not AdamW."""
-        return is_chosen(self.others, layout)
-
     @override
-    def is_row_wise(self, layout: Layout) -> bool:
-        return not self.takes(layout)
-
-    @override
-    def check_weights(self, paths: Sequence[str]) -> None:
-        check_others(type(self).__name__, self.others, paths)
-        super().check_weights(paths)
-
-    def destinations(self, model: keras.Model) -> dict[str, str]:
-        """Returns by the path of each trainable weight what moves it: this rule, with the matrix it sees, or AdamW."""
-        return by_path(model, self.destination)
-
-    def destination(self, layout: Layout) -> str:
-        """Returns what moves a weight of this layout."""
-        return on_matrix(type(self).__name__, layout) if self.takes(layout) else "AdamW"
+    def other(self, layout: Layout) -> str:
+        return "AdamW"
 
     def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
         """Returns the direction and the slots, as `rule` does, of [fan_in, fan_out] or a stack of such."""
@@ -91,8 +112,3 @@ class ByMatrix(Optimizer, abstract=True):
         seen = Slots(**{**vars(s), "m": layout.as_matrices(s.m)})
         u, new = self.matrix_rule(layout.as_matrices(g), seen, t)
         return layout.from_matrices(u), {"v": s.v, **new, "m": layout.from_matrices(new["m"])}
-
-
-def absent(layout: Layout) -> tuple[int, ...]:
-    """Returns the shape of a slot of which weights that AdamW moves have nothing, whichever rows are asked for."""
-    return (*(layout[:1] or (1,)), 0)

@@ -5,12 +5,10 @@ import math
 from keras import ops
 
 from kopt.optimizers.matrix.by_matrix import ByMatrix
-from kopt.optimizers.matrix.newton_schulz import orthogonalized
+from kopt.optimizers.matrix.newton_schulz import Orthogonalizing, Scale, length
 from kopt.optimizers.optimizer import (
-    Count,
     Fraction,
     Layout,
-    Literal,
     Positive,
     Slot,
     Slots,
@@ -20,29 +18,31 @@ from kopt.optimizers.optimizer import (
     override,
 )
 
+SMALL = 128
+"""Longest short side of matrices that are moved together. By XLA on two cores twelve of 64 × 64 take 0.6 of the time,
+and a fourth of it to compile; from 256 on one product after the other is faster: see `benchmarks.muon`."""
 
-class MuonLike(ByMatrix, abstract=True):
+
+class MuonLike(Orthogonalizing, ByMatrix, abstract=True):
     """What Muon and its kin share: momentum, made orthogonal.
 
     Args:
         momentum: μ in [0, 1), memory of the gradient.
         nesterov: look ahead by one gradient.
-        ns_steps: k ≥ 1, Newton-Schulz iterations. "polar_express" has coefficients for eight, the last of which
-            repeat.
-        coefficients: of the iterations: "quintic", the same (3.4445, -4.775, 2.0315) each time, or "polar_express", the
-            best for each.
     """
 
     momentum: Fraction = 0.95
     nesterov: bool = True
-    ns_steps: Count = 5
-    coefficients: Literal["quintic", "polar_express"] = "quintic"
+
+    @override
+    def stacks(self, layout: Layout) -> bool:
+        return self.takes(layout) and not layout.stacks and min(layout.fan_in, layout.fan_out) <= SMALL
 
     def turned(self, g: Tensor, s: Slots) -> tuple[Tensor, Tensor]:
         """Returns o, the orthogonal direction, and m."""
         m = ema(s.m, g, self.momentum)
         ahead = ema(m, g, self.momentum) if self.nesterov else m
-        return orthogonalized(ahead, self.coefficients, self.ns_steps), m
+        return self.orthogonal(ahead), m
 
 
 class Muon(MuonLike):
@@ -71,14 +71,12 @@ class Muon(MuonLike):
     """
 
     weight_decay = 0.01
-    scale: Literal["match_rms", "original", "aspect"] = "match_rms"
+    scale: Scale = "match_rms"
 
     @override
     def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
         o, m = self.turned(g, s)
-        p, q = s.layout.fan_in, s.layout.fan_out
-        length = {"match_rms": 0.2 * max(p, q) ** 0.5, "original": max(1.0, q / p) ** 0.5, "aspect": (q / p) ** 0.5}
-        return length[self.scale] * o, {"m": m}
+        return length(self.scale, s.layout) * o, {"m": m}
 
 
 class NorMuon(MuonLike):
@@ -118,5 +116,5 @@ class NorMuon(MuonLike):
         v = ema(s.v, ops.mean(ops.square(o), axis=-2, keepdims=True), self.beta)
         x = o / (ops.sqrt(v) + self.root_epsilon)
         norm = ops.sqrt(ops.sum(ops.square(x), axis=(-2, -1), keepdims=True))
-        length = 0.2 * math.sqrt(s.layout.fan_in * s.layout.fan_out)
-        return length * x / ops.where(norm > 0, norm, 1.0), {"m": m, "v": v}
+        size = 0.2 * math.sqrt(s.layout.fan_in * s.layout.fan_out)
+        return size * x / ops.where(norm > 0, norm, 1.0), {"m": m, "v": v}

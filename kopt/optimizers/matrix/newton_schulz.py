@@ -2,8 +2,12 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import Tensor
+from kopt.optimizers.optimizer import Count, Layout, Literal, Optimizer, Tensor
 
+Scale = Literal["match_rms", "original", "aspect"]
+"""How long the orthogonal direction of a matrix is made."""
+Named = Literal["quintic", "polar_express"]
+"""Coefficients of the iterations by name."""
 Coefficients = tuple[float, float, float]
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 """Those of Jordan et al., 2024: the steepest at zero whose iterations stay within 0.68 and 1.14."""
@@ -22,7 +26,25 @@ SAFETY = 1.01
 """By how much the paper has singular values too large in all iterations but the last, lest rounding makes them grow."""
 
 
-def coefficients(name: str, iterations: int) -> list[Coefficients]:
+class Orthogonalizing(Optimizer, abstract=True):
+    """Base of the rules that make matrices orthogonal.
+
+    Args:
+        ns_steps: k ≥ 1, Newton-Schulz iterations. "polar_express" has coefficients for eight, the last of which
+            repeat.
+        coefficients: of the iterations: "quintic", the same (3.4445, -4.775, 2.0315) each time, or "polar_express", the
+            best for each.
+    """
+
+    ns_steps: Count = 5
+    coefficients: Named = "quintic"
+
+    def orthogonal(self, x: Tensor) -> Tensor:
+        """Returns U Vᵀ of matrices x = U Σ Vᵀ, nearly."""
+        return orthogonalized(x, self.coefficients, self.ns_steps)
+
+
+def coefficients(name: Named, iterations: int) -> list[Coefficients]:
     """Returns a, b, c of each iteration of "quintic" or "polar_express"."""
     if name == "quintic":
         return [QUINTIC] * iterations
@@ -30,7 +52,13 @@ def coefficients(name: str, iterations: int) -> list[Coefficients]:
     return [*safe, *[POLAR_EXPRESS[-1]] * iterations][:iterations]
 
 
-def orthogonalized(x: Tensor, name: str, iterations: int) -> Tensor:
+def length(scale: Scale, layout: Layout) -> float:
+    """Returns the factor of the orthogonal direction of a matrix of p inputs and q outputs."""
+    p, q = layout.fan_in, layout.fan_out
+    return {"match_rms": 0.2 * max(p, q) ** 0.5, "original": max(1.0, q / p) ** 0.5, "aspect": (q / p) ** 0.5}[scale]
+
+
+def orthogonalized(x: Tensor, name: Named, iterations: int) -> Tensor:
     """Returns U Vᵀ of x = U Σ Vᵀ, nearly: x ← a x + b x xᵀ x + c x (xᵀ x)² again and again.
 
     Where a side is twice as long as the other, g = x xᵀ and the product f of all factors are carried along instead,

@@ -8,7 +8,7 @@ from kopt.declare import Range
 from kopt.optimizers.engine.noise import normal
 from kopt.optimizers.engine.tensor_math import beside, is_due, of_largest
 from kopt.optimizers.matrix.blocks import transposed
-from kopt.optimizers.matrix.by_matrix import ByMatrix, absent
+from kopt.optimizers.matrix.by_matrix import ByMatrix
 from kopt.optimizers.optimizer import (
     Count,
     Fraction,
@@ -80,7 +80,7 @@ class PSGDKron(ByMatrix):
     def _factor(self, side: int) -> Slot:
         def shape(layout: Layout) -> tuple[int, ...]:
             if not self.takes(layout):
-                return absent(layout)
+                return ()
             *stacked, p, q = layout.matrices
             length, other = (p, q) if side == 0 else (q, p)
             full = length <= self.max_size and length <= self.ratio * other

@@ -1,18 +1,20 @@
 """Shampoo and SOAP."""
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 from keras import ops
 
 from kopt.declare import Range
 from kopt.optimizers.engine.tensor_math import is_due, of_largest
 from kopt.optimizers.matrix.blocks import Blocks, transposed
-from kopt.optimizers.matrix.by_matrix import ByMatrix, absent
+from kopt.optimizers.matrix.by_matrix import ByMatrix
 from kopt.optimizers.optimizer import (
     Count,
     Fraction,
     Layout,
+    Mapping,
     OpenFraction,
     Slot,
     Slots,
@@ -22,6 +24,18 @@ from kopt.optimizers.optimizer import (
     ema,
     override,
 )
+
+
+class Side(NamedTuple):
+    """What is kept for a side of the blocks: the names of its slots."""
+
+    product: str
+    basis: str
+    sizes: str
+
+
+SIDES = (Side("L", "A", "a"), Side("R", "B", "b"))
+"""Inputs and outputs. What a basis has for sizes along its columns is a matter of the rule."""
 
 
 class TwoSided(ByMatrix, abstract=True):
@@ -35,16 +49,16 @@ class TwoSided(ByMatrix, abstract=True):
     every: Count = 10
     block: Count = 256
 
-    def square(self, side: int) -> Slot:
-        """Returns the slot of a square matrix for a side of each block; nothing where there is none."""
+    def of_side(self, side: int, axes: int = 2, init: float = 0.0) -> Slot:
+        """Returns the slot of a square matrix, or a vector, for a side of each block; a number where there is none."""
 
         def shape(layout: Layout) -> tuple[int, ...]:
             if not self.takes(layout):
-                return absent(layout)
+                return ()
             blocks = Blocks.of(layout, self.block)
-            return (blocks.count, blocks.sides[side], blocks.sides[side]) if self.has_side(blocks, side) else ()
+            return (blocks.count, *[blocks.sides[side]] * axes) if self.has_side(blocks, side) else ()
 
-        return Slot(shape=shape, exact=True)
+        return Slot(init, shape=shape, exact=True)
 
     def has_side(self, blocks: Blocks, side: int) -> bool:
         """Returns whether there are matrices for a side."""
@@ -81,7 +95,7 @@ class Shampoo(TwoSided):
     @property
     @override
     def slots(self) -> dict[str, Slot]:
-        return super().slots | {name: self.square(side) for side, names in enumerate(("LA", "RB")) for name in names}
+        return super().slots | {name: self.of_side(side) for side, names in enumerate(("LA", "RB")) for name in names}
 
     @override
     def matrix_rule(self, g: Tensor, s: Slots, t: Tensor) -> Step:
@@ -169,7 +183,7 @@ class SOAP(TwoSided):
             blocks = Blocks.of(layout, self.block)
             return (blocks.count, *blocks.sides)
 
-        squares = {name: self.square(side) for side, names in enumerate(("LA", "RB")) for name in names}
+        squares = {name: self.of_side(side) for side, names in enumerate(("LA", "RB")) for name in names}
         return super().slots | {"v": Slot(shape=like_blocks)} | squares
 
     @override
@@ -183,19 +197,25 @@ class SOAP(TwoSided):
         v = ops.where(first, 0.0, ema(s.v, ops.square(self._turned(x, s)), self.beta_2))
         inside = self._turned(blocks.split(m), s) / (ops.sqrt(v) + self.epsilon)
         length = ops.sqrt(debias(self.beta_2, k)) / debias(self.beta_1, k)
-        new = {"m": m, "v": v, "L": s.L, "A": s.A, "R": s.R, "B": s.B}
-        if self.has_side(blocks, 0):
-            new["L"] = ema(s.L, ops.matmul(x, transposed(x)), self.beta_3)
-        if self.has_side(blocks, 1):
-            new["R"] = ema(s.R, ops.matmul(transposed(x), x), self.beta_3)
         u = length * blocks.join(self._turned(inside, s, back=True), s.layout)
-        names = [name for name in "AB" if len(new[name].shape)]
-        refreshed = ops.cond(
+        new = {"m": m, "v": v, "A": s.A, "B": s.B} | self.products(x, s, first)
+        sides = [side for side in SIDES if len(getattr(s, side.basis).shape)]
+        old = {name: new[name] for name in ("v", *(k for side in sides for k in side[1:] if k in new))}
+        renewed = ops.cond(
             is_due(t, self.every),
-            lambda: ops.cond(first, lambda: self._begun(x, new, names), lambda: self._refreshed(new, names)),
-            lambda: [new["v"], *(new[name] for name in names)],
+            lambda: ops.cond(first, lambda: self._begun(x, old, sides), lambda: self._renewed(new, old, sides)),
+            lambda: old,
         )
-        return ops.where(first, 0.0, u), new | dict(zip(["v", *names], refreshed, strict=True))
+        return ops.where(first, 0.0, u), new | renewed
+
+    def products(self, x: Tensor, s: Slots, first: Tensor) -> dict[str, Tensor]:
+        """Returns L and R, and what else is kept of products, after a gradient in blocks; `first`: at t = 1."""
+        found = {}
+        for side, seen in zip(SIDES, (x, transposed(x)), strict=True):
+            product = getattr(s, side.product)
+            new = ema(product, ops.matmul(seen, transposed(seen)), self.beta_3) if len(product.shape) else product
+            found[side.product] = new
+        return found
 
     def _turned(self, x: Tensor, s: Slots, back: bool = False) -> Tensor:
         """Returns Aᵀ x B, or A x Bᵀ."""
@@ -205,25 +225,24 @@ class SOAP(TwoSided):
             x = ops.matmul(x, transposed(s.B) if back else s.B)
         return x
 
-    def _begun(self, x: Tensor, s: dict[str, Tensor], names: list[str]) -> list[Tensor]:
-        sides = {"A": x, "B": transposed(x)}
-        return [s["v"], *(_orthonormal(sides[name]) for name in names)]
+    def _begun(self, x: Tensor, old: Mapping[str, Tensor], sides: Sequence[Side]) -> dict[str, Tensor]:
+        seen = {"A": x, "B": transposed(x)}
+        return {**old, **{side.basis: _orthonormal(seen[side.basis]) for side in sides}}
 
-    def _refreshed(self, s: dict[str, Tensor], names: list[str]) -> list[Tensor]:
-        v, bases = s["v"], []
-        for name in names:
-            product = of_largest(ops.matmul(s[_product(name)], s[name]))
-            order = ops.argsort(-ops.sum(s[name] * product, axis=-2), axis=-1)
-            axis, places = (1, order[:, :, None]) if name == "A" else (2, order[:, None, :])
-            v = ops.take_along_axis(v, places, axis=axis)
-            bases.append(_orthonormal(ops.take_along_axis(product, order[:, None, :], axis=2)))
-        return [v, *bases]
+    def _renewed(self, s: Mapping[str, Tensor], old: Mapping[str, Tensor], sides: Sequence[Side]) -> dict[str, Tensor]:
+        new = dict(old)
+        for side in sides:
+            basis = s[side.basis]
+            product = of_largest(ops.matmul(s[side.product], basis))
+            order = ops.argsort(-ops.sum(basis * product, axis=-2), axis=-1)
+            axis, places = (1, order[:, :, None]) if side is SIDES[0] else (2, order[:, None, :])
+            new["v"] = ops.take_along_axis(new["v"], places, axis=axis)
+            new[side.basis] = _orthonormal(ops.take_along_axis(product, order[:, None, :], axis=2))
+            if side.sizes in new:
+                new[side.sizes] = ops.take_along_axis(new[side.sizes], order, axis=1)
+        return new
 
 
 def _orthonormal(x: Tensor) -> Tensor:
     """Returns Q of x = Q U, all of its columns."""
     return ops.linalg.qr(of_largest(x), mode="complete")[0]
-
-
-def _product(name: str) -> str:
-    return {"A": "L", "B": "R"}[name]

@@ -13,6 +13,7 @@ from kopt.optimizers.wrappers.lengths import UpdateFloor as UpdateFloor
 from kopt.optimizers.wrappers.lookahead import Lookahead as Lookahead
 from kopt.optimizers.wrappers.loss_scale import LossScaleOptimizer as LossScaleOptimizer
 from kopt.optimizers.wrappers.mechanic import Mechanic as Mechanic
+from kopt.optimizers.wrappers.orthogonalized import Orthogonalized as Orthogonalized
 from kopt.optimizers.wrappers.schedule_free import ScheduleFree as ScheduleFree
 from kopt.optimizers.wrappers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from kopt.optimizers.wrappers.schedule_free import ScheduleFreeRAdam as ScheduleFreeRAdam

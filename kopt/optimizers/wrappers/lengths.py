@@ -1,6 +1,5 @@
 """Wrappers that set the length of a step by that of the matrix: Hyperball and UpdateFloor."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -99,12 +98,12 @@ class Hyperball(ForMatrices):
 
     def _shape(self, layout: Layout) -> tuple[int, ...]:
         if not self.takes(layout):
-            return (*(layout[:1] or (1,)), 0)  # nothing to remember, whichever rows are asked for
+            return ()
         return tuple(n if i in layout.stacks else 1 for i, n in enumerate(layout))
 
     def _radius(self, w: Tensor, layout: Layout) -> Tensor:
         if not self.takes(layout):
-            return ops.reshape(w, (-1, math.prod(layout[1:])))[:, :0]
+            return ops.zeros((), w.dtype)
         return _norm(w, _of_matrix(layout))
 
     @override

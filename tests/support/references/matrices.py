@@ -70,16 +70,16 @@ def orthogonal_momentum(momentum, nesterov, coefficients, ns_steps):
     return turned
 
 
+def lengths(p, q):
+    """Returns the factors of the orthogonal direction of a matrix of p inputs and q outputs."""
+    return {"match_rms": 0.2 * np.sqrt(max(p, q)), "original": np.sqrt(max(1, q / p)), "aspect": np.sqrt(q / p)}
+
+
 def muon(w, *, momentum, nesterov, ns_steps, coefficients, scale, **rest) -> Step:
     """kellerjordan.github.io/posts/muon, with the lengths of arXiv:2502.16982 and arXiv:2409.20325."""
     turned = orthogonal_momentum(momentum, nesterov, coefficients, ns_steps)
 
-    def direction(g, t):
-        p, q = g.shape
-        length = {"match_rms": 0.2 * np.sqrt(max(p, q)), "original": np.sqrt(max(1, q / p)), "aspect": np.sqrt(q / p)}
-        return length[scale] * turned(g)
-
-    return by_matrix(w, direction, **rest)
+    return by_matrix(w, lambda g, t: lengths(*g.shape)[scale] * turned(g), **rest)
 
 
 def normuon(w, *, momentum, nesterov, ns_steps, coefficients, beta, root_epsilon, **rest) -> Step:
@@ -144,11 +144,22 @@ def shampoo(w, *, beta, momentum, damping, every, block, **rest) -> Step:
     return by_matrix(w, in_blocks(make, block), **rest)
 
 
-def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, **rest) -> Step:
-    """arXiv:2409.11321, Algorithm 3, with the bases of the first gradient, renewed as in the authors' code."""
+def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, kl=False, **rest) -> Step:
+    """arXiv:2409.11321, Algorithm 3, with the bases of the first gradient, renewed as in the authors' code.
+
+    With `kl` the products are those of arXiv:2509.03378: of a gradient whose other side is along the basis there, in
+    units of the sizes along it.
+    """
 
     def make():
-        products, bases, m, v = {}, {}, 0.0, 0.0
+        products, bases, sizes, m, v = {}, {}, {}, 0.0, 0.0
+
+        def seen_by(side, g):
+            x = g if side == 0 else g.T
+            if not kl or 1 - side not in bases:
+                return x
+            there = sizes[1 - side]
+            return (x @ bases[1 - side]) * np.minimum(there**-0.5, max(10, min(len(there), 4000)))
 
         def turned(x, back=False):
             for side, q in bases.items():
@@ -164,10 +175,15 @@ def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, **rest) -> 
                 v = beta_2 * v + (1 - beta_2) * turned(g) ** 2
                 length = np.sqrt(1 - beta_2 ** (t - 1)) / (1 - beta_1 ** (t - 1))
                 u = length * turned(turned(m) / (np.sqrt(v) + epsilon), back=True)
-            for side in (0, 1):
-                if g.shape[side] <= ratio * g.shape[1 - side]:
-                    new = g @ g.T if side == 0 else g.T @ g
-                    products[side] = beta_3 * products.get(side, 0) + (1 - beta_3) * new
+            sides = [side for side in (0, 1) if g.shape[side] <= ratio * g.shape[1 - side]]
+            for side, x in [(side, seen_by(side, g)) for side in sides]:
+                new = x @ x.T / (x.shape[1] if kl else 1)
+                products[side] = beta_3 * products.get(side, 0) + (1 - beta_3) * new
+                if kl and t == 1:
+                    sizes[side] = np.full(len(x), 0.1)
+            if kl and t > 1:
+                along = {side: ((bases[side].T @ seen_by(side, g)) ** 2).mean(1) for side in sides}
+                sizes.update({side: beta_3 * sizes[side] + (1 - beta_3) * new for side, new in along.items()})
             for side, product in products.items():
                 if t == 1:
                     bases[side] = np.linalg.qr(g if side == 0 else g.T, mode="complete")[0]
@@ -175,12 +191,36 @@ def soap(w, *, beta_1, beta_2, beta_3, epsilon, every, block, ratio, **rest) -> 
                     order = np.argsort(-np.diag(bases[side].T @ product @ bases[side]), kind="stable")
                     v = v[order] if side == 0 else v[:, order]
                     bases[side] = np.linalg.qr((product @ bases[side])[:, order])[0]
+                    sizes.update({side: sizes[side][order]} if kl else {})
             return u
 
         return direction
 
     moments = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
     return by_matrix(w, in_blocks(make, block), **moments, **rest)
+
+
+def kl_soap(w, **hyper) -> Step:
+    """arXiv:2509.03378, with the start and the bounds of the authors' code."""
+    return soap(w, kl=True, **hyper)
+
+
+def scion(
+    w, *, momentum, radius, last_radius, ns_steps, coefficients, others, learning_rate, weight_decay, inputs=None
+) -> Step:
+    """arXiv:2502.07529, Algorithm 2 with a decay of 1 and 1 with none; `others` are matrices of the last layer."""
+    (there, back), m = matrix_of(w, inputs), 0.0
+
+    def direction(g, t):
+        nonlocal m
+        m = momentum * m + (1 - momentum) * g
+        if w.ndim < 2:
+            return radius * m / np.sqrt((m**2).mean())
+        if others:
+            return last_radius * np.sign(m) / len(there(m))
+        return radius * back(lengths(*there(m).shape)["aspect"] * polynomials(there(m), coefficients, ns_steps))
+
+    return descent(w, learning_rate, weight_decay, direction)
 
 
 def bound(a):
@@ -216,6 +256,14 @@ def psgd_kron(w, *, momentum, fit_rate, every, flat_start, max_size, ratio, damp
     return by_matrix(w, direction, **rest)
 
 
-RULES = {"Muon": muon, "NorMuon": normuon, "PSGDKron": psgd_kron, "Shampoo": shampoo, "SOAP": soap}
+RULES = {
+    "KLSOAP": kl_soap,
+    "Muon": muon,
+    "NorMuon": normuon,
+    "PSGDKron": psgd_kron,
+    "Scion": scion,
+    "Shampoo": shampoo,
+    "SOAP": soap,
+}
 MATRIX = tuple(RULES)
 """Rules whose products make rounding errors grow: to 1e-4 in float32 and 1e-6 in float64."""

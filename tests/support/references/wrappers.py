@@ -5,6 +5,7 @@ import numpy as np
 from kopt.optimizers.engine import noise
 from references.classic import adam, momentum, sgd
 from references.forms import Step, at
+from references.matrices import lengths, matrix_of, polynomials
 
 
 def _direction(optimizer):
@@ -91,6 +92,20 @@ def update_floor(w, *, optimizer, others, floor, by, learning_rate, weight_decay
         return u * np.maximum(1, floor * norm(w) / norm(u))
 
     after = None if np.ndim(w) < 2 or others else lengthen
+    return _wrapped(w, optimizer, learning_rate, weight_decay, after=after)
+
+
+def orthogonalized(
+    w, *, optimizer, others, scale, ns_steps, coefficients, learning_rate, weight_decay, inputs=None
+) -> Step:
+    """kellerjordan.github.io/posts/muon, of the direction within in place of momentum."""
+
+    def turn(u, g, w):
+        there, back = matrix_of(u, inputs)
+        x = there(u)
+        return back(lengths(*x.shape)[scale] * polynomials(x, coefficients, ns_steps))
+
+    after = None if np.ndim(w) < 2 or others else turn
     return _wrapped(w, optimizer, learning_rate, weight_decay, after=after)
 
 
@@ -288,6 +303,7 @@ RULES = {
     "CautiousDecay": cautious_decay,
     "EMANesterov": ema_nesterov,
     "Hyperball": hyperball,
+    "Orthogonalized": orthogonalized,
     "UpdateFloor": update_floor,
     "GradientCentralization": gradient_centralization,
     "AdaptiveClip": adaptive_clip,
@@ -298,5 +314,6 @@ RULES = {
     "ScheduleFreeAdamW": schedule_free_adamw,
     "ScheduleFreeRAdam": schedule_free_radam,
 }
+MATRIX = {"Orthogonalized"}
 UNDECAYED = {"Hyperball"}
 JOINT = {"Mechanic": mechanic, "GradientNoise": gradient_noise}

@@ -25,7 +25,7 @@ class Layout(tuple[int, ...]):
         has_heads: whether the first of several axes of outputs numbers heads that see the inputs by one measure, as
             queries and keys do.
         is_table: whether the weight is a table of which a layer reads rows.
-        is_last: whether it is the last matrix of a model, from which the predictions come.
+        is_last: whether it is the last matrix of a model, frozen ones included, from which the predictions come.
         path: of the weight.
     """
 
@@ -76,6 +76,13 @@ class Layout(tuple[int, ...]):
         back = sorted(range(len(self)), key=self._order.__getitem__)
         return ops.transpose(ops.reshape(x, [self[i] for i in self._order]), back)
 
+    def stacked(self, count: int) -> "Layout":
+        """Returns the layout of so many weights of this one on one more axis, in front."""
+        made = Layout((count, *self), self.path)
+        made.inputs, made.outputs = (tuple(i + 1 for i in axes) for axes in (self.inputs, self.outputs))
+        made.stacks, made.has_heads = (0, *(i + 1 for i in self.stacks)), self.has_heads
+        return made
+
     @property
     def _order(self) -> Axes:
         return (*self.stacks, *self.inputs, *self.outputs)
@@ -89,18 +96,34 @@ def layouts(variables: Sequence[Any], paths: Sequence[str]) -> list[Layout]:
         if holders and len(layout) > 1:
             _read(layout, holders)
         found.append(layout)
-    known = [layout for v, layout in zip(variables, found, strict=True) if id(v) in owners]
-    matrices = [layout for layout in known if layout.is_matrix or layout.outputs]
+    known = [(v, layout) for v, layout in zip(variables, found, strict=True) if id(v) in owners]
+    matrices = [(v, layout) for v, layout in known if layout.outputs]
     if len(matrices) > 1:
-        matrices[-1].is_last = True
+        variable, layout = matrices[-1]
+        layout.is_last = not _is_followed(variable, owners[id(variable)][0])
     return found
+
+
+def _is_followed(variable: Any, model: Any) -> bool:
+    """Returns whether a model has a matrix after this one, which is frozen: from that one the predictions come."""
+    weights = list(model.weights)
+    after = weights[1 + next((i for i, v in enumerate(weights) if v is variable), len(weights)) :]
+    holders = _inside(model, {id(v) for v in after})
+    for v in after:
+        layout = Layout(v.shape, v.path)
+        if len(layout) > 1 and id(v) in holders:
+            _read(layout, holders[id(v)])
+        if layout.outputs:
+            return True
+    return False
 
 
 def _read(layout: Layout, holders: Sequence[Any]) -> None:
     """Sets the axes of a weight as the last of its holders, its layer, uses them."""
     layer = holders[-1]
     name, every = layout.path.rpartition("/")[2], tuple(range(len(layout)))
-    layout.is_table = "embedding" in type(layer).__name__.lower()
+    host = holders[-2] if len(holders) > 1 else layer
+    layout.is_table = _has_table(layer) or (_has_table(host) and getattr(host, "input_dim", None) == layout[0])
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
     transposed = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
     layout.inputs, layout.outputs = every[:-1], every[-1:]
@@ -118,6 +141,10 @@ def _read(layout: Layout, holders: Sequence[Any]) -> None:
         )
         makes_values = any(getattr(holder, "value_dense", None) is layer for holder in holders)
         layout.has_heads = len(layout.outputs) > 1 and not makes_values
+
+
+def _has_table(layer: Any) -> bool:
+    return "embedding" in type(layer).__name__.lower()
 
 
 def _owners(variables: Sequence[Any]) -> dict[int, list[Any]]:
@@ -145,7 +172,7 @@ def _inside(layer: Any, wanted: set[int]) -> dict[int, list[Any]]:
     """Returns which layers in a model hold each weight, the outermost first."""
     found = dict[int, list[Any]]()
     for each in layer._flatten_layers():
-        for v in each.trainable_variables:
+        for v in each.weights:
             if id(v) in wanted:
                 found.setdefault(id(v), []).append(each)
     return found
