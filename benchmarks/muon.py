@@ -15,8 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import _turns, step
 
-SHAPES = [*[(256, 256)] * 4, (256, 1024), (1024, 256)] * 2
-EQUAL = [(64, 64), (256, 256), (256, 1024)]
+SHAPES: list[tuple[int, ...]] = [*[(256, 256)] * 4, (256, 1024), (1024, 256)] * 2
+EQUAL: list[tuple[int, ...]] = [(64, 64), (256, 256), (256, 1024)]
 COUNT = 12
 
 

@@ -14,9 +14,6 @@ from kopt.optimizers.engine.state.layout import Layout, layouts
 from kopt.optimizers.engine.state.start import path_of
 from kopt.optimizers.optimizer import Optimizer
 
-WORK = 3
-"""Arrays as large as what is moved together, for a rule that looks at a whole weight; found with LAMB and Adafactor."""
-
 
 def state_bytes(optimizer: Optimizer, weights: Any = None) -> int:
     """Returns the bytes that an optimizer keeps for weights: slots, averages, accumulated gradients, rounding errors.
@@ -57,8 +54,8 @@ def update_bytes(optimizer: Optimizer, model: keras.Model) -> int:
     """Returns about what an update of a model needs for a while, beside weights, gradients and state.
 
     Weights are moved in parts. While one is moved, its new slots stand beside the old ones. A rule that looks at a
-    whole weight makes the gradient of an embedding dense, and needs `WORK` arrays of the size of the part: its sums are
-    products on a CPU, so that squares and the like are written out.
+    whole weight makes the gradient of an embedding dense, and needs `work` arrays of the size of the part: its sums are
+    products on a CPU, so that squares and the like are written out, and so are the products of rules for matrices.
 
     Args:
         optimizer: one of kopt. It may be built, and makes nothing here.
@@ -70,10 +67,12 @@ def update_bytes(optimizer: Optimizer, model: keras.Model) -> int:
     if not sum(sizes):
         return 0
     part = max(PART, *sizes)
-    whole = [layout for layout in known if not rules[optimizer.key_of(layout.path)].is_row_wise(layout)]
-    work = WORK * min(part, sum(_size(layout, "float32") for layout in whole))
+    own = [(layout, rules[optimizer.key_of(layout.path)]) for layout in known]
+    whole = [layout for layout, rule in own if not rule.is_row_wise(layout)]
+    arrays = sum(rule.work * _size(layout, "float32") for layout, rule in own if not rule.is_row_wise(layout))
+    together = min(1.0, part / max(1, sum(_size(layout, "float32") for layout in whole)))
     dense = sum(_size(layout, "float32") for layout in whole if layout.is_table)
-    return int(min(1.0, part / sum(sizes)) * state_bytes(optimizer, model)) + work + dense
+    return int(min(1.0, part / sum(sizes)) * state_bytes(optimizer, model) + together * arrays) + dense
 
 
 def _of_slots(layout: Layout, rule: Rule, options: Options) -> int:

@@ -125,6 +125,8 @@ class Optimizer(Configurable, KerasOptimizer):
     all that is new. A rule outside of kopt is not bounded unless it says so."""
     by_layer: ClassVar[Any] = False
     """Whether the rule asks what the axes of a weight are for in its layer: s.layout."""
+    work: ClassVar[Any] = 3
+    """Arrays like a weight that a rule which is not row-wise writes out for a while; found with LAMB and Adafactor."""
     scale_free: ClassVar[bool] = False
     """Whether multiplying every gradient by the same c > 0 changes nothing."""
 
@@ -141,10 +143,7 @@ class Optimizer(Configurable, KerasOptimizer):
         return bool(self.row_wise)
 
     def stacks(self, layout: Layout) -> bool:
-        """Returns whether weights of one layout are moved faster together: as one weight whose `stacks` number them.
-
-        The rule must move each as it would alone, and not ask for `s.index`.
-        """
+        """Returns whether weights of this layout move faster as one, `Layout.stacked`, each as alone, without index."""
         return False
 
     def check_weights(self, paths: Sequence[str]) -> None:
@@ -164,10 +163,7 @@ class Optimizer(Configurable, KerasOptimizer):
         raise NotImplementedError(f"{type(self).__name__} must define rule(self, g, w, s, t).")
 
     def advance(self, g: Tensor, w: Tensor, s: Any, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the new weight, w - η (u + λ w), and the new slots.
-
-        Rules that step or decay in another way define this one instead of `rule`. Arguments as there.
-        """
+        """Returns the new weight, w - η (u + λ w), and slots; rules of another form define it in place of `rule`."""
         u, new = rule_checks.direction(self, g, w, s, t)
         return w - s.learning_rate * self.decayed(u, w, s), dict(new)
 
@@ -275,8 +271,7 @@ class Optimizer(Configurable, KerasOptimizer):
         """Takes the weights as they are now for the point that slots refer to; moments and counters stay.
 
         For weights that were set from outside while training goes on, as when an average is left in the model: the slow
-        weights of `Lookahead`, z of Schedule-Free, the first weights of `MADGRAD` follow, and what was summed from
-        there begins anew. Nothing changes in rules that only step from where they are.
+        weights of `Lookahead`, z of Schedule-Free, the first weights of `MADGRAD` follow; what was summed begins anew.
         """
         if self.built:
             start.anchor(self.setup.parameters, self._held.starts)
@@ -285,10 +280,7 @@ class Optimizer(Configurable, KerasOptimizer):
         return getattr(self, "built", False)
 
     def scale_loss(self, loss: Any) -> Any:
-        """Returns the loss to differentiate; `fit` calls it before the gradients are taken.
-
-        A rule that needs the loss takes note of it here: a training loop of your own must call this method, too.
-        """
+        """Returns the loss to differentiate; call it before the gradients are taken: a rule may take note of it."""
         if self.needs_loss:
             loss = self._held.noted(loss)
         return super().scale_loss(loss)

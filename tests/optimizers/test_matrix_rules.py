@@ -10,7 +10,7 @@ from registry import RULES
 
 import kopt
 from kopt.optimizers.engine.state.layout import Layout
-from kopt.optimizers.matrix import newton_schulz
+from kopt.optimizers.matrix import muon
 from kopt.optimizers.matrix.newton_schulz import orthogonalized
 from kopt.optimizers.wrappers.wrapper import Wrapper
 
@@ -110,8 +110,8 @@ def test_equal_matrices_move_together_as_each_would_alone(name, eagerly, monkeyp
     rng, seen = np.random.default_rng(0), []
     shapes = [(4, 6), (4, 6), (6,), (4, 6), (4, 5), (4, 6), (2, 2, 6), (2, 2, 6), (2, 200), (130, 200), (130, 200)]
     arrays, gradients = ([rng.normal(size=s).astype("float32") for s in shapes] for _ in range(2))
-    made = newton_schulz.orthogonalized
-    monkeypatch.setattr(newton_schulz, "orthogonalized", lambda x, *rest: seen.append(tuple(x.shape)) or made(x, *rest))
+    made = muon.orthogonalized
+    monkeypatch.setattr(muon, "orthogonalized", lambda x, *rest: seen.append(tuple(x.shape)) or made(x, *rest))
 
     def moved():
         weights = [keras.Variable(a, name=f"kernel_{i}" if a.ndim > 1 else "bias") for i, a in enumerate(arrays)]

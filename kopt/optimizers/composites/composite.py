@@ -56,6 +56,11 @@ class Composite(Optimizer, abstract=True):
         return any(rule.by_layer for rule in self.rules().values())
 
     @property
+    def work(self) -> int:
+        """What the rule that writes most writes out for a while."""
+        return max(rule.work for rule in self.rules().values())
+
+    @property
     @override
     def slots(self) -> Mapping[str, Slot]:
         return {k + name: slot for k, rule in self.rules().items() for name, slot in rule.slots.items()}

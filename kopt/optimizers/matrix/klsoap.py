@@ -39,7 +39,7 @@ class KLSOAP(SOAP):
 
     @override
     def products(self, x: Tensor, s: Slots, first: Tensor) -> dict[str, Tensor]:
-        blocks, found = Blocks.of(s.layout, self.block), {}
+        blocks, found = Blocks.of(s.layout, self.block), dict[str, Tensor]()
         for i, seen in enumerate((x, transposed(x))):
             side, other, length = SIDES[i], SIDES[1 - i], ops.cast(blocks.lengths(1 - i), x.dtype)
             product, basis, sizes = (getattr(s, name) for name in side)

@@ -5,8 +5,9 @@ import math
 from keras import ops
 
 from kopt.optimizers.matrix.by_matrix import ByMatrix
-from kopt.optimizers.matrix.newton_schulz import Orthogonalizing, Scale, length
+from kopt.optimizers.matrix.newton_schulz import WORK, Named, Scale, length, orthogonalized
 from kopt.optimizers.optimizer import (
+    Count,
     Fraction,
     Layout,
     Positive,
@@ -23,16 +24,23 @@ SMALL = 128
 and a fourth of it to compile; from 256 on one product after the other is faster: see `benchmarks.muon`."""
 
 
-class MuonLike(Orthogonalizing, ByMatrix, abstract=True):
+class MuonLike(ByMatrix, abstract=True):
     """What Muon and its kin share: momentum, made orthogonal.
 
     Args:
         momentum: μ in [0, 1), memory of the gradient.
         nesterov: look ahead by one gradient.
+        ns_steps: k ≥ 1, Newton-Schulz iterations. "polar_express" has coefficients for eight, the last of which
+            repeat.
+        coefficients: of the iterations: "quintic", the same (3.4445, -4.775, 2.0315) each time, or "polar_express", the
+            best for each.
     """
 
     momentum: Fraction = 0.95
     nesterov: bool = True
+    ns_steps: Count = 5
+    coefficients: Named = "quintic"
+    work = WORK
 
     @override
     def stacks(self, layout: Layout) -> bool:
@@ -42,7 +50,7 @@ class MuonLike(Orthogonalizing, ByMatrix, abstract=True):
         """Returns o, the orthogonal direction, and m."""
         m = ema(s.m, g, self.momentum)
         ahead = ema(m, g, self.momentum) if self.nesterov else m
-        return self.orthogonal(ahead), m
+        return orthogonalized(ahead, self.coefficients, self.ns_steps), m
 
 
 class Muon(MuonLike):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from kopt.optimizers.optimizer import Count, Layout, Literal, Optimizer, Tensor
+from kopt.optimizers.optimizer import Layout, Literal, Tensor
 
 Scale = Literal["match_rms", "original", "aspect"]
 """How long the orthogonal direction of a matrix is made."""
@@ -22,26 +22,10 @@ POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (1.875, -1.25, 0.375),
 )
 """Those of arXiv:2505.16932 for singular values of at least 0.001, one for each iteration; the last one repeats."""
+WORK = 9
+"""Arrays like a kernel that lie between the products; found with Muon: XLA keeps those of all kernels at one time."""
 SAFETY = 1.01
 """By how much the paper has singular values too large in all iterations but the last, lest rounding makes them grow."""
-
-
-class Orthogonalizing(Optimizer, abstract=True):
-    """Base of the rules that make matrices orthogonal.
-
-    Args:
-        ns_steps: k ≥ 1, Newton-Schulz iterations. "polar_express" has coefficients for eight, the last of which
-            repeat.
-        coefficients: of the iterations: "quintic", the same (3.4445, -4.775, 2.0315) each time, or "polar_express", the
-            best for each.
-    """
-
-    ns_steps: Count = 5
-    coefficients: Named = "quintic"
-
-    def orthogonal(self, x: Tensor) -> Tensor:
-        """Returns U Vᵀ of matrices x = U Σ Vᵀ, nearly."""
-        return orthogonalized(x, self.coefficients, self.ns_steps)
 
 
 def coefficients(name: Named, iterations: int) -> list[Coefficients]:

@@ -3,11 +3,11 @@
 from keras import ops
 
 from kopt.optimizers.matrix.by_matrix import SeesMatrices
-from kopt.optimizers.matrix.newton_schulz import Orthogonalizing, length
-from kopt.optimizers.optimizer import Fraction, Layout, Positive, Slot, Slots, Step, Tensor, ema, mean, override
+from kopt.optimizers.matrix.newton_schulz import WORK, Named, length, orthogonalized
+from kopt.optimizers.optimizer import Count, Fraction, Layout, Positive, Slot, Slots, Step, Tensor, ema, override
 
 
-class Scion(Orthogonalizing, SeesMatrices):
+class Scion(SeesMatrices):
     r"""Scion: momentum, and the steepest step by a norm that suits each kind of weight.
 
         m ← μ m + (1-μ) g
@@ -23,6 +23,8 @@ class Scion(Orthogonalizing, SeesMatrices):
         momentum: μ in [0, 1), memory of the gradient.
         radius: ρ > 0.
         last_radius: ρ' > 0.
+        ns_steps: k ≥ 1, Newton-Schulz iterations, as in `Muon`.
+        coefficients: of the iterations, as in `Muon`.
 
     Differs from the authors' code, where `momentum` is 1 - μ, the kernel of a convolution k × k steps k times less far,
     the norm of each weight is said by the user, and rounding is to bfloat16.
@@ -34,6 +36,9 @@ class Scion(Orthogonalizing, SeesMatrices):
     momentum: Fraction = 0.9
     radius: Positive = 50.0
     last_radius: Positive = 3000.0
+    ns_steps: Count = 5
+    coefficients: Named = "quintic"
+    work = WORK
     slots = {"m": Slot()}
     scale_free = True
 
@@ -49,11 +54,11 @@ class Scion(Orthogonalizing, SeesMatrices):
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         m, layout = ema(s.m, g, self.momentum), s.layout
         if self.takes(layout):
-            u = length("aspect", layout) * layout.from_matrices(self.orthogonal(layout.as_matrices(m)))
+            o = orthogonalized(layout.as_matrices(m), self.coefficients, self.ns_steps)
+            u = length("aspect", layout) * layout.from_matrices(o)
         elif layout.is_matrix:
             return self.last_radius / layout.fan_in * ops.sign(m), {"m": m}
         else:
-            square = ops.square(m)
-            rms = ops.sqrt(ops.mean(square, axis=-1, keepdims=True) if layout.is_table else mean(square))
+            rms = ops.sqrt(ops.mean(ops.square(m), axis=-1 if layout.is_table else None, keepdims=True))
             u = m / ops.where(rms > 0, rms, 1.0)
         return self.radius * u, {"m": m}

@@ -1,11 +1,11 @@
 """Orthogonalized."""
 
-from kopt.optimizers.matrix.newton_schulz import Orthogonalizing, Scale, length
-from kopt.optimizers.optimizer import Slots, Tensor, override
+from kopt.optimizers.matrix.newton_schulz import WORK, Named, Scale, length, orthogonalized
+from kopt.optimizers.optimizer import Count, Slots, Tensor, override
 from kopt.optimizers.wrappers.lengths import ForMatrices
 
 
-class Orthogonalized(Orthogonalizing, ForMatrices):
+class Orthogonalized(ForMatrices):
     r"""Orthogonalized: the direction of a matrix, made orthogonal, as `Muon` does with that of momentum.
 
         u ← direction of the optimizer within
@@ -19,6 +19,8 @@ class Orthogonalized(Orthogonalizing, ForMatrices):
 
     Args:
         scale: the length of u, "match_rms", "original" or "aspect", as in `Muon`.
+        ns_steps: k ≥ 1, Newton-Schulz iterations, as in `Muon`.
+        coefficients: of the iterations, as in `Muon`.
 
     Raises:
         ValueError: the optimizer within does not step along a direction.
@@ -29,12 +31,15 @@ class Orthogonalized(Orthogonalizing, ForMatrices):
     """
 
     scale: Scale = "match_rms"
+    ns_steps: Count = 5
+    coefficients: Named = "quintic"
+    work = WORK
 
     @override
     def turned(self, u: Tensor, g: Tensor, w: Tensor, s: Slots) -> Tensor:
         if not self.takes(s.layout):
             return u
-        o = self.orthogonal(s.layout.as_matrices(u))
+        o = orthogonalized(s.layout.as_matrices(u), self.coefficients, self.ns_steps)
         return length(self.scale, s.layout) * s.layout.from_matrices(o)
 
     @override

@@ -67,6 +67,11 @@ class Wrapper(Optimizer, abstract=True):
         """Whether the rule within looks at the layers."""
         return self.optimizer.by_layer
 
+    @property
+    def work(self) -> int:
+        """What the rule within writes out for a while."""
+        return self.optimizer.work
+
     @override
     def is_row_wise(self, layout: Layout) -> bool:
         own = type(self).row_wise
