@@ -11,7 +11,7 @@ from kopt import peft
 from kopt.peft.layers import quantized_kernel
 from kopt.peft.model import adapters_of
 
-MODES = ("int8", "int4")
+MODES = ("int8", "int4", "nf4")
 METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.startswith("kopt.")}
 HOSTS = {
     "dense": lambda: (layers.Dense(6, "gelu", name="host"), zoo.floats(4, 3, 8)),
@@ -68,8 +68,17 @@ def some(usual):
     )
 
 
+def one_mode(usual):
+    """Gives a test all formats, all but the usual one in the slow tier."""
+    return pytest.mark.parametrize(
+        "mode", [m if m == usual else pytest.param(m, marks=pytest.mark.slow) for m in MODES]
+    )
+
+
 @some({("LoRA", "dense", "int8"), ("DoRA", "query", "int4"), ("LoRA", "embedding", "int4")})
 def test_life_over_a_quantized_kernel(cls, kind, mode):
+    if not small(cls).gated:
+        pytest.skip("changes the inputs of text models")
     model, x = build(kind, mode)
     host, plain, before = model.get_layer("host"), outputs(model, x), values(model.weights)
     try:
@@ -109,7 +118,7 @@ def test_life_over_a_quantized_kernel(cls, kind, mode):
 
 
 @pytest.mark.parametrize("kind", HOSTS)
-@pytest.mark.parametrize("block_size", [-1, 4, 128])
+@pytest.mark.parametrize("block_size", [pytest.param(-1, marks=pytest.mark.slow), 4])
 def test_int4_reads_as_what_keras_computes_with(kind, block_size):
     model, x = build(kind)
     host = model.get_layer("host")
@@ -124,7 +133,7 @@ def test_int4_reads_as_what_keras_computes_with(kind, block_size):
     near(outputs(model, x), rounded)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@one_mode("nf4")
 def test_files(mode, tmp_path):
     float_model, x = build("query", head=True)
     model, _ = build("query", mode, head=True)
@@ -152,7 +161,7 @@ def test_files(mode, tmp_path):
         peft.load_adapter(other, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@one_mode("int8")
 def test_adapters_learn_and_nothing_else(mode):
     model, x = build("dense", mode, head=True)
     counted = peft.get_nb_trainable_parameters(build("dense", head=True)[0])[1]

@@ -126,6 +126,7 @@ OWNERS = {  # where kopt looks for a private name
     "_make_function": ["model"],
     "_maybe_symbolic_build": ["model"],
     "_model_variables_moving_average": ["optimizer"],
+    "_non_trainable_variables": ["layer"],
     "_operations": ["functional"],
     "_operations_by_depth": ["functional"],
     "_outbound_nodes": ["layer"],

@@ -16,6 +16,7 @@ from kopt.peft.layers.keras_internals import is_trainable as is_trainable
 from kopt.peft.layers.keras_internals import models_around as models_around
 from kopt.peft.layers.keras_internals import original_class as original_class
 from kopt.peft.layers.keras_internals import own_variables as own_variables
+from kopt.peft.layers.keras_internals import plain_class as plain_class
 from kopt.peft.layers.keras_internals import register_weights as register_weights
 from kopt.peft.layers.keras_internals import set_class as set_class
 from kopt.peft.layers.keras_internals import set_optimizer as set_optimizer
@@ -27,6 +28,8 @@ from kopt.peft.layers.keras_internals import unlocked as unlocked
 from kopt.peft.layers.keras_internals import unpickler as unpickler
 from kopt.peft.layers.keras_internals import untrack as untrack
 from kopt.peft.layers.layer_paths import named_layers as named_layers
+from kopt.peft.layers.nf4_layers import Nf4Kernel as Nf4Kernel
+from kopt.peft.layers.nf4_layers import pack as pack
 from kopt.peft.layers.quantized import ROUNDINGS as ROUNDINGS
 from kopt.peft.layers.quantized import QuantizedKernel as QuantizedKernel
 from kopt.peft.layers.quantized import kernels_shown as kernels_shown

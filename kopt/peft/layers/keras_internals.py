@@ -41,6 +41,12 @@ def original_class(layer: Any) -> Any:
     return getattr(cls, "kopt_original", cls)
 
 
+def plain_class(layer: Any) -> Any:
+    """Returns the class that a layer or model had before kopt changed it."""
+    cls = original_class(layer)
+    return getattr(cls, "kopt_plain", cls)
+
+
 def set_class(layer: Any, cls: Any) -> None:
     """Changes the class of a layer or model, which stays the same object."""
     object.__setattr__(layer, "__class__", cls)  # past Keras' own __setattr__, which tracks what it is given
@@ -124,6 +130,12 @@ def attributes_of(layer: Any) -> dict[str, Any]:
 def direct_variables(layer: Any) -> list[Any]:
     """Returns the variables that a layer itself created to be trained, also while they are frozen."""
     return list(layer._trainable_variables)
+
+
+def all_variables(layer: Any) -> dict[str, keras.Variable]:
+    """Returns the variables that a layer itself created and keeps as attributes, by attribute."""
+    created = {id(v) for v in [*layer._trainable_variables, *layer._non_trainable_variables]}
+    return {name: v for name, v in vars(layer).items() if id(v) in created}
 
 
 def own_variables(layer: Any) -> dict[str, keras.Variable]:
@@ -244,8 +256,14 @@ def say_not_quantized(layer: Any) -> None:
     policy = layer.dtype_policy
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         policy = policy[layer.path]
-    layer._is_quantized, layer.quantization_config = False, None
+    say_quantized(layer, False)
+    layer.quantization_config = None
     layer.dtype_policy = policy.name.partition("_from_")[2]
+
+
+def say_quantized(layer: Any, value: bool) -> None:
+    """Tells Keras whether a layer is quantized, so that it does not do so once more."""
+    layer._is_quantized = value
 
 
 # ------------------------------------------------------------------------------------------- calls and compilation

@@ -25,7 +25,7 @@ from kopt.peft.layers.keras_internals import (
 
 Array = np.ndarray[Any, Any]
 Tensor = Any
-ROUNDINGS = {"int8": 0.5 / 127, "int4": 0.5 / 7}
+ROUNDINGS = {"int8": 0.5 / 127, "int4": 1 / 7, "nf4": 0.17}
 """By how much numbers may be rounded, as a share of the largest magnitude, by format."""
 _KERNEL = "kopt_quantized"
 """The attribute under which a layer keeps its `QuantizedKernel`."""
@@ -128,8 +128,13 @@ def quantized_kernel(layer: Any) -> QuantizedKernel | None:
     found: QuantizedKernel | None = vars(layer).get(_KERNEL)
     if found is None and getattr(layer, "quantization_mode", None) in ("int8", "int4") and kernel_attribute(layer):
         found = KerasKernel(layer)
-        vars(layer)[_KERNEL] = found  # past the tracking of Keras
+        keep_quantized(layer, found)
     return found
+
+
+def keep_quantized(layer: Any, kernel: QuantizedKernel) -> None:
+    """Makes `kernel` the one that `quantized_kernel` returns for a layer."""
+    vars(layer)[_KERNEL] = kernel  # past the tracking of Keras
 
 
 def stored_weights(layer: Any) -> dict[str, Any]:

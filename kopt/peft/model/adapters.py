@@ -33,10 +33,13 @@ from kopt.peft.host import (
     unmerge_host,
 )
 from kopt.peft.layers import (
+    Nf4Kernel,
     direct_variables,
     flatten_layers,
     is_trainable,
+    named_layers,
     original_class,
+    quantized_kernel,
     register_weights,
     set_class,
     set_trainable,
@@ -277,7 +280,8 @@ class ModelAdapters:
             merge_host(layer, scales, keep=False)
             layer.remove_host()
         for layer in flatten_layers(self.model):
-            set_class(layer, original_class(layer))
+            if layer is not self.model or not packed_layers(self.model):
+                set_class(layer, original_class(layer))
         for layer, trainable, variables in self._flags_before:
             set_trainable(layer, trainable)
             for variable, value in variables:
@@ -363,6 +367,11 @@ def adapters_of(model: Any) -> ModelAdapters | None:
     require_model(model)
     found: ModelAdapters | None = vars(model).get(_ADAPTERS)
     return found
+
+
+def packed_layers(model: Any) -> dict[str, Any]:
+    """Returns the layers of a model in a format of kopt, which its files must say, by path."""
+    return {path: layer for path, layer in named_layers(model) if isinstance(quantized_kernel(layer), Nf4Kernel)}
 
 
 @contextlib.contextmanager

@@ -2,15 +2,26 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
 from kopt.peft.adapter import Adapter, Array, adapters, require_method
 from kopt.peft.host import TRAINABLE
-from kopt.peft.layers import flatten_layers, is_trainable, original_class, set_class, set_trainable, unpickler
-from kopt.peft.model.adapters import ModelAdapters, adapters_of
+from kopt.peft.layers import (
+    Nf4Kernel,
+    flatten_layers,
+    is_trainable,
+    named_layers,
+    original_class,
+    pack,
+    plain_class,
+    set_class,
+    set_trainable,
+    unpickler,
+)
+from kopt.peft.model.adapters import ModelAdapters, adapters_of, packed_layers
 from kopt.peft.model.selection import Plan, plan
 
 NAME = "PeftModel"
@@ -101,13 +112,28 @@ def _check_same(current: ModelAdapters, name: str, plans: Mapping[str, Plan]) ->
         )
 
 
+def pack_layers(model: Any, paths: Iterable[str], value: bool = True) -> None:
+    """Stores the kernels of layers in NF4.
+
+    Args:
+        model: a model without adapters.
+        paths: of the layers.
+        value: whether they get the values of the kernels, or stay zero until a file is read.
+    """
+    named = dict(named_layers(model))
+    for path in paths:
+        pack(named[path], value)
+    if packed_layers(model):
+        set_class(model, adapted_class(original_class(model)))
+
+
 @contextlib.contextmanager
 def plain_layers(model: Any) -> Iterator[None]:
-    """Gives the layers of a model the classes and flags that they had without adapters, within a block."""
+    """Gives the layers of a model the classes and flags that they had before kopt changed them, within a block."""
     current = adapters_of(model)
     now = [(layer, type(layer), is_trainable(layer)) for layer in flatten_layers(model)]
     for layer, *_ in now:
-        set_class(layer, original_class(layer))
+        set_class(layer, plain_class(layer))
     for layer, trainable in () if current is None else current.flags_before():
         set_trainable(layer, trainable)
     try:
@@ -165,16 +191,19 @@ def adapted_class(base: Any) -> type:
                 layer.refuse_if_merged()
 
         def get_config(self) -> dict[str, Any]:
-            current = adapters_of(self)
-            if current is None:
+            current, packed = adapters_of(self), packed_layers(self)
+            if current is None and not packed:
                 return super().get_config()
             with plain_layers(self):
                 plain = keras.saving.serialize_keras_object(self)
             plain.pop("compile_config", None)  # that of the whole stands outside
             return {
-                "needs": "import kopt before this file is loaded: the model has adapters of kopt",
+                "needs": "import kopt before this file is loaded: the model has adapters or kernels of kopt",
                 "base": plain,
-                "adapters": [
+                "packed": {path: Nf4Kernel.mode for path in packed},
+                "adapters": []
+                if current is None
+                else [
                     {
                         "name": name,
                         "method": type(adapter).__name__.lower(),
@@ -187,7 +216,7 @@ def adapted_class(base: Any) -> type:
                     }
                     for name, adapter in current.adapters.items()
                 ],
-                "active": current.active,
+                "active": [] if current is None else current.active,
             }
 
         @classmethod
@@ -216,6 +245,7 @@ def _restore(model: Any) -> None:
     if config is None:
         return
     set_class(model, original_class(model))
+    pack_layers(model, config.get("packed", {}), value=False)
     for entry in config["adapters"]:
         method = adapters()[entry["method"]]
         current = add_adapter(model, method(**entry["config"]), entry["name"], entry["targets"] or None)
@@ -223,7 +253,8 @@ def _restore(model: Any) -> None:
             current.fixed.add(entry["name"])
         if entry.get("scale", 1.0) != 1.0:
             current.scales[entry["name"]] = entry["scale"]
-    current.choose(config["active"])
+    if config["adapters"]:
+        current.choose(config["active"])
 
 
 adapted_class(keras.Model)  # registers the name, so that a file can be loaded right after `import kopt`
