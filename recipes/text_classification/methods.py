@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..readers.pretrained import Pretrained
 from ..run.errors import DataError, UsageError
 from ..run.flags import OptionalCount, OptionalNumber, OptionalPath, OptionalPositive, Range
 from ..run.optimizer_flags import OptimizerFlags, default_learning_rate
 from .corpus import LABELS
-from .language_model import HEAD, Pretrained, backbone_of, flatten_backbone, unused_layers
+from .language_model import HEAD, backbone_of, flatten_backbone, unused_layers
 
 CONFIG = "adapter_config.json"
 TARGETS = "all-linear"

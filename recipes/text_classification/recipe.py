@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..readers import leakage
+from ..readers.pretrained import Pretrained, library_versions
 from ..run import plots
 from ..run.batches import Array, one_hot
 from ..run.command_line import Commands, run_command
@@ -32,7 +33,6 @@ from . import batches, corpus, labelled_texts, language_model, methods
 from .card import card, tabulate_samples
 from .corpus import Corpus, Split, TextFlags
 from .labelled_texts import Texts
-from .language_model import Pretrained
 from .methods import AdapterFlags
 
 
@@ -173,7 +173,7 @@ def train_in(run: Run, flags: Train) -> int:
         about_model | size,
         measure(data.names, scores),
         describe_data(data),
-        language_model.library_versions(pretrained),
+        library_versions(pretrained),
     )
     draw(run, data, scores)
     summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"

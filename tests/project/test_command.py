@@ -154,7 +154,7 @@ def test_unknown_names(name, hint, capsys):
 
 
 def test_every_recipe_is_found():
-    assert set(recipes()) == {"mnist", "recommendation", "text_classification"}
+    assert set(recipes()) == {"generation", "mnist", "recommendation", "text_classification"}
     assert all(recipes().values())
 
 
@@ -172,7 +172,12 @@ def test_the_exit_code_is_that_of_the_recipe(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("mnist", "recipes"), ("recommendation", "recipes,recommendation"), ("text-classification", "recipes,text")],
+    [
+        ("mnist", "recipes"),
+        ("recommendation", "recipes,recommendation"),
+        ("text-classification", "recipes,text"),
+        ("generation", "recipes,generation"),
+    ],
 )
 def test_a_package_that_a_recipe_needs_is_named(name, extras, monkeypatch, capsys):
     def missing(name):

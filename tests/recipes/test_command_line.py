@@ -15,13 +15,13 @@ import pytest
 import tyro
 
 import recipes
-from recipes import mnist, recommendation, text_classification
+from recipes import generation, mnist, recommendation, text_classification
 from recipes.run import signals
 from recipes.run.command_line import _exit_code, parse, program
 from recipes.run.errors import UsageError
 from recipes.run.flags import Count, CountOrZero, Fraction, NonNegative, OpenFraction, OptionalPositive, Range
 
-NAMES = ("mnist", "recommendation", "text_classification")
+NAMES = ("generation", "mnist", "recommendation", "text_classification")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_numbers_at_their_bounds():
     assert found.inner == Inner(1e-9, 0, (1, 7))
 
 
-@pytest.mark.parametrize("recipe", [mnist, recommendation, text_classification])
+@pytest.mark.parametrize("recipe", [generation, mnist, recommendation, text_classification])
 def test_defaults_are_within_their_bounds(recipe):
     assert parse([], {"train": recipe.Train}, "x") == recipe.Train()
     assert callable(recipe.main)

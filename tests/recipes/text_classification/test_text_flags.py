@@ -10,7 +10,8 @@ from text_data import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentenc
 
 from kopt import peft
 from kopt.peft.model import adapters_of
-from recipes.text_classification import docstrings, language_model, methods, recipe
+from recipes.readers import docstrings
+from recipes.text_classification import language_model, methods, recipe
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 from text_data import VOCABULARY, sentences, write_csv
 
-from recipes.readers import network
+from recipes.readers import docstrings, network
 from recipes.run.errors import DataError, UsageError
-from recipes.text_classification import batches, corpus, docstrings, labelled_texts, language_model
+from recipes.text_classification import batches, corpus, labelled_texts, language_model
 
 COLUMNS = labelled_texts.Columns("text", None, "label")
 ROWS = [("A good film", "1"), ('Bad, "very" bad\nindeed', "0"), ("Café", "1")]

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -43,24 +44,24 @@ def _read_package(package: str) -> Iterator[str]:
         # By hash, because in the order of names the first few folders would give all the texts.
         for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
             if not re.search(r"(^|/)_?(tests?|testing|vendor\w*|externals?|api)(/|$)|(^|/)(test_|conftest)", name):
-                yield from _read_file(files[name])
+                yield from _read_prose(files[name])
 
 
-def _read_file(path: Path) -> Iterator[str]:
+def _read_prose(path: Path) -> Iterator[str]:
+    texts = (extract_prose(docstring) for docstring in read_file(path))
+    yield from itertools.islice((text for text in texts if len(text.split()) >= SHORTEST), PER_FILE)
+
+
+def read_file(path: Path) -> Iterator[str]:
+    """Yields the docstrings of the functions and classes of a file; none of a file that is not Python of today."""
     try:
         with warnings.catch_warnings(action="ignore"):  # other people's backslashes
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return
-    count = 0
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            text = extract_prose(ast.get_docstring(node) or "")
-            if len(text.split()) >= SHORTEST:
-                yield text
-                count += 1
-                if count == PER_FILE:
-                    return
+            yield ast.get_docstring(node) or ""
 
 
 def extract_prose(docstring: str) -> str:
