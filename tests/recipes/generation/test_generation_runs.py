@@ -45,13 +45,13 @@ def test_a_preset_whose_layers_take_no_such_mask(files, tmp_path, capsys):
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate([*letters, "<|endoftext|>"])}
-    tokenizer = keras_hub.tokenizers.GPT2Tokenizer(vocabulary, [])
-    backbone = keras_hub.models.GPT2Backbone(257, 1, 2, 8, 16, max_sequence_length=32)
+    vocabulary = {letter: i for i, letter in enumerate([*letters, "oo", "<|endoftext|>"])}
+    tokenizer = keras_hub.tokenizers.GPT2Tokenizer(vocabulary, ["o o"])
+    backbone = keras_hub.models.GPT2Backbone(258, 1, 2, 8, 16, max_sequence_length=32)
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer)
     keras_hub.models.GPT2CausalLM(backbone, preprocessor=preprocessor).save_to_preset(str(tmp_path / "gpt2"))
     found = tokens.Tokenizer(language_model.find_model(str(tmp_path / "gpt2")))
-    assert found.decode(found.encode("Moo 1!")) == "Moo 1!" and found.end == 256 and not found.has_template
+    assert found.decode(found.encode("Moo 1!")) == "Moo 1!" and found.end == 257 and not found.has_template
     argv = ["--model", str(tmp_path / "gpt2"), "--data", str(files / "answers.jsonl"), "--dry-run"]
     assert main([*argv, "--max-length", "33"]) == 2 and "takes at most 32" in capsys.readouterr().err
     assert main([*argv, "--max-length", "32"]) == 0
@@ -77,8 +77,7 @@ def test_answers(run, files, capsys, tiny):
     assert main([*asked, "--max-tokens", "5"]) == 0
     said = capsys.readouterr().out
     assert main(["export", "--model", str(folder), "--to", str(folder / "whole"), "--merge"]) == 0
-    whole = keras.models.load_model(folder / "whole" / "model.keras", compile=False)
-    base, trained = load(tiny), load(tiny)
+    whole, base, trained = load(folder / "whole" / "model"), load(tiny), load(tiny)
     methods.load_adapter(trained, folder, "lora", language_model.find_model(str(tiny)))
     x = {"token_ids": np.arange(12)[None], "padding_mask": np.ones((1, 12))}
     np.testing.assert_allclose(whole.predict_on_batch(x), trained.predict_on_batch(x), atol=1e-4)
@@ -91,14 +90,17 @@ def test_answers(run, files, capsys, tiny):
     assert said == tokenizer.decode(ids[-5:]) + "\n"
 
 
-def test_a_run_goes_on_where_it_stopped(run, tmp_path):
+def test_a_run_goes_on_where_it_stopped(run, tmp_path, capsys):
     whole, _ = run("--epochs", 2, "--method", "full", "--learning-rate", 1e-3, "--no-packing", "--grad-accum", 2)
     half, folder = run("--epochs", 1, "--method", "full", "--learning-rate", 1e-3, "--no-packing", "--grad-accum", 2)
     assert main(["--resume", str(folder), "--epochs", "2"]) == 0
     again = json.loads((folder / "metrics.json").read_text())
     assert again["epochs"] == 2 and half["test_loss"] != whole["test_loss"]
     assert again["test_loss_before"] == whole["test_loss_before"]
-    assert (folder / "model.keras").is_file() and not (folder / "adapter").exists()
+    assert not (folder / "adapter").exists() and "`model/` is the whole" in (folder / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(again["test_loss"], rel=1e-4)
 
 
 def test_preferences(run, files, capsys):
@@ -161,7 +163,8 @@ def test_gguf_files(tiny, tmp_path, monkeypatch):
     vocabulary = content["model"]["vocab"] | {t["content"]: t["id"] for t in content["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    letters = sorted(vocabulary, key=vocabulary.get)
+    writer.add_token_list([*letters[:255], "ab", letters[256]])  # a merge needs its token
     writer.add_token_types([1] * 256 + [3])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(256)
