@@ -1,4 +1,4 @@
 """Generation: fine-tune a causal language model on texts, answers, chats or preferences, and let it write."""
 
-from .recipe import Train as Train
+from .flags import Train as Train
 from .recipe import main as main
