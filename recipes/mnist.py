@@ -28,7 +28,7 @@ from .run.facts import rows_of_card, table
 from .run.fit import Run
 from .run.flags import Count, Fraction, RunFlags, refuse
 from .run.folder import load_model
-from .run.optimizer_flags import OptimizerFlags, make_optimizer
+from .run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from .run.scores import Scores, predict_probabilities, score
 
 NAMES = [str(digit) for digit in range(CLASSES)]
@@ -117,7 +117,7 @@ def build(name: str, dropout: float, several: bool = False) -> Any:
         body += [layers.Flatten(), layers.Dropout(dropout), layers.Dense(128, activation="relu")]
         body += [layers.Dropout(dropout)]
     # The loss needs float32 logits whatever precision the layers compute in.
-    logits = layers.Dense(CLASSES, dtype="float32", name="logits")
+    logits = layers.Dense(CLASSES, dtype=keras.config.floatx(), name="logits")
     return keras.Sequential([keras.Input((SIDE, SIDE)), layers.Rescaling(1 / 255), *body, logits], name=name)
 
 
@@ -148,7 +148,7 @@ def train_in(run: Run, flags: Train) -> int:
 
     steps = run.count_steps(training)
     with run.workers.scope():
-        optimizer = make_optimizer(flags.optim, steps, examples=len(x), batch_size=flags.batch_size)
+        optimizer = scaled(make_optimizer(flags.optim, steps, examples=len(x), batch_size=flags.batch_size))
         model = build(flags.model, flags.dropout, run.workers.replicas > 1)
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=run.jit)

@@ -24,6 +24,7 @@ from kopt.declare import Configurable, Convert, Count
 from kopt.declare.keras_bases import KerasCallback
 from kopt.distribution.agreement import from_chief, is_chief, several_workers
 from kopt.distribution.keras_internals import first_of_replicas
+from kopt.distribution.local_sgd import LocalSGD
 from kopt.training.keras_internals import build_metrics, flatten_layers, read_only, sync_variables
 
 ENDED = 2**31 - 1
@@ -48,11 +49,6 @@ def _kept(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Sequence) or not all(isinstance(x, KerasCallback) for x in value):
         raise ValueError("a list of callbacks")
     return tuple(value)
-
-
-def _strategy_of(model: Any) -> Any:
-    """Returns the strategy of `tf.distribute` that a model was made under; None on other backends."""
-    return getattr(model, "distribute_strategy", None)
 
 
 def _with_epochs(value: Any) -> Any:
@@ -137,7 +133,7 @@ class Checkpoint(Configurable, KerasCallback):
             ValueError: model or optimizer are others than those of the checkpoint, or every checkpoint is damaged.
         """
         self._looked, self._pending, self._number = False, None, self._last()
-        if (found := self._newest(_strategy_of(model))) is None:
+        if (found := self._newest(self._strategy(model))) is None:
             self._looked = True
             return 0
         # A model whose train step calls its parts, and that has no call of its own, is never built itself.
@@ -163,7 +159,15 @@ class Checkpoint(Configurable, KerasCallback):
     @property
     def _writes(self) -> bool:
         """Whether it is this process that writes."""
-        return is_chief(_strategy_of(self.model))
+        return is_chief(self._strategy(self.model))
+
+    @property
+    def _local(self) -> LocalSGD | None:
+        return next((callback for callback in self.callbacks if isinstance(callback, LocalSGD)), None)
+
+    def _strategy(self, model: Any) -> Any:
+        """Returns the strategy of `tf.distribute` by which a model is trained; None on other backends."""
+        return getattr(model, "distribute_strategy", None) if self._local is None else self._local.strategy
 
     @property
     def place(self) -> tuple[int, int]:
@@ -182,6 +186,8 @@ class Checkpoint(Configurable, KerasCallback):
         if self._writes and self._last() > self._number:
             raise ValueError(f"{self._name}: another training writes there. Choose another folder for one of them.")
         began = time.perf_counter()
+        if self._local is not None:
+            self._local.sync()
         snapshot = take(self.model, self._kept, self._epoch, self._batch, self._logs, self._drawn, self._ended())
         if not self._writes:
             return Path(self.folder)
@@ -254,7 +260,7 @@ class Checkpoint(Configurable, KerasCallback):
 
     def _skip(self, batch: Any) -> Any:
         """Returns the logs of a batch that is done."""
-        if (strategy := _strategy_of(self.model)) is not None:
+        if (strategy := getattr(self.model, "distribute_strategy", None)) is not None:
             batch = first_of_replicas(strategy, batch)
         build_metrics(self.model, batch)
         return dict(self._logs)

@@ -209,12 +209,21 @@ class AdaptiveBatch(Configurable, KerasCallback):
             means = context.all_reduce(tf.distribute.ReduceOp.MEAN, means)
             squares = context.all_reduce(tf.distribute.ReduceOp.MEAN, squares)
         large = tf.add_n([tf.reduce_sum(tf.square(m)) for m in means])
-        weights = model.trainable_variables
+        scale, weights = self._scale(), model.trainable_variables
         # The optimizer adds up what the replicas give.
         model.optimizer.apply([tf.cast(m / replicas, w.dtype) for m, w in zip(means, weights, strict=True)], weights)
         for v in self._sums:
             v.assign(tf.zeros_like(v.value))
-        return {**logs, "small": squares, "large": large}
+        return {**logs, "small": squares / scale**2, "large": large / scale**2}
+
+    def _scale(self) -> Any:
+        """Returns by what the loss is multiplied."""
+        import tensorflow as tf
+
+        optimizer = self.model.optimizer
+        fixed = getattr(getattr(optimizer, "inner_optimizer", optimizer), "loss_scale_factor", None) or 1.0
+        dynamic = getattr(optimizer, "dynamic_scale", None)
+        return fixed if dynamic is None else fixed * tf.identity(dynamic.value)
 
     def _add(self, data: Any) -> dict[str, Any]:
         import tensorflow as tf
@@ -249,9 +258,10 @@ def _check(model: Any, owner: AdaptiveBatch) -> None:
         )
     if model.steps_per_execution != 1 or model.jit_compile:
         raise ValueError("AdaptiveBatch: compile the model with steps_per_execution=1 and without jit_compile=True.")
-    if model.optimizer.gradient_accumulation_steps:
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a scaled loss
+    if inner.gradient_accumulation_steps:
         raise ValueError("AdaptiveBatch accumulates itself: leave out gradient_accumulation_steps of the optimizer.")
-    rate = model.optimizer.get_config().get("learning_rate")
+    rate = inner.get_config().get("learning_rate")
     if owner.rule != "none" and not isinstance(rate, int | float):
         raise ValueError(
             f"AdaptiveBatch: rule={owner.rule!r} sets the learning rate, which a schedule sets too. Use one of both."

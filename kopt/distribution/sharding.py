@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from kopt.distribution.agreement import count_workers, several_workers
 from kopt.distribution.keras_internals import repair, set_steps, unscaled
 
 
@@ -29,15 +30,9 @@ def shard(data: Any, strategy: Any) -> Any:
     """
     import tensorflow as tf
 
-    if not isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
-        raise TypeError(
-            "shard takes a tf.data.Dataset of batches or a PyDataset; for arrays "
-            f"kopt.checkpoint.ShuffledBatches(x, y). Received: {type(data).__name__}"
-        )
-    count = strategy.num_replicas_in_sync
+    batches, count = _batches(data), strategy.num_replicas_in_sync
     if count == 1:
         return data
-    batches = data if isinstance(data, tf.data.Dataset) else _read(data)
     steps = int(batches.cardinality())
 
     def own(context: Any) -> Any:
@@ -60,6 +55,41 @@ def shard(data: Any, strategy: Any) -> Any:
     return distributed
 
 
+def part(data: Any, strategy: Any) -> Any:
+    """Returns a `tf.data.Dataset` of the rows of this worker of each batch, cut as by `shard`.
+
+    Args:
+        data: as for `shard`.
+        strategy: of several workers; of others, `data` itself is returned.
+    """
+    import tensorflow as tf
+
+    batches = _batches(data)
+    if not several_workers(strategy):
+        return data
+    count, index, steps = count_workers(strategy), strategy.cluster_resolver.task_id, batches.cardinality()
+    found = batches.map(lambda *batch: _rows(batch if len(batch) > 1 else batch[0], index, count))
+    found = found.apply(tf.data.experimental.assert_cardinality(steps)) if int(steps) >= 0 else found
+    found = found.prefetch(tf.data.AUTOTUNE)
+    if hasattr(data, "set_epoch"):
+        found.set_epoch = data.set_epoch
+    return found
+
+
+def _batches(data: Any) -> Any:
+    """Returns data as a dataset of batches; TypeError if they are none."""
+    import tensorflow as tf
+
+    if isinstance(data, tf.data.Dataset):
+        return data
+    if isinstance(data, keras.utils.PyDataset):
+        return _read(data)
+    raise TypeError(
+        "shard takes a tf.data.Dataset of batches or a PyDataset; for arrays "
+        f"kopt.checkpoint.ShuffledBatches(x, y). Received: {type(data).__name__}"
+    )
+
+
 def _rows(batch: Any, replica: int, count: int) -> Any:
     """Returns the rows of one replica."""
     import tensorflow as tf
@@ -68,6 +98,44 @@ def _rows(batch: Any, replica: int, count: int) -> Any:
     begin = tf.where(size < count, 0, replica * size // count)
     end = tf.where(size < count, size, (replica + 1) * size // count)
     return tf.nest.map_structure(lambda part: part[begin:end], batch)
+
+
+def gather(rows: Any) -> tuple[Any, Any]:
+    """Returns the rows that all replicas have, in the order of the batch, and how many stand before one's own.
+
+    For losses in which the rows of a batch meet, as those whose negatives are the other items of the batch: give the
+    ids, and let each replica compute what it needs of all. No gradient passes. In a replica, within `fit`; elsewhere,
+    and where there is one replica, these are the rows that are given, and 0. A batch of `shard` with fewer rows than
+    replicas, of which each has all rows, is there once for each.
+
+    Args:
+        rows: tensor of at least one axis.
+    """
+    import tensorflow as tf
+
+    if tf.distribute.in_cross_replica_context() or tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return rows, 0
+    context = tf.distribute.get_replica_context()
+    counts = context.all_gather(tf.shape(rows)[:1], 0)
+    found = tf.stop_gradient(context.all_gather(rows, 0))
+    return tf.ensure_shape(found, (None, *rows.shape[1:])), tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+
+
+def ratio(x: Any) -> Any:
+    """Returns how many times as many rows all replicas have as this one: 1 where there is one, or outside of them.
+
+    A loss that is a sum over the rows of a replica, divided by what belongs to the whole batch, becomes times this what
+    `share_loss` takes: the mean over replicas, weighted by their rows, is then the sum over all.
+
+    Args:
+        x: inputs of a model, of which the first axis are the rows.
+    """
+    import tensorflow as tf
+
+    if tf.distribute.in_cross_replica_context() or tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return 1.0
+    rows = tf.cast(tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0], tf.float32)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, rows) / rows
 
 
 def _in_turn(parts: list[Any]) -> Any:
@@ -127,10 +195,7 @@ def share_loss(model: Any) -> None:
             loss = plain(model, x, y, y_pred, sample_weight, *([training] if told else [])) / replicas
         if not training or tf.distribute.in_cross_replica_context():
             return loss
-        context = tf.distribute.get_replica_context()
-        rows = tf.cast(tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0], tf.float32)
-        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, rows)
-        return _weighed(loss, tf.cast(rows / mean, loss.dtype))
+        return _weighed(loss, tf.cast(replicas / ratio(x), loss.dtype))
 
     model.compute_loss = compute_loss
 

@@ -28,6 +28,8 @@ Tensor = Any
 class _Sharpened(TrainStep):
     """A model that trains with a second gradient, taken at w + ε."""
 
+    whole_batch: bool = False
+
     def train_step(self: Any, data: Any) -> dict[str, Any]:
         """Takes both gradients and makes a step."""
         import tensorflow as tf
@@ -57,7 +59,10 @@ class _Sharpened(TrainStep):
         batch = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
         replicas = self.distribute_strategy.num_replicas_in_sync  # by which Keras divides the loss
         loss_metric(self).update_state(loss * replicas, sample_weight=batch)
-        sharp = iter(self.sharpened(reached, [g for g in gradients if g is not None], gradients_at))
+        found = [g for g in gradients if g is not None]
+        if self.whole_batch and replicas > 1:
+            found = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, found)
+        sharp = iter(self.sharpened(reached, found, gradients_at))
         self.optimizer.apply([None if g is None else next(sharp) for g in gradients], weights)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
@@ -80,8 +85,8 @@ class SAM(_Sharpened):
 
     Attributes:
         rho: ρ > 0, how far away the loss is looked at.
-
-    On several replicas each one looks at its own batch (the paper's m-sharpness).
+        whole_batch: whether several replicas look at the loss where that of all their rows is largest, by one more sum
+            of gradients, as one device does. If not, each looks at its own rows (the paper's m-sharpness).
 
     Raises:
         ValueError: an option is out of range; by `of` or `fit`.
@@ -107,6 +112,7 @@ class ASAM(SAM):
 
     Attributes:
         rho: ρ > 0, how far away the loss is looked at, in units of the weights.
+        whole_batch: as of SAM.
         eta: η ≥ 0, neighbourhood of a weight of zero.
 
     Differs from the authors' code, in which T of biases and gains is 1; agrees with davda54/sam for η = 0.

@@ -82,8 +82,6 @@ class Export:
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     check(flags)
-    if flags.run.distribute != "none" and flags.choose.task != "rating":
-        raise UsageError("--distribute: for --task rating; the items of a batch are negatives of each other otherwise.")
     if flags.adapt is not None:
         flags = take_model_flags(flags, read_flags(flags.adapt, Train))
     if flags.embedding_optimizer is not None:

@@ -12,7 +12,7 @@ from kopt import peft
 
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
-from ..run.optimizer_flags import OptimizerFlags, make_optimizer
+from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from . import growth, ranking
 from .batches import batches, windows
 from .data.features import Feature, Sides, Table
@@ -50,7 +50,7 @@ def start(flags: Train, data: Data, part: Interactions, jit: bool | str) -> Tria
         saved = adapt(flags, data, part)
     ready = make_batches(flags, part, saved.model, flags.run.seed)
     steps = min(flags.epochs * len(ready), flags.run.max_steps or flags.epochs * len(ready))
-    optimizer = build_optimizer(flags, steps, len(ready), len(part))
+    optimizer = scaled(build_optimizer(flags, steps, len(ready), len(part)))
     compile_model(saved.model, optimizer, flags.choose.task == "rating", jit)
     return Trial(saved, ready)
 

@@ -11,7 +11,7 @@ from . import facts, plots, signals
 from .errors import DivergedError, UsageError
 from .flags import RunFlags, settings
 from .folder import CHECKPOINTS, TRIALS, checkpoints, save_model, save_results
-from .optimizer_flags import make_optimizer, peak_learning_rate
+from .optimizer_flags import make_optimizer, peak_learning_rate, scaled
 from .tracking import COLUMNS, Tracking, read_names
 from .workers import Workers
 
@@ -75,7 +75,8 @@ class Run:
         self.workers = Workers(flags.run)
         """The devices and processes that train it."""
         prepare(flags.run)
-        make_optimizer(flags.optim, MANY)  # a wrong value is found before the folder is made and the data are read
+        # A wrong value is found before the folder is made and the data are read.
+        scaled(make_optimizer(flags.optim, MANY), self.workers.replicas)
         self.learning_rate = peak_learning_rate(flags.optim)
         """The highest one, for the model card; a recipe that has defaults of its own sets it."""
         self._place = self.workers.place(flags, recipe, label or flags.optim.optimizer)
@@ -226,13 +227,14 @@ class Run:
         shown: ProgressKind = run.progress if self.workers.writes else "none"
         asked = self.workers.stopped
         report = Report(shown, run.max_steps, metric, stats.add, self.tracking.losses, stops, asked)
+        measure = self.workers.measured(measure)
         logged = [] if measure is None else [_logger(measure)]
         # The order matters: stats sees the weights before a swap, early stopping after it.
         chosen = choosers(self.flags, watched)
         remembering = [report, *chosen]
         place = self.folder / CHECKPOINTS
-        own = [c for c in callbacks if hasattr(c, "get_state")]
-        checkpoint = make_checkpoint(self.flags, place, run.keep, [stats, *own, *remembering], training)
+        own, joining = [c for c in callbacks if hasattr(c, "get_state")], self.workers.callbacks
+        checkpoint = make_checkpoint(self.flags, place, run.keep, [*joining, stats, *own, *remembering], training)
         epoch = self._restore(checkpoint, model)
         batches, held = self.workers.share(model, training, validation)
         try:
@@ -244,7 +246,7 @@ class Run:
                     shuffle=False,  # the pipeline shuffles
                     verbose=0,
                     validation_data=held,
-                    callbacks=[stats, *callbacks, *logged, *remembering, checkpoint],
+                    callbacks=[*joining, stats, *callbacks, *logged, *remembering, checkpoint],
                 )
         finally:
             report.close()

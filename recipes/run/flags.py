@@ -52,6 +52,8 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 """A whole number in [0, inf)."""
 OptionalCount = Annotated[int | None, Range(1), optional("INT")]
+OptionalFraction = Annotated[float | None, Range(0, 1), optional("FLOAT")]
+"""A number in [0, 1)."""
 OptionalNumber = Annotated[float | None, optional("FLOAT")]
 OptionalPositive = Annotated[float | None, Range(0, above=True), optional("FLOAT")]
 """A number in (0, inf)."""
@@ -68,8 +70,9 @@ class RunFlags:
     """Stop after this many batches, even within an epoch."""
     early_stopping: OptionalCount = None
     """Stop when the watched metric has not improved for this many epochs, and restore the weights of the best epoch."""
-    precision: Literal["float32", "mixed_float16", "mixed_bfloat16", "tf32"] = "float32"
-    """Arithmetic of the layers; with tf32 a GPU rounds the factors of float32 products."""
+    precision: Literal["float32", "tf32", "mixed_float16", "mixed_bfloat16", "bfloat16"] = "float32"
+    """Arithmetic of the layers. tf32: a GPU rounds the factors of float32 products. mixed: weights stay float32; of
+    float16 the loss is scaled. bfloat16: weights too, whose rounding errors the optimizer keeps (rounding=kahan)."""
     jit: Literal["auto", "on", "off"] = "auto"
     """Compile the train step with XLA; auto compiles on a GPU."""
     seed: CountOrZero = 42
@@ -103,6 +106,9 @@ class RunFlags:
     """Addresses of all workers, in one order; without them the variable TF_CONFIG says it. `kopt launch` sets it."""
     worker_index: Annotated[int | None, Range(0), optional("INT")] = None
     """Which of the workers this process is, from 0; worker 0 alone writes files."""
+    sync_every: OptionalCount = None
+    """With --distribute multiworker: each worker trains by itself on its rows, and after so many batches their weights
+    become their mean (local SGD), for slow networks."""
     start_timeout: Annotated[float, Range(0, above=True)] = 60.0
     """Seconds in which all workers must have come."""
     config: Annotated[Path | None, optional("FILE")] = None

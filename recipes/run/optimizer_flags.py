@@ -130,6 +130,33 @@ def make_optimizer(
     return _construct(cls, options | {"learning_rate": _schedule(flags, peak, updates, warmup, unit)}, flag)
 
 
+def scaled(optimizer: Any, replicas: int = 1) -> Any:
+    """Returns the optimizer as the precision of the process asks for it: in mixed float16 with kopt's loss scaling.
+
+    Raises:
+        UsageError: it does not fit the precision.
+    """
+    import keras
+
+    import kopt
+
+    precision = keras.config.dtype_policy().name
+    if isinstance(optimizer, kopt.Optimizer):
+        try:
+            return kopt.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
+        except ValueError as error:
+            raise UsageError(f"--precision mixed_float16: {error}") from error
+    if precision == "bfloat16":
+        raise UsageError(
+            "--precision bfloat16: Keras' optimizers lose what is rounded. Take mixed_bfloat16, or kopt's."
+        )
+    if precision == "mixed_float16" and replicas > 1:
+        raise UsageError(
+            "--precision mixed_float16: of several replicas Keras' loss scaling lets a NaN through. Take kopt's."
+        )
+    return optimizer
+
+
 def check_name(name: str, flag: str = "--optimizer") -> frozenset[str]:
     """Checks the name of an optimizer, without importing Keras, and returns what arguments it has.
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import signal
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from .folder import Folder
 
 OFTEN = 16
 """Steps from one question to the next whether a signal has come to any worker."""
+
+
+def check_tf32() -> None:
+    """Raises `UsageError` if no device here can round the factors of products to TF32."""
+    import tensorflow as tf
+
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    if not any(found.get("compute_capability", (0, 0)) >= (8, 0) for found in details):
+        raise UsageError("--precision tf32: no GPU here has it (NVIDIA, compute capability 8.0 or more). Take float32.")
 
 
 class Workers:
@@ -33,13 +43,18 @@ class Workers:
     def __init__(self, flags: RunFlags) -> None:
         self._strategy: Any = None
         self._ends = contextlib.ExitStack()
+        if flags.precision == "tf32":
+            check_tf32()
         self._temporary: Any = None
+        self._local: Any = None
         given = flags.workers is not None or flags.worker_index is not None
         if flags.distribute != "multiworker" and given:
             raise UsageError("--workers and --worker-index: give --distribute multiworker too.")
+        if flags.distribute != "multiworker" and flags.sync_every is not None:
+            raise UsageError("--sync-every: give --distribute multiworker too, or start it by kopt launch.")
         if flags.distribute == "none":
             return
-        if flags.jit == "on":
+        if flags.jit == "on" and flags.sync_every is None:
             raise UsageError("--jit on: Keras compiles no train step of several replicas. Leave it out.")
         from kopt import distribution
 
@@ -54,16 +69,30 @@ class Workers:
         except distribution.WorkerLostError as error:
             raise LostError(str(error)) from error
         self._ends.enter_context(distribution.together(self._strategy))
+        if flags.sync_every is not None:
+            self._local = distribution.LocalSGD(self._strategy, sync_every=flags.sync_every)
 
     @property
     def replicas(self) -> int:
-        """Returns how many there are."""
-        return 1 if self._strategy is None else int(self._strategy.num_replicas_in_sync)
+        """Returns how many make a step together."""
+        return 1 if self._joint is None else int(self._joint.num_replicas_in_sync)
+
+    @property
+    def _joint(self) -> Any:
+        """Returns the strategy under which the model is made; None where each process makes steps by itself."""
+        return None if self._local is not None else self._strategy
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """Returns those that `fit` and checkpoints need, before all others."""
+        return [] if self._local is None else [self._local]
 
     @property
     def several(self) -> bool:
         """Whether there are other processes."""
-        return self._strategy is not None and hasattr(self._strategy, "cluster_resolver")
+        from kopt import distribution
+
+        return distribution.count_workers(self._strategy) > 1
 
     @property
     def writes(self) -> bool:
@@ -74,7 +103,7 @@ class Workers:
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the block in which model and optimizer are made."""
-        return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
+        return contextlib.nullcontext() if self._joint is None else self._joint.scope()
 
     def place(self, flags: Any, recipe: str, label: str) -> Folder:
         """Returns the folder of the run; of a process that does not write, one that does not stay.
@@ -113,14 +142,30 @@ class Workers:
             self.close(error)
             raise
 
-    def share(self, model: Any, *data: Any) -> list[Any]:
+    def share(self, model: Any, training: Any, validation: Any) -> tuple[Any, Any]:
         """Returns the parts of batches that the replicas get, and has the model weigh its loss by them."""
         if self._strategy is None:
-            return list(data)
+            return training, validation
         from kopt import distribution
 
+        if self._local is not None:  # all measure the same weights
+            return self._local.shard(training), validation
         distribution.share_loss(model)
-        return [None if each is None else distribution.shard(each, self._strategy) for each in data]
+        shared = [None if each is None else distribution.shard(each, self._strategy) for each in (training, validation)]
+        return shared[0], shared[1]
+
+    def measured(self, measure: Callable[[], Mapping[str, float]] | None) -> Callable[[], Mapping[str, float]] | None:
+        """Returns what gives all workers the figures of the chief, which alone takes them."""
+        if measure is None or not self.several:
+            return measure
+        from kopt import distribution
+
+        def take() -> Mapping[str, float]:
+            found = json.dumps({k: float(v) for k, v in measure().items()}) if self.writes else ""
+            figures: dict[str, float] = json.loads(distribution.from_chief(self._strategy, found.encode()))
+            return figures
+
+        return take
 
     def stopped(self, step: int) -> bool:
         """Returns whether a signal has come: of several workers to any of them, which they ask each other now and then.

@@ -110,11 +110,16 @@ class Tokenizer:
 # -------------------------------------------------------------------------------------------------------------- model
 
 
-def load_backbone(pretrained: Pretrained, max_length: int) -> Any:
+def load_backbone(pretrained: Pretrained, max_length: int, dropout: float | None = None) -> Any:
     """Returns the KerasHub backbone, with the activations that a Hugging Face configuration names.
 
+    Args:
+        pretrained: which.
+        max_length: largest number of tokens of a text.
+        dropout: rate of its dropout layers; `None` leaves each its own.
+
     Raises:
-        UsageError: the model does not take texts so long.
+        UsageError: the model does not take texts so long, or has no dropout.
         DataError: it cannot be loaded, or is no encoder of token ids.
     """
     import keras
@@ -132,7 +137,20 @@ def load_backbone(pretrained: Pretrained, max_length: int) -> Any:
         raise UsageError(f"--max-length {max_length}: {pretrained.name} takes at most {longest} tokens.")
     if pretrained.config is not None:
         set_activations(backbone, pretrained.config)
+    if dropout is not None:
+        set_dropout(backbone, dropout, pretrained.name)
     return backbone
+
+
+def set_dropout(backbone: Any, rate: float, name: str) -> None:
+    """Sets the rate of all dropout layers that drop anything."""
+    import keras
+
+    found = [layer for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.Dropout) and layer.rate]
+    if not found:
+        raise UsageError(f"--backbone-dropout: {name} has no dropout. Leave it out.")
+    for layer in found:
+        layer.rate = rate
 
 
 def set_activations(backbone: Any, config: dict[str, Any]) -> None:

@@ -25,9 +25,9 @@ from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
-from ..run.flags import Count, Fraction, OptionalPath, Range, RunFlags, RunPath
+from ..run.flags import Count, Fraction, OptionalFraction, OptionalPath, Range, RunFlags, RunPath
 from ..run.folder import check_empty, load_model, new_folder, read_flags
-from ..run.optimizer_flags import OptimizerFlags, make_optimizer
+from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from ..run.scores import Scores, score_probabilities
 from . import batches, corpus, labelled_texts, language_model, methods
 from .card import card, tabulate_samples
@@ -46,6 +46,8 @@ class Train:
     """Input of the head: the mean over the tokens, or the model's own pooled output, as in Hugging Face's classes."""
     dropout: Fraction = 0.1
     """Dropout rate before the head, and before the low-rank products of lora and dora."""
+    backbone_dropout: OptionalFraction = None
+    """Dropout rate within the pretrained model. Default: its own."""
     max_length: Annotated[int, Range(3)] = 128
     """Largest number of tokens of a text; longer texts are truncated."""
     class_weights: bool = False
@@ -118,7 +120,8 @@ def build(flags: Train, pretrained: Pretrained, names: Sequence[str]) -> Any:
         place = methods.labels_of(adapter)
         if place is not None and corpus.read_names(place) != list(names):
             raise DataError(f"--adapter {adapter}: made for other labels, {', '.join(corpus.read_names(place))}.")
-    backbone = language_model.load_backbone(pretrained, flags.max_length + methods.virtual_tokens(flags.tune))
+    length = flags.max_length + methods.virtual_tokens(flags.tune)
+    backbone = language_model.load_backbone(pretrained, length, flags.backbone_dropout)
     model = language_model.build(backbone, len(names), flags.dropout, flags.pooling)
     if adapter is not None:
         methods.load_adapter(model, adapter, flags.tune.method, pretrained)
@@ -150,7 +153,7 @@ def train_in(run: Run, flags: Train) -> int:
     training, validation = make_batches(flags, data, tokenizer)
     sizes: dict[str, Any] = {"examples": len(data.train), "batch_size": flags.batch_size}
     with run.workers.scope():
-        optimizer = make_optimizer(optim, run.count_steps(training), multipliers, **sizes)
+        optimizer = scaled(make_optimizer(optim, run.count_steps(training), multipliers, **sizes))
         model = build(flags, pretrained, data.names)
         compile_model(model, optimizer, run.jit)
     trained, everything = methods.count_parameters(model)

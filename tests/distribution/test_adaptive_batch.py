@@ -100,6 +100,16 @@ def test_batches_shrink_where_there_is_no_noise():
     assert model.train_function is None
 
 
+def test_the_scale_of_a_loss_is_no_noise():
+    found = []
+    for optimizer in (kopt.SGD(0.1), kopt.LossScaleOptimizer(kopt.SGD(0.1), initial_scale=1024.0)):
+        adaptive = AdaptiveBatch(rule="linear", wait=2)
+        model = compiled(optimizer)
+        model.fit(rows(24), batch_size=2, shuffle=False, verbose=0, callbacks=[adaptive])
+        found.append((adaptive._covariance, adaptive._squared, adaptive.batches))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_state_goes_on():
     x = rows(24)

@@ -101,7 +101,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.tensorboard",
     r"kopt\.distribution\.(cluster|agreement|keras_internals)",
     r"kopt\.distribution\.(peers|sharding)",
-    r"kopt\.distribution\.(adaptive_batch|launching|strategies)",
+    r"kopt\.distribution\.(adaptive_batch|launching|local_sgd|strategies)",
     r"kopt\.distribution",
     r"kopt\.checkpoint\.(plain_values|shuffled_batches)",
     r"kopt\.checkpoint\.snapshot",

@@ -17,7 +17,6 @@ from workers import addresses, environment
 from kopt import distribution
 from kopt.__main__ import main
 from recipes import mnist
-from recipes.recommendation import main as recommend
 from recipes.run import signals, workers
 from recipes.run.flags import RunFlags
 
@@ -83,6 +82,10 @@ def metrics(name):
         ("--distribute multiworker", "--distribute multiworker: No workers: set TF_CONFIG"),
         ("--distribute multiworker --workers a,b --worker-index 0", '"host:port"'),
         ("--distribute multiworker --workers a:1,b:1 --worker-index 2", "from 0 to 1 here. Received: 2"),
+        ("--sync-every 4", "--sync-every: give --distribute multiworker too, or start it by kopt launch"),
+        ("--precision tf32", "--precision tf32: no GPU here has it"),
+        ("--precision bfloat16 --optimizer keras.adam", "--precision bfloat16: Keras' optimizers lose what is rounded"),
+        ("--precision mixed_float16 --opt loss_scale_factor=2", "kopt.LossScaleOptimizer and loss_scale_factor both"),
         ("--distribute mirrored --jit on", "--jit on: Keras compiles no train step of several replicas"),
     ],
 )
@@ -107,11 +110,6 @@ def test_a_worker_that_never_comes_is_named(data, capsys):
     ]
     assert mnist.main([*command(data, "x")[1:], *flags]) == 5
     assert capsys.readouterr().err.startswith(f"error: worker 1 ({two}) has not come within 0.1 s.")
-
-
-def test_batches_whose_items_are_negatives_of_each_other_are_not_shared_out(capsys):
-    assert recommend(["--task", "retrieval", "--distribute", "mirrored"]) == 2
-    assert "--distribute: for --task rating" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -196,6 +194,17 @@ def test_two_workers_are_one_process(flags, data):
     assert sorted(p.name for p in Path("saved_models/mnist/two").iterdir()) == sorted(
         p.name for p in Path("saved_models/mnist/one").iterdir()
     )
+
+
+@pytest.mark.slow
+def test_workers_that_train_by_themselves(data):
+    """Of a run that is killed, too: it goes on where the weights of all were the same."""
+    flags = ["--model", "mlp", "--epochs", "3", "--sync-every", "2"]
+    out, _ = ended(kopt("launch", "--workers", "2", *command(data, "plain", *flags)))
+    assert "Epoch: 003" in out
+    ended(kopt("launch", "--workers", "2", *command(data, "again", *flags), "--epochs", "2"))
+    ended(kopt("launch", "--workers", "2", *command(data, "again", *flags), "--resume", "auto"))
+    assert np.array_equal(weights("again"), weights("plain"))
 
 
 @pytest.mark.slow

@@ -147,6 +147,14 @@ def test_two_replicas(two_devices):
         model = linear(kopt.SAM)
     losses = model.fit(regression(), shuffle=False, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
+    for cls in (kopt.SAM, kopt.ASAM):
+        one = linear(cls)
+        with two_devices.scope():
+            two = linear(cls)
+        one.whole_batch = two.whole_batch = True
+        for model in (one, two):
+            model.fit(regression(), shuffle=False, epochs=3, verbose=0)
+        np.testing.assert_allclose(flat(two), flat(one), rtol=0, atol=1e-6)
     with two_devices.scope():
         model = linear(kopt.LookSAM)
     with pytest.raises(RuntimeError, match="several replicas"):

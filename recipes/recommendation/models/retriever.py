@@ -8,6 +8,8 @@ import keras_rs
 import numpy as np
 from keras import layers, ops
 
+from kopt.distribution import gather, ratio
+
 from .encoder import PACKAGE
 from .recommender import Kind, Recommender
 
@@ -98,28 +100,44 @@ class Retriever(Recommender):
         return [ops.matmul(ops.cast(share, vectors.dtype), vectors) for share in shares]
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
-        """Returns the logits [n, n] of n queries for the next items of all, and the weights [n] of the queries."""
-        queries, items = self.queries(inputs, training), ops.reshape(inputs["item"], (-1,))
-        queries, weights = ops.reshape(queries, (-1, self.dim + 1)), ops.cast(items > 0, "float32")
+        """Returns what the loss is of: for n queries, and the next items of m, which are those of all replicas.
+
+        The logits [n, m] and the own one [n] of each query; the weights [n] of the queries, and the sum of the weights
+        of those of all replicas.
+        """
+        queries = ops.reshape(self.queries(inputs, training), (-1, self.dim + 1))
+        own = ops.reshape(inputs["item"], (-1,))
+        items, first = gather(own)
+        own, places = ops.cast(own > 0, "float32"), first + ops.arange(ops.shape(own)[0])
+        weights = ops.cast(items > 0, "float32")
         if self.looks_back:
             luck = weights + keras.random.uniform(ops.shape(items), seed=self.seeds)
             count = self.positions if items.shape[0] is None else min(self.positions, items.shape[0])
             count = ops.minimum(count, ops.shape(items)[0])
             chosen = ops.top_k(luck, count)[1]
-            queries, items, weights = (ops.take(part, chosen, axis=0) for part in (queries, items, weights))
+            items, weights = (ops.take(part, chosen, axis=0) for part in (items, weights))
+            # The queries of others count nothing here.
+            here = ops.logical_and(chosen >= first, chosen < first + ops.shape(places)[0])
+            queries = ops.take(queries, ops.where(here, chosen - first, 0), axis=0)
+            own, places = weights * ops.cast(here, "float32"), ops.arange(count)
         logits = ops.matmul(queries, ops.transpose(self.candidates(items, training)))
         logits = self.correct(ops.cast(logits, "float32"), ops.take(self.share, items))
         # keras_rs 0.4.0 has a layer for this, RemoveAccidentalHits, which adds the smallest positive float instead.
-        hits = ops.logical_and(items[:, None] == items, ops.eye(ops.shape(items)[0]) == 0)
-        return ops.where(ops.logical_or(hits, weights[None] == 0), -1e9, logits), weights
+        mine = ops.take(items, places, axis=0)[:, None] == items
+        hits = ops.logical_and(mine, places[:, None] != ops.arange(ops.shape(items)[0]))
+        logits = ops.where(ops.logical_or(hits, weights[None] == 0), -1e9, logits)
+        return logits, ops.take_along_axis(logits, places[:, None], 1)[:, 0], own, ops.sum(weights)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Returns the cross-entropy of the next item among the items of the batch."""
-        logits, weights = y_pred
-        own = ops.logsumexp(logits, -1) - ops.diagonal(logits)
-        return ops.sum(own * weights) / ops.maximum(ops.sum(weights), 1)
+        """Returns the cross-entropy of the next item among the items of the batch.
+
+        Of several replicas, those of `x`: of their losses, weighted by their rows, it is the mean.
+        """
+        logits, own, weights, total = y_pred
+        loss = ops.sum((ops.logsumexp(logits, -1) - own) * weights) / ops.maximum(total, 1)
+        return loss if x is None else loss * ratio(x)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Returns only the loss: ranks are measured among all items, by a callback."""

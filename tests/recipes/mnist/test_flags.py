@@ -89,11 +89,12 @@ def test_jit(flag, value, npz, monkeypatch):
     assert mnist.main(["--data", str(npz), "--model", "mlp", "--jit", flag]) == 2
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16", "tf32"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16", "tf32", "bfloat16"])
 def test_precision(precision):
     prepare(RunFlags(precision=precision))
-    mixed = precision.startswith("mixed")
-    assert keras.config.dtype_policy().compute_dtype == (precision.removeprefix("mixed_") if mixed else "float32")
+    expected = "float32" if precision == "tf32" else precision.removeprefix("mixed_")
+    assert keras.config.dtype_policy().compute_dtype == expected
+    assert keras.config.dtype_policy().variable_dtype == ("bfloat16" if precision == "bfloat16" else "float32")
     assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == "tf32")
     model = mnist.build("cnn", 0.1)
     assert model(np.zeros((1, 28, 28), np.uint8)).dtype == "float32"

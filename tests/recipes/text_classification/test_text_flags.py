@@ -11,6 +11,7 @@ from text_data import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentenc
 from kopt import peft
 from kopt.peft.model import adapters_of
 from recipes.readers import docstrings
+from recipes.run.errors import UsageError
 from recipes.text_classification import language_model, methods, recipe
 
 
@@ -39,6 +40,19 @@ def test_sizes(adapted):
     for width in (1, 3, 7, 16):
         assert adapted(method="adapter", rank=width)[1] == LAYERS * (2 * WIDTH * width + width + WIDTH)
     assert adapted(method="prompt", rank=4)[1] == 4 * WIDTH
+
+
+def test_dropout_within_the_model(made):
+    pretrained = language_model.find_model(str(made / "bert"))
+    ids = np.full((2, 5), 7, np.int32)
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+    for rate in (None, 0.0):
+        model = language_model.build(language_model.load_backbone(pretrained, 32, rate), 2, 0.0)
+        first, second = (np.asarray(model(inputs, training=True)) for _ in range(2))
+        assert np.array_equal(first, second) == (rate == 0)
+    backbone = language_model.backbone_of(model)
+    with pytest.raises(UsageError, match="--backbone-dropout: bert has no dropout"):
+        language_model.set_dropout(backbone, 0.1, "bert")
 
 
 @pytest.mark.slow
