@@ -128,6 +128,14 @@ def test_equal_matrices_move_together_as_each_would_alone(name, eagerly, monkeyp
         np.testing.assert_allclose(one, alone, atol=2e-6)
 
 
+def test_a_number_of_its_own_for_each_of_a_stack_is_an_error(eagerly, monkeypatch):
+    counting = lambda self, g, s, t: (g, {"m": s.m, "v": s.v + 1})  # noqa: E731
+    monkeypatch.setattr(kopt.Muon, "matrix_rule", counting)
+    weights = [keras.Variable(np.ones((2, 3)), name="kernel") for _ in range(2)]
+    with pytest.raises(ValueError, match="Muon moves several weights together, for which its slot 'v' is one number"):
+        kopt.Muon().apply([tf.ones((2, 3))] * 2, weights)
+
+
 @pytest.mark.few(3)
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kopt
+from kopt.optimizers.memory import update_bytes
 
 KERNEL = (1024, 4096)
 
@@ -59,6 +60,15 @@ def test_as_much_as_there_is():
         ]
         there = sum(int(np.prod(v.shape)) * np.dtype(keras.backend.standardize_dtype(v.dtype)).itemsize for v in kept)
         assert planned == kopt.state_bytes(optimizer) == there
+
+
+def test_rules_for_matrices_need_room_for_what_lies_between_their_products():
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(32), keras.layers.Dense(3)])
+    made = {kopt.Muon(): 9, kopt.Lookahead(kopt.Muon()): 9, kopt.Orthogonalized("adamw"): 9, kopt.SOAP(): 3}
+    for optimizer, arrays in made.items():
+        assert update_bytes(optimizer, model) - kopt.state_bytes(optimizer, model) == 4 * arrays * 20 * 32
+    switch = kopt.Switch(kopt.Muon(), second="sgd")
+    assert update_bytes(switch, model) - kopt.state_bytes(switch, model) == 4 * 9 * 20 * 32
 
 
 def test_what_it_takes():

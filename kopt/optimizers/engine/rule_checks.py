@@ -87,6 +87,16 @@ def check_slots(
             raise ValueError(f"{owner} returned {what} of shape {shape}, where it is {expected}.")
 
 
+def check_stack(owner: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a rule changed a slot that is one number for all weights that it moves together."""
+    for name, value in new.items():
+        if not len(value.shape) and value is not old[name]:
+            raise ValueError(
+                f"{owner} moves several weights together, for which its slot {name!r} is one number. Let `stacks` "
+                "return False, or let the shape of the slot begin with the length of layout.stacks."
+            )
+
+
 def check_shared(owner: str, declared: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
     """Raises `ValueError` if `settle` returned a shared value that is not declared."""
     if not isinstance(settled, Mapping):

@@ -159,20 +159,21 @@ def _stepped(
         view.layout = layout
         gradient, weight = ops.stack([active[i][1].value for i in places]), ops.stack([known[i][0] for i in places])
         moved, new = rule_checks.stepped(p.rule, gradient, weight, view, times[p.dtype])
+        rule_checks.check_stack(type(p.rule).__name__, slots, new)
         for k, i in enumerate(places):
-            own = {name: _taken(x, k, known[i][1][name]) for name, x in new.items()}
-            found[i] = moved[k], own
+            old = known[i][1]
+            found[i] = moved[k], {name: _taken(x, k, old[name]) for name, x in new.items()}
     return [found[i] for i in range(len(active))]
 
 
 def _stack(slots: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Returns slots of several weights as the slot of their stack; a number that stands for no slot stays one."""
+    """Returns slots of several weights as the slot of their stack; of numbers, which stand for no slot, the first."""
     return ops.reshape(ops.stack(slots), shape) if len(shape) else slots[0]
 
 
 def _taken(stacked: Tensor, place: int, like: Tensor) -> Tensor:
-    """Returns the slot of one weight from that of the stack."""
-    return ops.reshape(stacked, (-1, *like.shape))[place] if len(stacked.shape) else stacked
+    """Returns the slot of one weight from that of the stack; a number stays as it was."""
+    return ops.reshape(stacked, (-1, *like.shape))[place] if len(stacked.shape) else like
 
 
 def _times(setup: Setup, number: Tensor) -> dict[str, Tensor]:
