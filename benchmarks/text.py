@@ -71,13 +71,9 @@ def train(run, seed):
     encoded = [encode(p.texts.texts, p.texts.pairs, flags.max_length) for p in (data.train, data.test)]
     targets = one_hot(data.train.y, classes)
     training = batches.batches(encoded[0], targets, flags.batch_size, shuffle_seed=seed)
-    rank = flags.tune.rank or 8
-    adapter = {
-        "r": rank,
-        "lora_alpha": flags.tune.alpha or 2 * rank,
-        "lora_dropout": flags.dropout,
-        "target_modules": list(flags.tune.target) or ["query", "value"],
-    }
+    told = json.loads((run / "adapter" / "adapter_config.json").read_text())  # the same layers, whatever the defaults
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules")
+    adapter = {name: told[name] for name in names if told.get(name) is not None}
     model = classifier(pretrained.place, classes, flags.dropout, adapter).train()
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rate = metrics["learning_rate"]

@@ -47,12 +47,13 @@ def read_folder(name: str, folder: Path) -> Pretrained:
     return Pretrained(name, str(folder), config if "model_type" in config else None)
 
 
-def find_preset(name: str, others: Sequence[str]) -> Pretrained:
+def find_preset(name: str, others: Sequence[str], flag: str = "--model") -> Pretrained:
     """Returns the preset of KerasHub of that name.
 
     Args:
         name: of the preset, or an address with `://`.
         others: names that a recipe has for models of its own.
+        flag: which names it.
 
     Raises:
         DataError: there is none, or it is not in the cache and cannot be downloaded.
@@ -65,14 +66,14 @@ def find_preset(name: str, others: Sequence[str]) -> Pretrained:
     if name not in presets:
         near = difflib.get_close_matches(name, [*others, *presets], n=3)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        known = "".join(f"{other}, " for other in others)
-        raise DataError(f"--model {name}: no such folder or preset. {hint}Give {known}a folder or a preset.")
+        known = "".join(f"{other}, " for other in others[:3])
+        raise DataError(f"{flag} {name}: no such folder or preset. {hint}Give {known}a folder or a preset.")
     handle = presets[name]["kaggle_handle"].removeprefix("kaggle://")
     import kagglehub
 
     cached = Path(kagglehub.config.get_cache_folder()) / "models" / handle
     if not cached.exists() and not network.is_reachable(SERVER):
-        raise DataError(f"--model {name}: the preset is not in the cache ({cached}) and cannot be downloaded.")
+        raise DataError(f"{flag} {name}: the preset is not in the cache ({cached}) and cannot be downloaded.")
     return Pretrained(name, name, None)
 
 

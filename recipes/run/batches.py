@@ -57,13 +57,13 @@ def told_by(order: EpochOrder, dataset: Any) -> Any:
 
 
 def hold_out(
-    x: Array, y: Array, fraction: float, seed: int, flag: str = "--validation-split"
+    x: Array, y: Array | None, fraction: float, seed: int, flag: str = "--validation-split"
 ) -> tuple[Array, Array, Array, Array]:
     """Returns x and y without a random `fraction` of each class, then x and y of this fraction.
 
     Args:
         x: examples.
-        y: their classes.
+        y: their classes; `None` takes the fraction of all examples, and gives zeros for y.
         fraction: in (0, 1).
         seed: of the choice.
         flag: which set the fraction.
@@ -73,8 +73,9 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
+    classes = np.zeros(len(x), np.int64) if y is None else y
     try:
-        x_kept, x_held, y_kept, y_held = train_test_split(x, y, test_size=fraction, stratify=y, random_state=seed)
+        x_kept, x_held, y_kept, y_held = train_test_split(x, classes, test_size=fraction, stratify=y, random_state=seed)
     except ValueError as error:
         raise UsageError(f"{flag} {fraction}: {' '.join(str(error).split())}") from error
     return x_kept, y_kept, x_held, y_held
@@ -123,26 +124,69 @@ def batches(
     return told_by(order, dataset.prefetch(tf.data.AUTOTUNE))
 
 
-def shift_and_rotate(images: Any, seed: Any, pixels: float = 2.0, degrees: float = 10.0) -> Any:
-    """Returns images [n, height, width], each shifted and rotated at random; pixels from outside the image are 0."""
+def class_weights(y: Array, classes: int) -> Array:
+    """Returns for each example the inverse frequency of its class; their mean is 1."""
+    return (len(y) / (classes * np.maximum(np.bincount(y, minlength=classes), 1)))[y].astype(np.float32)
+
+
+def shift_and_rotate(
+    images: Any, seed: Any, pixels: float = 2.0, degrees: float = 10.0, zoom: float = 0.0, mirrored: bool = False
+) -> Any:
+    """Returns images, each shifted, rotated and scaled at random.
+
+    Args:
+        images: bytes [n, height, width], or with channels [n, height, width, channel].
+        seed: of what is random, [2].
+        pixels: largest shift to each side.
+        degrees: largest rotation to each side.
+        zoom: by which share a side grows or shrinks at most.
+        mirrored: whether half of the images exchange left and right.
+
+    Returns:
+        Images of the same shape. Pixels from outside are 0, or with channels those at the edge.
+    """
     import keras
     import tensorflow as tf
 
+    plain = len(images.shape) == 3
     n, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
-    turn, right, down = tf.unstack(tf.random.stateless_uniform([3, n], tf.cast(seed, tf.int32), -1.0, 1.0))
+    seed = tf.cast(seed, tf.int32)
+    turn, right, down = tf.unstack(tf.random.stateless_uniform([3, n], seed, -1.0, 1.0))
     angle = turn * (degrees * np.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
+    size, side = tf.unstack(tf.random.stateless_uniform([2, n], seed + 1, -1.0, 1.0))
+    factor = 1.0 + zoom * size
+    cos, sin = cos / factor, sin / factor
+    flip = tf.where(side < 0, -1.0, 1.0) if mirrored else tf.ones_like(side)
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
     # The transform maps a pixel of the result to where it is read from; the middle stays but for the shift.
-    dx = right * pixels + middle_x - cos * middle_x + sin * middle_y
-    dy = down * pixels + middle_y - sin * middle_x - cos * middle_y
+    dx = right * pixels + middle_x - flip * cos * middle_x + sin * middle_y
+    dy = down * pixels + middle_y - flip * sin * middle_x - cos * middle_y
     zero = tf.zeros_like(cos)
-    transforms = tf.stack([cos, -sin, dx, sin, cos, dy, zero, zero], axis=1)
+    transforms = tf.stack([flip * cos, -sin, dx, flip * sin, cos, dy, zero, zero], axis=1)
     moved = keras.ops.image.affine_transform(
-        tf.cast(images, tf.float32)[..., None],
+        tf.cast(images[..., None] if plain else images, tf.float32),
         transforms,
         "bilinear",
-        fill_mode="constant",
+        fill_mode="constant" if plain else "nearest",
         data_format="channels_last",
     )
-    return tf.cast(tf.round(moved[..., 0]), images.dtype)
+    return tf.cast(tf.round(moved[..., 0] if plain else moved), images.dtype)
+
+
+def change_light(images: Any, seed: Any, share: float = 0.2) -> Any:
+    """Returns images [n, height, width, channel] of bytes with another brightness and contrast, each at random.
+
+    Args:
+        images: bytes.
+        seed: of what is random, [2].
+        share: how much brighter or darker, and with how much more or less contrast, at most.
+    """
+    import tensorflow as tf
+
+    seed = tf.cast(seed, tf.int32) + 2
+    light, contrast = tf.unstack(tf.random.stateless_uniform([2, tf.shape(images)[0], 1, 1, 1], seed, -share, share))
+    values = tf.cast(images, tf.float32)
+    mean = tf.reduce_mean(values, axis=(1, 2, 3), keepdims=True)
+    values = (values - mean) * (1.0 + contrast) + mean + 255.0 * light
+    return tf.cast(tf.round(tf.clip_by_value(values, 0.0, 255.0)), images.dtype)

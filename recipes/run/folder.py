@@ -30,7 +30,7 @@ FILES = (
     "errors.png",
     "training_rows.npy",
 )
-OTHERS = ("labels.json", "vocabulary.json", "interactions.npz")
+OTHERS = ("labels.json", "scores.png", "vocabulary.json", "interactions.npz")
 """Files that only some recipes write."""
 CHECKPOINTS = "checkpoints"
 TRIALS = "trials"
@@ -388,6 +388,8 @@ def load_model(path: Path) -> Any:
         DataError: there is none, or it cannot be read.
     """
     import keras
+
+    import kopt.peft  # noqa: F401  # so that Keras knows the adapters
 
     file = path / "model.keras" if path.is_dir() else path
     if not file.is_file():

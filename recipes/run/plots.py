@@ -84,6 +84,48 @@ def plot_errors(
     _save(figure, path)
 
 
+def plot_bars(path: Path, values: Sequence[float], names: Sequence[str], notes: Sequence[str], title: str) -> None:
+    """Writes a bar from 0 to 1 for each name as PNG; of many names the first 60.
+
+    Args:
+        path: file to write.
+        values: in [0, 1].
+        names: of the bars.
+        notes: at the end of each bar.
+        title: above the picture.
+    """
+    names, values, notes = names[:60], values[:60], notes[:60]
+    figure = _figure(7.5, min(1.2 + 0.3 * len(names), LARGEST))
+    axes = figure.add_subplot()
+    axes.barh(range(len(names)), values, color=COLORS["test"], height=0.7)
+    for i, (value, note) in enumerate(zip(values, notes, strict=True)):
+        axes.text(value + 0.01, i, f"{value:.3f}  ({note})", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(0, 1.18), title=title, xlabel="F1, and how many have the label")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def plot_numbers(path: Path, true: Array, predicted: Array, title: str) -> None:
+    """Writes predicted over true numbers as PNG, with the line where both are equal.
+
+    Args:
+        path: file to write.
+        true: numbers [n].
+        predicted: numbers [n].
+        title: above the picture.
+    """
+    figure = _figure(5.5, 5.5)
+    axes = figure.add_subplot()
+    axes.scatter(true, predicted, s=12, alpha=0.4, color=COLORS["train"], edgecolors="none")
+    ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
+    axes.plot(ends, ends, color="black", linewidth=1)
+    axes.set(xlabel="true", ylabel="predicted", title=title)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def plot_curves(
     path: Path, history: Sequence[Mapping[str, float]], losses: Sequence[tuple[float, float]], title: str
 ) -> None:

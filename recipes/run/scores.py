@@ -54,11 +54,17 @@ def predict_probabilities(model: Any, x: Any, classes: int, batch_size: int = 50
         classes: how many there are.
         batch_size: of an array.
     """
-    whole = isinstance(x, np.ndarray)
-    logits = np.asarray(model.predict(x, batch_size=batch_size if whole else None, verbose=0), np.float64)
-    n = len(x) if whole else len(logits)
-    if logits.shape != (n, classes):
-        raise ValueError(f"outputs of shape {logits.shape}, expected ({n}, {classes})")
+    logits = predict_outputs(model, x, classes, batch_size)
     with np.errstate(invalid="ignore"):  # of a run that ignores what is not finite
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
+
+
+def predict_outputs(model: Any, x: Any, outputs: int, batch_size: int = 500) -> Array:
+    """Returns what a model gives [example, output], in float64; ValueError if it gives another number of outputs."""
+    whole = isinstance(x, np.ndarray)
+    found = np.asarray(model.predict(x, batch_size=batch_size if whole else None, verbose=0), np.float64)
+    n = len(x) if whole else len(found)
+    if found.shape != (n, outputs):
+        raise ValueError(f"outputs of shape {found.shape}, expected ({n}, {outputs})")
+    return found

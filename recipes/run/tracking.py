@@ -13,7 +13,7 @@ from .errors import UsageError
 NAMES = ("tensorboard", "wandb")
 LOSS = "Loss/train"
 """What `kopt.tensorboard.OptimizerStats` calls the loss by step."""
-COLUMNS = ("loss", "accuracy", "macro_f1", "rmse", "mae", "ndcg_at_10", "recall_at_10")
+COLUMNS = ("loss", "accuracy", "macro_f1", "micro_f1", "pearson", "rmse", "mae", "ndcg_at_10", "recall_at_10")
 """Metrics on the HParams page, which has the same columns for all runs below a folder, whatever their recipe."""
 
 
@@ -99,21 +99,23 @@ class Tracking:
             self._file.text(title, markdown, self._step)
 
     def pr_curves(self, y: Array, probabilities: Array, names: Sequence[str]) -> None:
-        """Shows curves of precision over recall: of the second of two classes, or of each.
+        """Shows curves of precision over recall: of the second of two classes, or of each class or label.
 
         Args:
-            y: true classes.
+            y: true classes [n], or which of the labels each has [n, label], which TensorBoard alone shows.
             probabilities: [n, class].
             names: of the classes.
         """
         from tensorboard.plugins.pr_curve import summary
 
-        shown = [i for i in range(len(names)) if len(names) > 2 or i == 1]
+        several = y.ndim == 2
+        shown = [i for i in range(len(names)) if len(names) > 2 or several or i == 1]
         if self.log_dir is not None:
             for i in shown:
-                curve = summary.pb(f"pr_curve/{names[i]}", y == i, probabilities[:, i].astype(np.float32))
+                true = y[:, i] > 0 if several else y == i
+                curve = summary.pb(f"pr_curve/{names[i]}", true, probabilities[:, i].astype(np.float32))
                 self._file.write(curve, self._step)
-        if self._wandb is not None:
+        if self._wandb is not None and not several:
             import wandb
 
             curves = wandb.plot.pr_curve(y, probabilities, list(names), classes_to_plot=shown)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..run.batches import Array, EpochOrder, in_epochs, told_by
+from ..run.batches import class_weights as class_weights
 from ..run.scores import predict_probabilities
 
 STEP = 8
@@ -31,6 +32,8 @@ class Encoded(NamedTuple):
 
 Encode = Callable[[Sequence[str], Sequence[str] | None, int], Encoded]
 """Function of texts, their second texts, and the largest number of tokens."""
+
+Read = Callable[[Any, Any, int], Array]
 
 
 def plan(lengths: Array, batch_size: int, rng: np.random.Generator | None) -> list[Array]:
@@ -100,19 +103,23 @@ def batches(
     return told_by(order, dataset.prefetch(2))
 
 
-def predict(model: Any, encoded: Encoded, classes: int, batch_size: int = 64) -> Array:
-    """Returns [example, class], in the order of the texts.
+def predict(
+    model: Any, encoded: Encoded, outputs: int, batch_size: int = 64, read: Read = predict_probabilities
+) -> Array:
+    """Returns [example, output], in the order of the texts.
+
+    Args:
+        model: with that many outputs.
+        encoded: the texts.
+        outputs: how many there are.
+        batch_size: texts a batch.
+        read: function of the model, batches and the number of outputs, as `predict_probabilities`.
 
     Raises:
-        ValueError: the model does not give logits for this number of classes.
+        ValueError: the model does not give that many outputs.
     """
     order = np.concatenate(plan(encoded.lengths, batch_size, None))
-    found = predict_probabilities(model, batches(encoded, None, batch_size), classes)
-    probabilities = np.empty_like(found)
-    probabilities[order] = found
-    return probabilities
-
-
-def class_weights(y: Array, classes: int) -> Array:
-    """Returns for each example the inverse frequency of its class; their mean is 1."""
-    return (len(y) / (classes * np.maximum(np.bincount(y, minlength=classes), 1)))[y].astype(np.float32)
+    found = read(model, batches(encoded, None, batch_size), outputs)
+    in_order = np.empty_like(found)
+    in_order[order] = found
+    return in_order

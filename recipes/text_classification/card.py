@@ -1,6 +1,6 @@
 """What is written about a run of the recipe: the model card, and samples with predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..run.batches import Array
 from ..run.command_line import program
 from ..run.facts import rows_of_card, table
 from .corpus import Split
+from .labels import Labels
 
 WORST = 10
 OTHERS = 10
@@ -19,7 +20,7 @@ MAX_CHARACTERS = 200
 PREDICT = """    {program} predict --model {folder} --text "..."
 """
 
-WHOLE = """`model.keras` takes dictionaries of `token_ids` and `padding_mask`{segments} [n, tokens] and gives logits:
+WHOLE = """`model.keras` takes dictionaries of `token_ids` and `padding_mask`{segments} [n, tokens] and gives {given}:
 
 ```python
 import keras
@@ -58,7 +59,15 @@ model = peft.PeftModel.from_pretrained(Classifier(), "adapter").eval()
 """
 
 
-def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+def card(
+    folder: Path,
+    command: str,
+    flags: Any,
+    metrics: Mapping[str, Any],
+    labels: Labels,
+    figures: Mapping[str, str],
+    notes: str,
+) -> str:
     """Returns the model card of a run; the adapter must already be in its folder.
 
     Args:
@@ -66,9 +75,10 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
         command: that of the run.
         flags: all flags.
         metrics: of the run.
-        names: of the classes.
+        labels: what the outputs are.
+        figures: titles of the metrics, by name.
+        notes: what there is to say of the outputs.
     """
-    figures = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "loss": "Loss"}
     result = {
         f"{title} on the {part} set": f"{metrics[f'{part}_{name}']:.4f}"
         for part in ("test", "validation")
@@ -84,7 +94,9 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
         "Test data": f"{metrics['test_data']}, {metrics['test_examples']:,} texts",
         **rows_of_card(metrics),
     }
-    return f"""# {metrics["model"]} fine-tuned by {metrics["method"]}: {len(names)} classes of texts
+    kinds = {"single-label": "classes of texts", "multi-label": "labels of texts, any number of them each"}
+    subject = f"{labels.outputs} {kinds[labels.task]}" if labels.task in kinds else "a number for each text"
+    return f"""# {metrics["model"]} fine-tuned by {metrics["method"]}: {subject}
 
     {command}
 
@@ -92,24 +104,28 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], nam
 
 All measures of quality are of the test set.
 
-The classes, in the order of the logits, are in `labels.json`: {", ".join(names[:20])}{", ..." * (len(names) > 20)}.
+{notes}
 
 {PREDICT.format(program=program("text_classification"), folder=folder)}
-{_describe_use(folder / "adapter", flags, metrics, len(names))}
-Recall on the test set: {", ".join(f"{name} {share:.1%}" for name, share in list(metrics["test_recall"].items())[:20])}.
-The errors by class are in `confusion.png`, the settings in `config.yaml`.
+{_describe_use(folder / "adapter", flags, metrics, labels)}
+The settings are in `config.yaml`.
 """
 
 
-def _describe_use(adapter: Path, flags: Any, metrics: Mapping[str, Any], classes: int) -> str:
-    text = ""
+def _describe_use(adapter: Path, flags: Any, metrics: Mapping[str, Any], labels: Labels) -> str:
+    text, numbers = "", labels.task == "regression"
     if flags.tune.merge or not flags.tune.adapts:
-        text += WHOLE.format(segments=" (and `segment_ids`, if the tokenizer gives them)") + "\n"
+        given = "numbers" if numbers else "logits"
+        text += WHOLE.format(segments=" (and `segment_ids`, if the tokenizer gives them)", given=given) + "\n"
     base, prefix = metrics.get("base"), _find_prefix(adapter)
     if flags.tune.method in ("lora", "dora", "ia3") and base and prefix:
         # A head of its own, because the mean over the tokens is in none of Hugging Face's classes.
         form = POOLER if flags.pooling == "pooler" else MEAN
-        text += f"`adapter/` loads in Hugging Face peft:\n{form.format(base=base, classes=classes, prefix=prefix)}"
+        text += (
+            f"`adapter/` loads in Hugging Face peft:\n{form.format(base=base, classes=labels.outputs, prefix=prefix)}"
+        )
+        if numbers:
+            text += f"\nWhat it gives times {labels.deviation!r} plus {labels.mean!r} is the number.\n"
     return text
 
 
@@ -128,14 +144,29 @@ def tabulate_samples(split: Split, names: Sequence[str], probabilities: Array) -
     """Returns a Markdown table of the worst errors and of others, evenly spread, with what was predicted."""
     of_true_class = probabilities[np.arange(len(split)), split.y]
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != split.y)
-    worst = wrong[np.argsort(of_true_class[wrong], kind="stable")][:WORST]
-    others = np.unique(np.linspace(0, len(split) - 1, min(OTHERS, len(split))).astype(int))
-    lines = ["| text | true | predicted | probability |", "|---|---|---|---:|"]
-    for i in dict.fromkeys([*worst.tolist(), *others.tolist()]):
-        text = split.texts.texts[i] + ("" if split.texts.pairs is None else f" ⏵ {split.texts.pairs[i]}")
+    worst = wrong[np.argsort(of_true_class[wrong], kind="stable")].tolist()
+
+    def cells(i: int) -> list[str]:
         best = int(probabilities[i].argmax())
-        cells = (_escape(text), _escape(names[split.y[i]]), _escape(names[best]), f"{probabilities[i, best]:.4f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        return [names[split.y[i]], names[best], f"{probabilities[i, best]:.4f}"]
+
+    return samples(split, worst, ("true", "predicted", "probability"), cells)
+
+
+def samples(split: Split, worst: Sequence[int], titles: Sequence[str], cells: Callable[[int], Sequence[str]]) -> str:
+    """Returns a Markdown table of the worst errors and of others, evenly spread.
+
+    Args:
+        split: of the texts.
+        worst: rows of the errors, the worst first.
+        titles: of the columns after the text.
+        cells: function of a row that returns these columns; the last one is a number.
+    """
+    others = np.unique(np.linspace(0, len(split) - 1, min(OTHERS, len(split))).astype(int))
+    lines = [f"| text | {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) - 1) + "---:|"]
+    for i in dict.fromkeys([*worst[:WORST], *others.tolist()]):
+        text = split.texts.texts[i] + ("" if split.texts.pairs is None else f" ⏵ {split.texts.pairs[i]}")
+        lines.append("| " + " | ".join([_escape(text), *map(_escape, cells(i))]) + " |")
     return "\n".join(lines)
 
 

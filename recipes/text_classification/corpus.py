@@ -1,41 +1,35 @@
 """The examples of a text classifier, in three splits, and the names of their classes."""
 
 import dataclasses
-import json
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import tyro
 
 from ..readers import docstrings, formats, leakage
-from ..readers.files import read_json
 from ..readers.formats import Format
 from ..readers.records import BadRows, OnBadRow
 from ..run.batches import Array, hold_out
 from ..run.errors import DataError, UsageError
 from ..run.flags import Fraction, OpenFraction, OptionalCount, OptionalName, OptionalPath, refuse
-from ..run.folder import atomic
 from . import rotten_tomatoes
 from .labelled_texts import SPLITS, Columns, Texts, read_dataset, read_table
+from .labels import SEPARATOR, Labels, Wanted, describe, parts_of, rename, renamed
 
 Source = Literal["auto", "rotten-tomatoes", "docstrings"]
 PER_PACKAGE = 200
-LARGEST_TARGETS = 2**31
-"""Bytes of the targets, one number for each text and class."""
 SHOWN = 40
 """Characters of a text in a note."""
-LABELS = "labels.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples with the numbers of their classes."""
+    """Examples with what they are labelled as."""
 
     texts: Texts
     y: Array
+    """Classes [n], which of the labels each has [n, label], or numbers [n]."""
 
     def __len__(self) -> int:
         """Returns the number of examples."""
@@ -50,12 +44,17 @@ class Corpus:
     validation: Split | None
     """`None` if none is wanted."""
     test: Split
-    names: list[str]
-    """Names of the classes."""
+    labels: Labels
+    """What the labels are."""
     source: str
     """Of the training set."""
     origins: dict[str, str]
     """Where "validation" and "test" are from."""
+
+    @property
+    def names(self) -> list[str]:
+        """Returns the names of the classes, or of the labels; none for numbers."""
+        return list(self.labels.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +77,10 @@ class TextFlags:
     """Column of a second text, to classify pairs of texts."""
     label_column: str = "label"
     """Column of the label."""
+    task: Wanted = "auto"
+    """One label a text, several, or a number; auto sees several in lists, and numbers if some have fractions."""
+    label_separator: OptionalName = None
+    """What is between several labels in one cell (default "|"); if it is given, a text may have several labels."""
     label_names: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """LABEL=NAME: what to call a label, such as 0=negative; can be repeated."""
     form: Format = dataclasses.field(default_factory=Format)
@@ -102,7 +105,13 @@ class TextFlags:
     @property
     def columns(self) -> Columns:
         """Returns the columns of an example."""
-        return Columns(self.text_column, self.text_pair_column, self.label_column)
+        separator = self.label_separator or SEPARATOR
+        return Columns(self.text_column, self.text_pair_column, self.label_column, self.wanted, separator)
+
+    @property
+    def wanted(self) -> Wanted:
+        """Returns the task that is asked for."""
+        return "multi-label" if self.task == "auto" and self.label_separator is not None else self.task
 
 
 def check(flags: TextFlags) -> None:
@@ -119,13 +128,18 @@ def check(flags: TextFlags) -> None:
     if given and flags.train_file is None:
         raise UsageError(f"{given[0]}: give --train-file too.")
     plain = TextFlags()
-    for flag in ("text_column", "text_pair_column", "label_column", "label_names", "on_bad_row", "form"):
+    for flag in (
+        *("text_column", "text_pair_column", "label_column", "label_separator", "label_names", "on_bad_row", "form"),
+    ):
         if not given and flags.dataset is None and getattr(flags, flag) != getattr(plain, flag):
             raise UsageError(f"--{flag.replace('_', '-')}: has no effect without --train-file or --dataset.")
     refuse(flags, ("validation_split",), flags.validation_file and "with --validation-file")
     refuse(flags, ("test_split",), flags.test_file and "with --test-file")
     formats.check(flags.form, (flags.train_file, flags.validation_file, flags.test_file))
-    rename(flags)
+    rename(flags.label_names)
+    refuse(flags, ("label_separator",), flags.wanted != "multi-label" and f"with --task {flags.task}")
+    if flags.label_separator == "":
+        raise UsageError("--label-separator: is empty.")
 
 
 def choose(flags: TextFlags) -> TextFlags:
@@ -135,24 +149,9 @@ def choose(flags: TextFlags) -> TextFlags:
     return dataclasses.replace(flags, data="docstrings" if rotten_tomatoes.find() is None else "rotten-tomatoes")
 
 
-def rename(flags: TextFlags) -> dict[str, str]:
-    """Returns the names of the labels that are called otherwise than in the files.
-
-    Raises:
-        UsageError: an entry is malformed, or names a label again.
-    """
-    names: dict[str, str] = {}
-    for entry in flags.label_names:
-        label, _, name = (part.strip() for part in entry.partition("="))
-        if not label or not name or label in names:
-            raise UsageError(f"--label-names {entry}: expected LABEL=NAME, once for each label.")
-        names[label] = name
-    return names
-
-
 def rename_labels(texts: Texts, names: Mapping[str, str]) -> Texts:
     """Returns the texts with other names for their labels; those that are not among `names` stay."""
-    return dataclasses.replace(texts, labels=[names.get(label, label) for label in texts.labels or []])
+    return dataclasses.replace(texts, labels=[renamed(label, names) for label in texts.labels or []])
 
 
 def load(flags: TextFlags) -> Corpus:
@@ -163,17 +162,15 @@ def load(flags: TextFlags) -> Corpus:
         DataError: something cannot be read, or there are fewer than two classes.
     """
     found, source = _read(choose(flags))
-    names_of = rename(flags)
-    for label in names_of:
-        if label not in (found["train"].labels or []):
-            raise DataError(f"{found['train'].source}: no label is {label!r}, which --label-names names.")
-    found = {split: rename_labels(part, names_of) for split, part in found.items()} if names_of else found
-    train = found["train"]
-    names = _sort_labels(train)
-    parts = {"train": train} | {
-        name: keep_known_labels(part, names, flags.on_bad_row) for name, part in found.items() if name != "train"
-    }
-    splits = {name: number_labels(part, names) for name, part in parts.items()}
+    found = (
+        {split: rename_labels(part, names) for split, part in found.items()}
+        if (names := _names(flags, found))
+        else found
+    )
+    labels = describe(found["train"].labels or [], flags.wanted, found["train"].source)
+    refuse(flags, ("label_names",), labels.task == "regression" and "with --task regression")
+    parts = {name: keep_known_labels(part, labels, flags.on_bad_row) for name, part in found.items()}
+    splits = {name: number_labels(part, labels) for name, part in parts.items()}
     origins = {name: part.texts.source for name, part in splits.items()}
     shares = {"test": flags.test_split, "validation": flags.validation_split}
     for i, (name, share) in enumerate(shares.items()):
@@ -186,7 +183,22 @@ def load(flags: TextFlags) -> Corpus:
     splits = _keep_apart(splits, flags.deduplicate)
     limits = {"train": flags.max_train_examples, "validation": flags.max_eval_examples, "test": flags.max_eval_examples}
     splits = {name: _limit(part, limits[name]) for name, part in splits.items()}
-    return Corpus(splits["train"], splits.get("validation"), splits["test"], names, source, origins)
+    labels = labels.scaled_to(splits["train"].y)
+    return Corpus(splits["train"], splits.get("validation"), splits["test"], labels, source, origins)
+
+
+def _names(flags: TextFlags, found: Mapping[str, Texts]) -> dict[str, str]:
+    """Returns the names that labels have otherwise than in the files.
+
+    Raises:
+        DataError: one is for a label that no text has.
+    """
+    names, train = rename(flags.label_names), found["train"]
+    known = {part for label in train.labels or [] for part in parts_of(label)} if names else set[str]()
+    for label in names:
+        if label not in known:
+            raise DataError(f"{train.source}: no label is {label!r}, which --label-names names.")
+    return names
 
 
 def fingerprints(texts: Texts) -> Array:
@@ -219,26 +231,11 @@ def _read(flags: TextFlags) -> tuple[dict[str, Texts], str]:
         return found, found["train"].source
     texts, labels = docstrings.read_docstrings(PER_PACKAGE)
     source = f"docstrings of {', '.join(dict.fromkeys(labels))}, which are the labels"
-    return {"train": Texts(texts, None, labels, list(range(1, len(texts) + 1)), source)}, source
+    return {"train": Texts(texts, None, [*labels], list(range(1, len(texts) + 1)), source)}, source
 
 
-def _sort_labels(train: Texts) -> list[str]:
-    names = set(train.labels or [])
-    if len(names) < 2:
-        raise DataError(
-            f"{train.source}: every label is {next(iter(names))!r}; a classifier needs at least two classes."
-            if names
-            else f"{train.source}: no labels."
-        )
-    size = len(train) * len(names) * np.dtype(np.float32).itemsize
-    if len(names) == len(train) > 2 or size > LARGEST_TARGETS:
-        raise DataError(f"{train.source}: {len(names):,} labels for {len(train):,} texts. Is --label-column right?")
-    number = {name: int(name) for name in names if re.fullmatch(r"-?[0-9]{1,18}", name)}
-    return sorted(names, key=lambda name: number[name]) if len(number) == len(names) else sorted(names)
-
-
-def keep_known_labels(texts: Texts, names: Sequence[str], on_bad_row: OnBadRow) -> Texts:
-    """Returns the texts whose label is one of the names.
+def keep_known_labels(texts: Texts, labels: Labels, on_bad_row: OnBadRow) -> Texts:
+    """Returns the texts whose label the model has an output for: one of its names, or a number.
 
     Raises:
         DataError: one is not, and that is an error, or none is.
@@ -246,20 +243,19 @@ def keep_known_labels(texts: Texts, names: Sequence[str], on_bad_row: OnBadRow) 
     bad = BadRows(texts.source, texts.unit, on_bad_row)
     rows = []
     for i, label in enumerate(texts.labels or []):
-        if label in names:
+        if (flaw := labels.flaw(label)) is None:
             rows.append(i)
         else:
-            bad.add(texts.places[i], f"the label {label!r} is not in the training set")
+            bad.add(texts.places[i], flaw)
     bad.report(len(texts))
     if not rows:
-        raise DataError(f"{texts.source}: no label is one of {', '.join(names)}.")
+        raise DataError(f"{texts.source}: no label is one of {labels}.")
     return texts.take(rows)
 
 
-def number_labels(texts: Texts, names: Sequence[str]) -> Split:
-    """Returns the texts with the numbers of their labels."""
-    number = {name: i for i, name in enumerate(names)}
-    return Split(texts, np.array([number[label] for label in texts.labels or []], np.int64))
+def number_labels(texts: Texts, labels: Labels) -> Split:
+    """Returns the texts with what their labels are for the model."""
+    return Split(texts, labels.targets(texts.labels or []))
 
 
 def _pick(part: Split, rows: Array) -> Split:
@@ -273,27 +269,6 @@ def _limit(part: Split, count: int | None) -> Split:
 
 
 def _hold_out(part: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
-    kept, _, held, _ = hold_out(np.arange(len(part)), part.y, fraction, seed, f"--{name}-split")
+    classes = part.y if part.y.dtype == np.int64 else None
+    kept, _, held, _ = hold_out(np.arange(len(part)), classes, fraction, seed, f"--{name}-split")
     return _pick(part, kept), _pick(part, held)
-
-
-# ------------------------------------------------------------------------------------------------------------- names
-
-
-def write_names(folder: Path, names: Sequence[str]) -> None:
-    """Writes the names of the classes, in the order of the logits."""
-    with atomic(folder / LABELS) as path:
-        path.write_text(json.dumps(list(names), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_names(folder: Path) -> list[str]:
-    """Returns the names of the classes.
-
-    Raises:
-        DataError: the file is missing or holds something else.
-    """
-    path = folder / LABELS
-    names = read_json(path)
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path}: expected a list of at least two names.")
-    return names

@@ -14,6 +14,7 @@ from ..readers.formats import SUFFIXES, Format, plain_suffix, unit_of
 from ..readers.records import FlawError, OnBadRow, Record, check_text
 from ..readers.rows import good_rows, sort_out
 from ..run.errors import DataError, UsageError
+from .labels import SEPARATOR, Label, Wanted
 
 LARGEST = 2**30
 """Characters of all texts, which are held in memory."""
@@ -30,6 +31,10 @@ class Columns(NamedTuple):
     pair: str | None
     label: str | None
     """`None` reads texts without labels."""
+    task: Wanted = "single-label"
+    """Whether a text has one label, or several: a list, or one after the other; "auto" takes both but splits none."""
+    separator: str = SEPARATOR
+    """What is between several labels in one cell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Texts:
 
     texts: list[str]
     pairs: list[str] | None
-    labels: list[str] | None
+    labels: list[Label] | None
     places: list[int]
     """Line or row of each in its source."""
     source: str
@@ -83,7 +88,7 @@ def read_texts(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format 
     )
 
 
-Example = tuple[str, str | None, str | None]
+Example = tuple[str, str | None, Label | None]
 """Text, pair and label."""
 
 
@@ -93,7 +98,7 @@ def _advice(columns: Columns) -> dict[str, str]:
 
 
 def _collect(rows: Iterable[tuple[int, Example]], columns: Columns, source: str, unit: str) -> Texts:
-    places, texts, pairs, labels = list[int](), list[str](), list[str](), list[str]()
+    places, texts, pairs, labels = list[int](), list[str](), list[str](), list[Label]()
     size = 0
     for place, (text, pair, label) in rows:
         size += len(text) + len(pair or "")
@@ -102,7 +107,7 @@ def _collect(rows: Iterable[tuple[int, Example]], columns: Columns, source: str,
         places.append(place)
         texts.append(text)
         pairs.append(pair or "")
-        labels.append(label or "")
+        labels.append("" if label is None else label)
     pair_or_none, label_or_none = None if columns.pair is None else pairs, None if columns.label is None else labels
     return Texts(texts, pair_or_none, label_or_none, places, source, unit)
 
@@ -113,7 +118,7 @@ def _converter(columns: Columns) -> Callable[[Mapping[str, Any]], Example]:
     def convert(record: Mapping[str, Any]) -> Example:
         text = _read_text(record, columns.text)
         pair = None if columns.pair is None else _read_text(record, columns.pair)
-        return text, pair, None if columns.label is None else _read_label(record, columns.label)
+        return text, pair, None if columns.label is None else _read_labels(record, columns.label, columns)
 
     return convert
 
@@ -127,8 +132,19 @@ def _read_text(record: Mapping[str, Any], name: str) -> str:
     return check_text(value, name)
 
 
-def _read_label(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
+def _read_labels(record: Mapping[str, Any], name: str, columns: Columns) -> Label:
+    value, several = record.get(name), columns.task == "multi-label"
+    if isinstance(value, (list, tuple)) and (several or columns.task == "auto"):
+        return tuple(dict.fromkeys(_read_label(part, name) for part in value))
+    if not several:
+        return _read_label(value, name)
+    if value is None or not str(value).strip():  # a text may have no label
+        return ()
+    parts = value.split(columns.separator) if isinstance(value, str) else [value]
+    return tuple(dict.fromkeys(_read_label(part, name) for part in parts if str(part).strip()))
+
+
+def _read_label(value: Any, name: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip():
         raise FlawError(f"empty {name!r}")
     if not isinstance(value, (str, bool, int, float)):
@@ -172,10 +188,10 @@ def read_dataset(name: str, columns: Columns, on_bad_row: OnBadRow) -> dict[str,
             continue
         feature = part.features.get(columns.label)
         rows: Iterable[tuple[int, Record]] = ((i + 1, dict(record)) for i, record in enumerate(part))
+        if split != "train" and all(record.get(columns.label) == -1 for record in part):
+            print(f"data: {name}: the split {split} has no labels and is left out.", file=sys.stderr)
+            continue
         if hasattr(feature, "int2str"):
-            if all(record[columns.label] == -1 for record in part):
-                print(f"data: {name}: the split {split} has no labels and is left out.", file=sys.stderr)
-                continue
             rows = ((i, _name_label(record, columns.label, feature)) for i, record in rows)
         place = f"{name} {split}"
         good = sort_out(iter(rows), _converter(columns), _advice(columns), on_bad_row, place, "row")

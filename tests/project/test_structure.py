@@ -126,7 +126,7 @@ MAY_IMPORT_TENSORFLOW = {
 }
 
 
-ROOMS = ("recipes.run", "recipes.readers")
+ROOMS = ("recipes.run", "recipes.readers", "recipes.tuning")
 """What recipes share, from the bottom."""
 
 

@@ -15,9 +15,12 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL, *GOOD, *BAD, *FILL)
 WIDTH, LAYERS = 16, 2
 HEAD = 2 * WIDTH + 2
+PROJECTION = LAYERS * 16 * 2 * WIDTH
+"""Parameters of a LoRA of rank 16 on one projection of each layer."""
+LINEAR = 4 * PROJECTION + LAYERS * 16 * 2 * (WIDTH + 32)
 TRAINED = {
-    "lora": 2 * LAYERS * 8 * 2 * WIDTH,
-    "dora": 2 * LAYERS * (8 * 2 * WIDTH + WIDTH),
+    "lora": LINEAR,
+    "dora": LINEAR + LAYERS * (4 * WIDTH + 32 + WIDTH),
     "adapter": LAYERS * (2 * WIDTH + 1 + WIDTH),
     "ia3": LAYERS * (2 * WIDTH + 32),
     "bitfit": WIDTH + LAYERS * (4 * WIDTH + WIDTH + 32 + WIDTH + WIDTH),

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras_hub
 import numpy as np
 import pytest
-from text_data import HEAD, LAYERS, TRAINED, VOCABULARY, WIDTH, command, sentences, write_csv
+from text_data import HEAD, LAYERS, PROJECTION, TRAINED, VOCABULARY, WIDTH, command, sentences, write_csv
 
 from kopt import peft
 from kopt.peft.model import adapters_of
@@ -35,7 +35,7 @@ def adapted(made):
 def test_sizes(adapted):
     adapter, learning = adapted(rank=2, alpha=3.0)
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (2, 3, 0.2)
-    assert learning == TRAINED["lora"] // 4
+    assert learning == TRAINED["lora"] // 8
     assert adapted(method="dora", rank=5)[0].lora_alpha == 10
     for width in (1, 3, 7, 16):
         assert adapted(method="adapter", rank=width)[1] == LAYERS * (2 * WIDTH * width + width + WIDTH)
@@ -57,17 +57,18 @@ def test_dropout_within_the_model(made):
 
 @pytest.mark.slow
 def test_targets(adapted):
-    assert adapted(target=("key",))[1] == TRAINED["lora"] // 2
-    assert adapted(target=("key", "query", "value"))[1] == TRAINED["lora"] * 3 // 2
-    assert adapted(target=(r".*transformer_layer_0\..*query",))[1] == TRAINED["lora"] // 4
+    assert adapted(target=("key",))[1] == PROJECTION
+    assert adapted(target=("key", "query", "value"))[1] == PROJECTION * 3
+    assert adapted(target=(r".*transformer_layer_0\..*query",))[1] == PROJECTION // LAYERS
     assert adapted(method="bitfit", target=("query",))[1] == LAYERS * WIDTH
     assert adapted(method="ia3", target=("query",))[1] == LAYERS * WIDTH
 
 
-def test_all_linear_leaves_out_what_the_logits_do_not_depend_on(adapted):
-    blocks = LAYERS * 8 * (4 * 2 * WIDTH + 2 * (WIDTH + 32))
-    assert adapted(target=("all-linear",))[1] == blocks
-    assert adapted("pooler", target=("all-linear",))[1] == blocks + 8 * 2 * WIDTH
+def test_all_linear_is_the_default_and_leaves_out_what_the_logits_do_not_depend_on(adapted):
+    adapter, learning = adapted()
+    assert (adapter.r, adapter.lora_alpha) == (16, 32) and learning == TRAINED["lora"]
+    assert adapted(target=("all-linear",))[1] == TRAINED["lora"]
+    assert adapted("pooler", target=("all-linear",))[1] == TRAINED["lora"] + 16 * 2 * WIDTH
 
 
 def test_rates_of_head_and_b(made):

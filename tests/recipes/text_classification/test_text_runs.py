@@ -36,7 +36,7 @@ def test_the_folder(baseline, made):
     }
     metrics = json.loads((baseline / "metrics.json").read_text())
     assert metrics["test_accuracy"] > 0.8 and metrics["test_macro_f1"] > 0.8 and metrics["train_seconds"] > 0
-    assert metrics["trained_parameters"] == TRAINED["lora"] // 2 + HEAD < metrics["parameters"]
+    assert metrics["trained_parameters"] == TRAINED["lora"] // 4 + HEAD < metrics["parameters"]
     assert metrics["method"] == "lora" and metrics["optimizer"] == "adamw" and metrics["learning_rate"] == 0.03
     assert metrics["train_examples"] == 96 and metrics["test_examples"] == 32 and metrics["peak_memory_mb"] > 100
     assert metrics["data"] == "train.csv" and {"kopt", "keras", "keras-hub", "transformers"} <= set(metrics["versions"])
@@ -55,7 +55,8 @@ def test_the_folder(baseline, made):
     assert np.asarray(Image.open(baseline / "confusion.png").convert("L")).std() > 10
     config = json.loads((baseline / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 4 and config["lora_alpha"] == 8 and config["lora_dropout"] == 0.1
-    assert config["target_modules"] == ["query", "value"] and config["modules_to_save"] == ["classifier"]
+    linear = {"query", "key", "value", "output.dense", "intermediate.dense"}
+    assert set(config["target_modules"]) == linear and config["modules_to_save"] == ["classifier"]
 
 
 def test_tensorboard(baseline):
