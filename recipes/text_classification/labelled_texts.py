@@ -56,9 +56,10 @@ class Texts:
     def take(self, rows: Iterable[int]) -> "Texts":
         """Returns some of the rows."""
         rows = [int(row) for row in rows]
-        parts = [None if p is None else [p[row] for row in rows] for p in (self.texts, self.pairs, self.labels)]
-        places = [self.places[row] for row in rows]
-        return Texts(parts[0] or [], parts[1], parts[2], places, self.source, self.unit)
+        texts, places = [self.texts[row] for row in rows], [self.places[row] for row in rows]
+        pairs = None if self.pairs is None else [self.pairs[row] for row in rows]
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
+        return Texts(texts, pairs, labels, places, self.source, self.unit)
 
 
 def read_table(path: Path, columns: Columns, on_bad_row: OnBadRow, form: Format | None = None) -> Texts:

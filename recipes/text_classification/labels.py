@@ -118,9 +118,11 @@ class Labels:
         path = folder / FILE
         content = read_json(path)
         if isinstance(content, Mapping) and content.get("task") == "regression":
-            numbers = content.get("mean"), content.get("deviation")
-            if all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers) and float(numbers[1]) > 0:
-                return cls("regression", (), float(numbers[0]), float(numbers[1]))
+            mean: Any = content.get("mean")
+            deviation: Any = content.get("deviation")
+            numbers = isinstance(mean, (int, float)) and isinstance(deviation, (int, float))
+            if numbers and math.isfinite(mean) and math.isfinite(deviation) and deviation > 0:
+                return cls("regression", (), float(mean), float(deviation))
         several = isinstance(content, Mapping) and content.get("task") == "multi-label"
         names = content.get("labels") if several else content
         if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names):

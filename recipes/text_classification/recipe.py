@@ -193,9 +193,7 @@ def train_in(run: Run, flags: Train) -> int:
     task.draw(run, data.test, found)
     text = card(run.folder, run.command, flags, metrics, data.labels, task.figures, task.notes(metrics))
     shown = ("loss", *(name for name in task.figures if name != "loss"))
-    return run.finish(
-        metrics, text, ", ".join(f"test {task.figures[n].lower()} {results[f'test_{n}']:.4f}" for n in shown)
-    )
+    return run.finish(metrics, text, ", ".join(f"test {task.figures[n]} {results[f'test_{n}']:.4f}" for n in shown))
 
 
 def describe(flags: Train, data: Corpus, trained: int, everything: int) -> str:

@@ -29,8 +29,8 @@ class SingleLabel:
 
     metric: ClassVar[str] = "accuracy"
     """What is shown beside the loss."""
-    figures: ClassVar[dict[str, str]] = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "loss": "Loss"}
-    """Titles of the metrics in the model card and the summary, by name."""
+    figures: ClassVar[dict[str, str]] = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}
+    """What the model card and the summary call the metrics, by name."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels, self.names = labels, list(labels.names)
@@ -90,10 +90,10 @@ class MultiLabel(SingleLabel):
 
     metric = "micro_f1"
     figures = {
-        "micro_f1": "Micro-F1",
-        "macro_f1": "Macro-F1",
-        "exact_match": "Texts with all labels right",
-        "loss": "Loss",
+        "micro_f1": "micro-F1",
+        "macro_f1": "macro-F1",
+        "exact_match": "texts with all labels right",
+        "loss": "loss",
     }
 
     def targets(self, y: Array) -> Array:
@@ -176,7 +176,7 @@ class Regression(SingleLabel):
         "spearman": "Spearman correlation",
         "mae": "MAE",
         "rmse": "RMSE",
-        "loss": "Loss",
+        "loss": "loss",
     }
 
     def targets(self, y: Array) -> Array:

@@ -59,6 +59,6 @@ def baseline(defaults, tmp_path_factory):
     """A run of LoRA that has learnt the task."""
     folder = tmp_path_factory.mktemp("runs") / "baseline"
     flags = {"epochs": 8, "max-length": 32, "batch-size": 8, "learning-rate": 3e-2, "rank": 4, "progress": "plain"}
-    argv = [*defaults, *(f"--{key}={value}" for key, value in flags.items()), "--merge", "--output-dir", str(folder)]
-    assert main(argv) == 0
+    argv = [*defaults, *(f"--{key}={value}" for key, value in flags.items()), "--target", "query", "--target", "value"]
+    assert main([*argv, "--merge", "--output-dir", str(folder)]) == 0
     return folder

@@ -174,7 +174,7 @@ def test_a_run_on_numbers(made, capsys):
     flags = f"--train-file a.csv --model {made}/bert --max-length 32 --batch-size 8 --learning-rate 1e-2 --epochs 8"
     out = command(capsys, *flags.split(), "--output-dir", "run", "--merge")
     assert "data: the labels are numbers, some with fractions: --task regression; " in out
-    assert "validation pearson: " in out and "with numbers of 27" in out and "test pearson correlation" in out
+    assert "validation pearson: " in out and "with numbers of 27" in out and "test Pearson correlation" in out
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["task"] == "regression" and metrics["test_pearson"] > 0.8
     assert metrics["test_mae"] < metrics["test_mae_of_mean"] and metrics["test_rmse"] < metrics["test_rmse_of_mean"]
