@@ -24,7 +24,17 @@ from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
-from ..run.flags import Count, Fraction, OptionalFraction, OptionalNumber, OptionalPath, Range, RunFlags, RunPath, refuse
+from ..run.flags import (
+    Count,
+    Fraction,
+    OptionalFraction,
+    OptionalNumber,
+    OptionalPath,
+    Range,
+    RunFlags,
+    RunPath,
+    refuse,
+)
 from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from ..tuning.methods import adapter_stats

@@ -1,0 +1,8 @@
+"""`python -m recipes.images`."""
+
+import sys
+
+from .recipe import main
+
+if __name__ == "__main__":
+    sys.exit(main())
