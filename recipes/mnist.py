@@ -260,6 +260,7 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
         "Test data": f"{metrics['data']}, {metrics['test_examples']:,} images",
         **rows_of_card(metrics),
     }
+    colours = "dark digits on white" if metrics["data"].endswith("inverted") else "white digits on black"
     return f"""# Handwritten digits: {metrics["model"]} trained with {metrics["optimizer"]}
 
     {run.command}
@@ -268,7 +269,7 @@ def card(run: Run, metrics: dict[str, Any]) -> str:
 
 All measures of quality are of the test set.
 
-The model takes bytes `[n, 28, 28]`, {"dark digits on white" if metrics["data"].endswith("inverted") else "white digits on black"}, and gives the logits of the classes 0 to 9:
+The model takes bytes `[n, 28, 28]`, {colours}, and gives the logits of the classes 0 to 9:
 
 ```python
 import keras

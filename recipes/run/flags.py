@@ -52,8 +52,6 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 """A whole number in [0, inf)."""
 OptionalCount = Annotated[int | None, Range(1), optional("INT")]
-OptionalFraction = Annotated[float | None, Range(0, 1), optional("FLOAT")]
-"""A number in [0, 1)."""
 OptionalNumber = Annotated[float | None, optional("FLOAT")]
 OptionalPositive = Annotated[float | None, Range(0, above=True), optional("FLOAT")]
 """A number in (0, inf)."""
