@@ -40,7 +40,7 @@ def _licence(found: importlib.metadata.Distribution) -> str:
     metadata = found.metadata
     for key in ("License-Expression", "License"):
         text = "".join(metadata.get_all(key) or []).strip()
-        if text and "\n" not in text:  # some packages put all of the licence there
+        if text not in ("", "UNKNOWN") and "\n" not in text:  # some packages put all of the licence there
             return text
     classifiers = [text for text in metadata.get_all("Classifier") or [] if text.startswith("License ::")]
     return classifiers[0].rpartition(" :: ")[2] if classifiers else "no licence stated"
