@@ -1,0 +1,72 @@
+"""Models with adapters in the formats of Keras' `export`, beside what the model gives."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from probes import outputs, scramble
+
+from kopt import peft
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="files of TensorFlow"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of the converters
+]
+FORMATS = {"tf_saved_model": "", "litert": ".tflite", "onnx": ".onnx"}
+
+
+def small(base):
+    """Returns a model with adapters over a base, and inputs."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((6, 16))
+    x = keras.layers.MultiHeadAttention(2, 8, name="attention")(x, x)
+    x = keras.layers.Dense(32, "relu", name="hidden")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="head")(keras.layers.GlobalAveragePooling1D()(x)))
+    if base is not None:
+        peft.quantize(model, base, exclude_modules=["head"])
+    peft.get_peft_model(model, peft.LoRA(r=4, target_modules="all-linear", exclude_modules=["head"]))
+    scramble(model, 0.3)
+    return model, zoo.floats(3, 6, 16)
+
+
+def read(path, form, x):
+    """Returns what an exported model gives."""
+    import tensorflow as tf
+
+    if form == "tf_saved_model":
+        served = tf.saved_model.load(path)
+        return np.asarray(served.serve(x))
+    if form == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        return session.run(None, {session.get_inputs()[0].name: x})[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        interpreter = tf.lite.Interpreter(path)
+    place = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(place, x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(place, x)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_exported_models_give_the_same(base, form, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("tf2onnx")
+    model, x = small(base)
+    live = outputs(model, x)
+    with peft.disable_adapter(model):
+        assert np.abs(outputs(model, x) - live).max() > 0.01
+    path = f"{tmp_path}/live{FORMATS[form]}"
+    model.export(path, format=form, verbose=False)
+    np.testing.assert_allclose(read(path, form, x), live, atol=1e-5)
+    peft.merge_and_unload(model)
+    merged = outputs(model, x)
+    path = f"{tmp_path}/merged{FORMATS[form]}"
+    model.export(path, format=form, verbose=False)
+    np.testing.assert_allclose(read(path, form, x), merged, atol=1e-5)
