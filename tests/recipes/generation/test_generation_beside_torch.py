@@ -15,6 +15,7 @@ pytestmark = [
 TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is"
 
 
+@pytest.mark.filterwarnings("ignore:Unable to fetch remote file", "ignore:Could not find a config file")  # no network
 def test_the_adapter_does_the_same_in_peft(tmp_path):
     pytest.importorskip("gguf")
     torch, hf, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
@@ -45,7 +46,7 @@ def test_the_adapter_does_the_same_in_peft(tmp_path):
     size = np.abs(effect_there).max()
     apart, of_bases = np.abs(effect - effect_there).max() / size, np.abs(plain - plain_there).max()
     print(f"effect {size:.3f}, apart by {apart:.2e} of it; the plain bases by {of_bases:.2e}")
-    assert size > 1 and apart < 1e-3 and of_bases < 1e-2
+    assert size > 1 and apart < 1e-4 and of_bases < 1e-3
     assert tokenizer.decode([int(plain[0, 4].argmax())]).strip() == "Paris"
     model.save_pretrained(tmp_path / "back")
     peft.delete_adapter(causal_lm, "default")
