@@ -87,7 +87,9 @@ METHODS = {
     "shira": lambda: peft.ShiraConfig(r=4, target_modules=["query", "dense"]),
     "vera": lambda: peft.VeraConfig(r=16, d_initial=1.0, target_modules=["query", "output.dense"]),
     "adalora": lambda: peft.AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["query", "output.dense"]),
-    "tokens": lambda: peft.TrainableTokensConfig(token_indices=[1500, 2500], target_modules=["word_embeddings"]),
+    "tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=text_inputs(20000, low=1000)["ids"][0, :3].tolist(), target_modules=["word_embeddings"]
+    ),
     "layer_norm": lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, task_type="FEATURE_EXTRACTION"),
     "p_tuning": lambda: peft.PromptEncoderConfig(

@@ -142,6 +142,8 @@ def test_other_adapters_stay_as_they_are():
         (lambda m, b: peft.initialize(m, lora("corda", r=6), b), "takes 6 singular vectors.*a, which has 5"),
         (lambda m, b: peft.initialize(m, lora("lora_ga", r=3), b), "takes 6 singular vectors"),
         (lambda m, b: peft.initialize(m, lora("corda"), b, corda_method="best"), "corda_method"),
+        (lambda m, b: peft.initialize(m, lora("loftq"), b), "leave out batches"),
+        (lambda m, b: peft.initialize(m, lora("eva")), "a list or data set of batches"),
         (lambda m, b: peft.LoRA(init_lora_weights="svd"), "'pissa_niter_N', 'olora', 'eva'"),
     ],
 )
@@ -165,6 +167,32 @@ def test_layers_that_a_start_does_not_take():
     plain = outputs(model, x)
     peft.initialize(model, lora("lora_ga", target_modules=["host"]), [(x, plain + 1)])
     np.testing.assert_allclose(outputs(model, x), plain, atol=1e-5)
+
+
+def test_loftq_holds_what_rounding_takes(tmp_path):
+    far = []
+    for iterations in (0, 1, 5):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(24, name="a")])
+        x = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+        plain, kernel = outputs(model, x), model.get_layer("a").kernel.numpy()
+        if iterations:
+            adapter = lora("loftq", target_modules=["a"], r=4, lora_alpha=12.0)
+            peft.initialize(model, adapter, mode="int4", iterations=iterations)
+        else:
+            peft.quantize(model, "int4")
+        far.append(np.abs(outputs(model, x) - plain).mean())
+        if iterations == 1:
+            change = 3.0 * weights(model, "a", "lora_A") @ weights(model, "a", "lora_B")
+            with peft.disable_adapter(model):
+                rounded = outputs(model, np.eye(32, dtype="float32"))
+            u, s, v = np.linalg.svd(kernel - rounded)
+            np.testing.assert_allclose(change, u[:, :4] * s[:4] @ v[:4], atol=1e-5)
+            peft.save_pretrained(model, tmp_path)
+            live = outputs(model, x)
+            peft.unload(model)
+            np.testing.assert_allclose(outputs(peft.load_adapter(model, tmp_path), x), live, atol=1e-6)
+    assert far[2] < far[1] < 0.8 * far[0]
 
 
 # ------------------------------------------------------------------------------------------------ beside peft

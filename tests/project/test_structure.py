@@ -79,7 +79,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.methods",
     r"kopt\.peft\.rank_allocation",
     r"kopt\.peft\.starts\.batches",
-    r"kopt\.peft\.starts\.(eva|corda|lora_ga)",
+    r"kopt\.peft\.starts\.(eva|corda|lora_ga|loftq)",
     r"kopt\.peft\.starts\.initialize",
     r"kopt\.peft\.starts",
     r"kopt\.peft\.algebra\.combination",

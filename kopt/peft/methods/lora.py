@@ -26,8 +26,8 @@ from kopt.peft.adapter import (
 )
 from kopt.peft.layers import Site, Tensor
 
-FROM_DATA = ("eva", "corda", "lora_ga")
-"""Initializations that `initialize` computes from batches."""
+FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
+"""Initializations that `initialize` computes, from batches or from what rounding takes."""
 
 
 def _initialization(value: Any) -> bool | str:
@@ -57,7 +57,7 @@ class LoRA(Adapter):
             W, "pissa_niter_4" those that random vectors find in 4 iterations, faster for large kernels, and "olora" the
             QR factors of W. These keep their start A₀, B₀ beside A and B, W' = W + s (A B - A₀ B₀), so that W itself
             stays as it is. False draws both factors and is not the identity. "eva", "corda" and "lora_ga" are computed
-            from batches: such an adapter is put in by `initialize` instead of `get_peft_model`.
+            from batches, "loftq" from rounded kernels: `initialize` puts such adapters in instead of `get_peft_model`.
         rank_pattern: r by regular expression of the end of a path.
         alpha_pattern: α likewise.
         lora_bias: whether a bias c is learned too, y + s c, at dense layers and convolutions. It is merged into the
@@ -135,7 +135,7 @@ class LoRA(Adapter):
     @property
     @override
     def from_data(self) -> bool:
-        """Whether the factors start from what `initialize` sees in batches."""
+        """Whether the factors start from what `initialize` sees."""
         return self.init_lora_weights in FROM_DATA
 
     @property

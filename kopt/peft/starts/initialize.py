@@ -11,14 +11,15 @@ from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan, plan, put_adapter
 from kopt.peft.starts.corda import corda
 from kopt.peft.starts.eva import eva
+from kopt.peft.starts.loftq import loftq
 from kopt.peft.starts.lora_ga import lora_ga
 
-_STARTS: dict[str, Any] = {"eva": eva, "corda": corda, "lora_ga": lora_ga}
-_RANKS = {"eva": 1, "corda": 1, "lora_ga": 2}
+_STARTS: dict[str, Any] = {"eva": eva, "corda": corda, "lora_ga": lora_ga, "loftq": loftq}
+_RANKS = {"eva": 1, "corda": 1, "lora_ga": 2, "loftq": 1}
 """How many times the rank the kernel must have."""
 
 
-def initialize(model: Any, adapter: Adapter, batches: Any, adapter_name: str = "default", **options: Any) -> Any:
+def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: str = "default", **options: Any) -> Any:
     r"""Adds a LoRA whose factors start from what the base does with some batches, and makes it the active one.
 
     Its `init_lora_weights` says how:
@@ -33,6 +34,9 @@ def initialize(model: Any, adapter: Adapter, batches: Any, adapter_name: str = "
     - "lora_ga": A B are singular vectors of the gradient of the loss, with which the first step goes along that of full
       fine-tuning. The model must be compiled, and batches have targets, (x, y). Option: `gamma` > 0 (16), which scales
       them down. The authors train with `use_rslora`.
+    - "loftq": the layers are quantized, and A B are the nearest to what that takes from their kernels, so that the
+      model is nearer to what it was than with `quantize` alone. No batches. Options: `mode`, "int4" (default) or "int8", and
+      `iterations` ≥ 1 (1), how often kernels are quantized anew without what A B hold.
 
     "corda" and "lora_ga" keep their start A₀, B₀ beside A and B, W' = W + s (A B - A₀ B₀): the base stays as it is, the
     model computes what it did, and files are plain LoRA of rank 2 r. Inputs at positions that a "padding_mask" leaves
@@ -41,7 +45,7 @@ def initialize(model: Any, adapter: Adapter, batches: Any, adapter_name: str = "
     Args:
         model: a built model.
         adapter: the `LoRA`, or a variant of it.
-        batches: a list or data set of some batches, as `fit` takes them.
+        batches: a list or data set of some batches, as `fit` takes them; None for "loftq".
         adapter_name: its name in this model.
         **options: as above.
 
@@ -55,9 +59,9 @@ def initialize(model: Any, adapter: Adapter, batches: Any, adapter_name: str = "
 
     Differs from Hugging Face peft: EVA looks at each batch once and is exact, where peft goes round until its
     approximation settles. LoRA-GA follows the paper; peft multiplies B by the singular values. Convolutions and
-    embeddings are taken by "lora_ga" alone.
+    embeddings are taken by "lora_ga" alone. LoftQ counts s, which peft takes for 1, and the formats are those of Keras.
     Reference: EVA: Paischer et al., 2024, arXiv:2410.07170; CorDA: Yang et al., 2024, arXiv:2406.05223; LoRA-GA: Wang,
-    Yu and Li, 2024, arXiv:2407.05000.
+    Yu and Li, 2024, arXiv:2407.05000; LoftQ: Li et al., 2023, arXiv:2310.08659.
     """
     require_method(model, adapter)
     if not isinstance(adapter, LoRA) or not adapter.from_data:
@@ -76,7 +80,7 @@ def initialize(model: Any, adapter: Adapter, batches: Any, adapter_name: str = "
         for field, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             config[pattern] = {re.escape(path): own[path][field] for path in sorted(own, key=len, reverse=True)}
     for path, start in starts.items():
-        if kind != "eva":
+        if kind in ("corda", "lora_ga"):
             start |= {"start_A": start["lora_A"], "start_B": start["lora_B"]}
         starts[path] = {key: np.asarray(value, "float32") for key, value in start.items()}
     put_adapter(model, type(adapter)(**config), adapter_name, own, starts, True)
@@ -91,7 +95,7 @@ def _check(kind: str, path: str, step: Plan) -> None:
     site = find_site(step.layer) if child is None else child.site
     if not step.targeted or site is None:
         return
-    if kind != "lora_ga" and (site.kind != "einsum" or site.batch):
+    if kind in ("eva", "corda") and (site.kind != "einsum" or site.batch):
         raise ValueError(
             f"init_lora_weights={kind!r} takes Dense and EinsumDense layers whose call is their own. Leave out {path} "
             f"({type(step.layer).__name__}) with exclude_modules."
