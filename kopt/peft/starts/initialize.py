@@ -35,8 +35,8 @@ def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: 
       fine-tuning. The model must be compiled, and batches have targets, (x, y). Option: `gamma` > 0 (16), which scales
       them down. The authors train with `use_rslora`.
     - "loftq": the layers are quantized, and A B are the nearest to what that takes from their kernels, so that the
-      model is nearer to what it was than with `quantize` alone. No batches. Options: `mode`, "int4" (default) or "int8", and
-      `iterations` ≥ 1 (1), how often kernels are quantized anew without what A B hold.
+      model is nearer to what it was than with `quantize` alone. No batches. Options: `mode`, "int4" (default) or
+      "int8", and `iterations` ≥ 1 (1), how often kernels are quantized, each time without what A B hold.
 
     "corda" and "lora_ga" keep their start A₀, B₀ beside A and B, W' = W + s (A B - A₀ B₀): the base stays as it is, the
     model computes what it did, and files are plain LoRA of rank 2 r. Inputs at positions that a "padding_mask" leaves
