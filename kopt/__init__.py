@@ -117,6 +117,7 @@ from kopt.training import TailAverage as TailAverage
 from kopt.training.curvature import Curvature as Curvature
 from kopt.training.memory_report import MemoryReport as MemoryReport
 from kopt.training.memory_report import memory_report as memory_report
+from kopt.training.rate_finder import LearningRateFinder as LearningRateFinder
 from kopt.training.remat import remat as remat
 from kopt.training.sam import ASAM as ASAM
 from kopt.training.sam import SAM as SAM
@@ -187,6 +188,7 @@ __all__ = [
     "LDoG",
     "LaProp",
     "LazyAdam",
+    "LearningRateFinder",
     "LevenbergMarquardt",
     "Lion",
     "LookSAM",

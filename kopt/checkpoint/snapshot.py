@@ -139,7 +139,7 @@ def put_back(snapshot: Snapshot, model: Any, owner: str, metrics: bool = False) 
         for i, variable in enumerate(present[group]):
             variable.assign(snapshot.arrays[f"{group}.{i}"])
     for optimizer in map(unwrapped, optimizers(model).values()):
-        if hasattr(optimizer, "setup") and optimizer.built:
+        if optimizer.built and hasattr(optimizer, "setup"):
             optimizer.setup.note_debts()
 
 

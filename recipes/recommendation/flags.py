@@ -134,6 +134,8 @@ def check(flags: Train) -> None:
         raise UsageError("--early-stopping: needs a --validation-share of more than 0 to watch.")
     if flags.embedding_learning_rate is not None and flags.embedding_optimizer is None:
         raise UsageError("--embedding-learning-rate: give --embedding-optimizer too.")
+    if flags.embedding_optimizer is not None and flags.optim.lr_find:
+        raise UsageError("--lr-find: finds one learning rate. Leave out --embedding-optimizer, or give both rates.")
     if flags.embedding_optimizer is not None:
         check_name(flags.embedding_optimizer, "--embedding-optimizer")
     if flags.adapt is None and flags.rank != Train().rank:

@@ -115,6 +115,7 @@ def train_in(run: Run, flags: Train) -> int:
     beside = again + folds + (again and folds)
     if not run.begin(saved.model, batches, describe(flags, data, trained), beside):
         return 0
+    flags = run.flags  # with the learning rate that --lr-find has found
 
     metric = "rmse" if rated else f"ndcg_at_{flags.ks[0]}"
     watched = "val_loss" if rated else f"val_{metric}"

@@ -1,6 +1,7 @@
 """A training run from its first check to its last file: `Run`."""
 
 import contextlib
+import dataclasses
 import math
 import random
 import shutil
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple, Self
 from . import facts, plots, signals
 from .errors import DivergedError, UsageError
 from .flags import RunFlags, settings
-from .folder import CHECKPOINTS, TRIALS, checkpoints, save_model, save_results
-from .optimizer_flags import make_optimizer, peak_learning_rate, scaled
+from .folder import CHECKPOINTS, SWEEP, TRIALS, checkpoints, save_model, save_results
+from .optimizer_flags import check_rate, make_optimizer, peak_learning_rate, scaled
 from .tracking import COLUMNS, Tracking, read_names
 from .workers import Workers
 
@@ -72,6 +73,7 @@ class Run:
     def __init__(self, recipe: str, flags: Any, arguments: Sequence[str] | None, label: str | None = None) -> None:
         self.recipe, self.flags = recipe, flags
         self._trackers = read_names(flags.run.track)
+        check_rate(flags)
         self.workers = Workers(flags.run)
         """The devices and processes that train it."""
         prepare(flags.run)
@@ -127,6 +129,8 @@ class Run:
     def begin(self, model: Any, training: Any, about: str, trials: int = 0) -> bool:
         """Opens the folder and prints what is trained; with `--dry-run`, trains on one batch and writes no files.
 
+        `--lr-find` has its sweep here: the model, `learning_rate` and `flags` then have what it suggests.
+
         Args:
             model: compiled Keras model.
             training: batches to train on.
@@ -149,13 +153,26 @@ class Run:
             self._start_tracking()
             self._place.open()
             self.print(about)
+            self._find_rate(model, training)
             return True
+        self._find_rate(model, training)
         loss = float(model.train_on_batch(*next(iter(training)), return_dict=True)["loss"])
         if not math.isfinite(loss):
             raise DivergedError(f"the loss of the first step is {loss}.")
         if self.workers.writes:
             print(f"dry run: {about}; loss of one step {loss:.4f}")
         return False
+
+    def _find_rate(self, model: Any, training: Any) -> None:
+        if not self.flags.optim.lr_find:
+            return
+        from .progress import find_rate, set_peak
+
+        writes = not self.flags.run.dry_run
+        self.learning_rate = rate = find_rate(model, training, self.folder, self._place.resumes, writes)
+        set_peak(model.optimizer, rate)
+        self.flags = dataclasses.replace(self.flags, optim=dataclasses.replace(self.flags.optim, learning_rate=rate))
+        self.print(f"learning rate {rate:g}, as a sweep suggests")
 
     def _start_tracking(self) -> None:
         home = self._place.home
@@ -305,7 +322,8 @@ class Run:
         losses = [(step / self._updates_per_epoch, loss) for step, loss in self.tracking.losses]
         path = self.folder / "curves.png"
         plots.plot_curves(path, self.outcome.history, losses, self.tracking.run_name)
-        self.tracking.images({"curves": path})
+        sweep = self.folder / SWEEP[0]
+        self.tracking.images({"curves": path} | ({"learning rate": sweep} if sweep.exists() else {}))
 
     def facts(
         self,

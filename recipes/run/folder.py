@@ -30,8 +30,8 @@ FILES = (
     "errors.png",
     "training_rows.npy",
 )
-OTHERS = ("labels.json", "scores.png", "vocabulary.json", "interactions.npz")
-"""Files that only some recipes write."""
+OTHERS = ("labels.json", "scores.png", "vocabulary.json", "interactions.npz", "learning_rate.png", "learning_rate.json")
+"""Files that only some recipes write, or only with some flags."""
 CHECKPOINTS = "checkpoints"
 TRIALS = "trials"
 """Folder of what trainings beside that of a run have come to, until the run is complete."""

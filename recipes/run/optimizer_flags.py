@@ -49,6 +49,8 @@ class OptimizerFlags:
     """NAME=VALUE: an argument of the optimizer, as in final_lr=0.1."""
     learning_rate: OptionalNumber = None
     """Peak learning rate; if none is set, it is chosen by the recipe or is the optimizer's own."""
+    lr_find: bool = False
+    """Find the peak learning rate by a sweep before the training, and train with it; with --dry-run only print it."""
     lr_schedule: Literal[
         "constant", "linear", "cosine", "polynomial", "rex", "stable-decay", "power-cooldown", "one-cycle", "cyclical"
     ] = "constant"
@@ -67,6 +69,22 @@ class OptimizerFlags:
     """Momentum of a moving average of the weights, as in 0.99. The averaged weights are tested and saved."""
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What a loss, gradient or weight that is NaN or infinite does: stop ends the run, skip leaves the update out."""
+
+
+def check_rate(flags: Any) -> None:
+    """Checks that `--lr-find` can find a learning rate, and that none is given.
+
+    Args:
+        flags: all flags of a recipe.
+
+    Raises:
+        UsageError: one is given, or there are several devices.
+    """
+    given = flags.optim.learning_rate
+    if flags.optim.lr_find and given not in (None, type(flags)().optim.learning_rate):
+        raise UsageError(f"--lr-find finds the learning rate. Leave it out, or --learning-rate {given}.")
+    if flags.optim.lr_find and flags.run.distribute != "none":
+        raise UsageError("--lr-find: sweeps on one device. Find the rate without --distribute, and give it.")
 
 
 def make_optimizer(

@@ -1,5 +1,6 @@
-"""What happens during `fit`: epoch lines, the progress bar, and the reasons to stop early."""
+"""What happens during `fit`: epoch lines, the progress bar, the reasons to stop early; and the sweep before it."""
 
+import json
 import math
 import sys
 import time
@@ -12,11 +13,13 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kopt import LearningRateFinder
 from kopt.checkpoint import Checkpoint
 
 from . import signals
 from .errors import DataError, DivergedError, UsageError
 from .flags import cadence
+from .folder import SWEEP, atomic
 from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
@@ -92,6 +95,48 @@ def restore(checkpoint: Checkpoint, model: Any) -> int:
     for warning in (w for w in caught if issubclass(w.category, UserWarning)):
         print(f"warning: {warning.message}", file=sys.stderr)
     return epoch
+
+
+def find_rate(model: Any, training: Any, folder: Path, goes_on: bool, writes: bool) -> float:
+    """Returns the learning rate that a sweep suggests; the model stays as it is.
+
+    Args:
+        model: compiled.
+        training: batches to train on.
+        folder: of the run, for curve and picture.
+        goes_on: whether the run finds there what it has found before.
+        writes: whether to write them.
+
+    Raises:
+        UsageError: no rate makes the loss fall.
+    """
+    picture, curve = (folder / name for name in SWEEP)
+    if goes_on:
+        return float(json.loads(curve.read_text(encoding="utf-8"))["suggestion"])
+    finder = LearningRateFinder()
+    try:
+        rate = finder.find(model, training)
+    except ValueError as error:
+        raise UsageError(f"--lr-find: {error}") from error
+    if writes:
+        finder.plot(picture)
+        with atomic(curve) as path:
+            found = {"suggestion": rate, "rates": finder.rates, "losses": finder.losses}
+            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return rate
+
+
+def set_peak(optimizer: Any, rate: float) -> None:
+    """Gives an optimizer that has not trained yet another learning rate, or its schedule another peak."""
+    while hasattr(optimizer, "inner_optimizer"):  # within Keras' loss scaling
+        optimizer = optimizer.inner_optimizer
+    schedule = optimizer.get_config()["learning_rate"]
+    if isinstance(schedule, dict):
+        peak = "peak_learning_rate" if "peak_learning_rate" in schedule["config"] else "warmup_target"  # of Keras
+        schedule["config"][peak] = rate
+        optimizer.learning_rate = keras.saving.deserialize_keras_object(schedule)
+    else:
+        optimizer.learning_rate = rate
 
 
 class Report(keras.callbacks.Callback):

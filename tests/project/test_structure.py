@@ -105,6 +105,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.distribution",
     r"kopt\.checkpoint\.(plain_values|shuffled_batches)",
     r"kopt\.checkpoint\.snapshot",
+    r"kopt\.training\.rate_finder",
     r"kopt\.checkpoint\.snapshot_files",
     r"kopt\.checkpoint\.resume",
     r"kopt\.checkpoint",

@@ -173,6 +173,22 @@ SCHEDULES: Mapping[str, Callable] = {
     "join": lambda: schedules.join([schedules.REX(0.01, steps=8), 0.002, schedules.REX(0.01, steps=5)], [8, 11]),
     "WarmupStableDecay": lambda: schedules.WarmupStableDecay(0.01, steps=18, warmup=4, decay=6),
 }
+
+
+def swept() -> Iterator[np.ndarray]:
+    """Sweeps over rates in the middle of a training, which goes on as if it had not."""
+    model, finder = network(adamw()), kopt.LearningRateFinder(lowest=1e-4, highest=1.0, steps=30)
+    fitted(model, epochs=2)
+    before = [*model.get_weights(), *map(ops.convert_to_numpy, model.optimizer.variables)]
+    suggestion = finder.find(model, *examples(), batch_size=8)
+    after = [*model.get_weights(), *map(ops.convert_to_numpy, model.optimizer.variables)]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert suggestion == finder.suggestion
+    yield from (np.array(finder.losses[:20]), np.array(finder.rates[:20]))
+    fitted(model, epochs=2)
+    yield from model.get_weights()
+
+
 SHARPENED = ("SAM", "ASAM", "LookSAM", "Curvature")
 OTHERS = ("jax", "torch")
 
@@ -191,6 +207,7 @@ CALLBACKS = {
         "EMA, stored and restored": restored,
         "SWA, batches": learned_statistics,
         "AdapterStats": written_of_adapters,
+        "LearningRateFinder": swept,
         **{f"schedules.{name}": lambda make=make: scheduled(make) for name, make in SCHEDULES.items()},
         "layerwise_decay": lambda: grouped(lambda model: kopt.layerwise_decay(model, 0.7), _plain),
         "peft.lora_plus": lambda: grouped(lambda model: peft.lora_plus(4.0), _adapted),

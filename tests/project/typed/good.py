@@ -95,6 +95,11 @@ with swa.weights():
 state: dict[str, Any] = swa.get_state()
 swa.set_state(state)
 
+finder = kopt.LearningRateFinder(lowest=1e-6, steps=50)
+suggested: float = finder.find(model, x, y, batch_size=32)
+finder.plot("rates.png")
+model.optimizer.learning_rate = suggested
+
 stats = OptimizerStats("logs", every=2, hparams={"beta": 0.95})
 history = model.fit(x, y, epochs=2, callbacks=[stats])
 stats.finish({"loss": 1.0})
