@@ -15,7 +15,6 @@ not. `--write` makes the table, the picture and the page language-model.md.
 import argparse
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -36,6 +35,8 @@ from keras import ops
 import kopt
 from benchmarks import _turns
 from kopt.checkpoint import atomic_files
+from recipes.compare.decoder import decoder
+from recipes.compare.protocol import log_uniform, p_value, places, steps_to
 
 FOLDER = Path(__file__).parent / "language_model"
 CLOCK = "milliseconds-a-step.json"
@@ -111,47 +112,23 @@ def parts(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[~held_out], few[np.linspace(0, len(few) - 1, HELD_OUT).astype(int)]
 
 
-class Positions(keras.layers.Layer):
-    """Adds a vector to each place of a sequence."""
-
-    def build(self, shape: Any) -> None:
-        """Creates the vectors."""
-        self.embeddings = self.add_weight(shape=shape[1:], initializer="uniform", name="embeddings")
-
-    def call(self, x: Any) -> Any:
-        """Returns the sum."""
-        return x + self.embeddings
-
-
-def model() -> keras.Model:
+def model() -> Any:
     """Returns a decoder with attention, about a million parameters."""
-    layers = keras.layers
-    x = inputs = keras.Input((CONTEXT,), dtype="int32")
-    x = Positions(name="positions")(layers.Embedding(256, WIDTH, name="bytes")(x))
-    for i in range(LAYERS):
-        y = layers.LayerNormalization(name=f"norm_a{i}")(x)
-        attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f"attention{i}")
-        x = x + attention(y, y, use_causal_mask=True)
-        y = layers.LayerNormalization(name=f"norm_b{i}")(x)
-        y = layers.Dense(4 * WIDTH, activation="gelu", name=f"wide{i}")(y)
-        x = x + layers.Dense(WIDTH, name=f"narrow{i}")(y)
-    return keras.Model(inputs, layers.Dense(256, name="head")(layers.LayerNormalization(name="norm")(x)))
+    return decoder(CONTEXT, WIDTH, HEADS, LAYERS)
 
 
 # ------------------------------------------------------------------------------------------------- one run
 
 
-def quantiles(trial: int) -> tuple[float, float]:
+def quantiles(trial: int) -> tuple[float, ...]:
     """Returns the places of a trial in the spaces of rate and decay, each of which is covered evenly."""
-    rng = np.random.default_rng(0)
-    places = [(rng.permutation(TRIALS) + rng.random(TRIALS)) / TRIALS for _ in range(2)]
-    return places[0][trial], places[1][trial]
+    return places(TRIALS, 2)[trial]
 
 
 def setting(row: Row, trial: int) -> tuple[float, float]:
     """Returns the rate and the decay of a trial."""
     of_rate, of_decay = quantiles(trial)
-    return row.low * (row.high / row.low) ** of_rate, LOW * (HIGH / LOW) ** of_decay
+    return log_uniform(row.low, row.high, of_rate), log_uniform(LOW, HIGH, of_decay)
 
 
 def prepared(row: Row, rate: float, decay: float, seed: int) -> tuple[keras.Model, Any, Callable[[Any], Any]]:
@@ -200,14 +177,6 @@ def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, ste
             break
     parameters = sum(math.prod(v.shape) for v in net.trainable_variables)
     return {"losses": losses, "bytes": kopt.state_bytes(optimizer, net) / parameters, "parameters": parameters}
-
-
-def steps_to(target: float, losses: list[Any]) -> float:
-    """Returns the step at which the loss first is at the target, between two evaluations in proportion; else `inf`."""
-    for (t, above), (later, below) in itertools.pairwise(losses):
-        if below <= target:
-            return t + (later - t) * (above - target) / (above - below) if above > target else t
-    return math.inf
 
 
 # ------------------------------------------------------------------------------------------------- all runs
@@ -287,13 +256,6 @@ def time_steps(rows: list[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the page
-
-
-def p_value(ours: list[float], base: list[float]) -> float:
-    """Returns the probability of such a lead over the base without a true one: a one-sided z-test of the means."""
-    spread = math.sqrt(statistics.variance(ours) / len(ours) + statistics.variance(base) / len(base))
-    lead = statistics.mean(base) - statistics.mean(ours)
-    return statistics.NormalDist().cdf(-lead / spread) if spread else 0.0 if lead > 0 else 1.0
 
 
 def table(of: str) -> list[str]:

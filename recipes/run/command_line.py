@@ -162,7 +162,7 @@ def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> in
 
     def run() -> int:
         kinds = {kind.__name__.lower(): kind for kind in commands}
-        flags = parse(arguments, kinds, program(recipe))
+        flags = parse(arguments, kinds, program(recipe), next(iter(kinds)))
         if hasattr(flags, "optim"):
             check_names(flags.optim)
         with signals.held(""):

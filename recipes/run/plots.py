@@ -14,7 +14,8 @@ LARGEST = 24
 COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green"}
 
 
-def _figure(width: float, height: float) -> Any:
+def make_figure(width: float, height: float) -> Any:
+    """Returns a figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,7 +24,8 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG."""
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -38,7 +40,7 @@ def plot_confusion(path: Path, counts: Array, names: Sequence[str], title: str) 
         title: above the picture.
     """
     size = min(2.5 + 0.5 * len(names) + 0.08 * max(map(len, names)), LARGEST)
-    figure = _figure(size, size)
+    figure = make_figure(size, size)
     axes = figure.add_subplot()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # The square root lets single errors be seen beside a diagonal of thousands.
@@ -50,7 +52,7 @@ def plot_confusion(path: Path, counts: Array, names: Sequence[str], title: str) 
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
     axes.set_xticks(range(len(names)), names, **slanted)
     axes.set_yticks(range(len(names)), names)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_errors(
@@ -71,7 +73,7 @@ def plot_errors(
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(probabilities[wrong, y[wrong]], kind="stable")][: rows * 8]
     rows = max(1, -(-len(worst) // 8))
-    figure = _figure(11, 0.7 + 1.65 * rows)
+    figure = make_figure(11, 0.7 + 1.65 * rows)
     grid = list(figure.subplots(rows, 8, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
@@ -81,7 +83,7 @@ def plot_errors(
         label += f"\npredicted {names[predicted[i]]} ({probabilities[i].max():.1%})"
         axes.set_title(label, fontsize=9)
     figure.suptitle(title if len(worst) else f"{title}: none")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bars(path: Path, values: Sequence[float], names: Sequence[str], notes: Sequence[str], title: str) -> None:
@@ -139,7 +141,7 @@ def plot_curves(
     """
     names = dict.fromkeys(key.partition("_")[2] for row in history for key in row if key not in ("epoch", "seconds"))
     panels = ["loss", *(name for name in names if name != "loss")]
-    figure = _figure(1 + 4.2 * len(panels), 4)
+    figure = make_figure(1 + 4.2 * len(panels), 4)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         if name == "loss" and losses:
             axes.plot(*zip(*losses, strict=True), color=COLORS["train"], linewidth=1, label="train")
@@ -154,4 +156,4 @@ def plot_curves(
         if axes.lines:
             axes.legend()
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -1,0 +1,96 @@
+"""Functions of two variables whose minimum is known, and the way of an optimizer on each."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SMALLEST = 1e-12
+"""Of a distance from the minimum, for its logarithm."""
+
+
+class Function(NamedTuple):
+    """A function to be made small."""
+
+    value: Callable[[Any, Any, Any], Any]
+    """Function of `keras.ops` and the two variables; at its lowest it is 0."""
+    start: tuple[float, float]
+    minimum: tuple[float, float]
+    """One of those where it is 0."""
+    window: tuple[float, float, float, float]
+    """What a picture shows: from and to, of either variable."""
+
+
+def _rastrigin(ops: Any, x: Any, y: Any) -> Any:
+    return 20 + x**2 + y**2 - 10 * (ops.cos(2 * math.pi * x) + ops.cos(2 * math.pi * y))
+
+
+def _styblinski(ops: Any, x: Any, y: Any) -> Any:
+    return sum(v**4 - 16 * v**2 + 5 * v for v in (x, y)) / 2 + 78.33233140754282
+
+
+FUNCTIONS = {
+    "quadratic, condition 1000": Function(
+        lambda ops, x, y: (x**2 + 1000 * y**2) / 2, (-2.0, 0.5), (0.0, 0.0), (-2.5, 1.0, -0.8, 0.8)
+    ),
+    "Rosenbrock": Function(
+        lambda ops, x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, (-1.5, 2.0), (1.0, 1.0), (-2.0, 2.0, -1.0, 3.0)
+    ),
+    "Beale": Function(
+        lambda ops, x, y: sum((c - x + x * y**n) ** 2 for n, c in ((1, 1.5), (2, 2.25), (3, 2.625))),
+        (1.0, 1.5),
+        (3.0, 0.5),
+        (-0.5, 4.0, -1.5, 2.0),
+    ),
+    "Himmelblau": Function(
+        lambda ops, x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2, (0.0, -1.0), (3.0, 2.0), (-5.0, 5.0, -5.0, 5.0)
+    ),
+    "Styblinski-Tang": Function(_styblinski, (-0.5, -4.5), (-2.903534, -2.903534), (-5.0, 5.0, -5.0, 5.0)),
+    "Rastrigin": Function(_rastrigin, (2.4, 1.7), (0.0, 0.0), (-3.0, 3.0, -3.0, 3.0)),
+}
+
+
+def descend(make: Callable[[], Any], steps: int, seed: int) -> tuple[list[float], dict[str, Any], int]:
+    """Returns the mean logarithm of the values after each step, the way on each function, and the bytes of the state.
+
+    Args:
+        make: makes the optimizer; each function has one of its own.
+        steps: updates.
+        seed: 0 begins at the point of the function, another one near it.
+    """
+    rng, values, ways, size = np.random.default_rng(seed), list[Any](), dict[str, Any](), 0
+    for name, function in FUNCTIONS.items():
+        start = np.array(function.start) + (0.1 * rng.normal(size=2) if seed else 0)
+        optimizer = make()
+        way = _walk(function, optimizer, start, steps)
+        size += sum(int(np.prod(v.shape)) * 4 for v in optimizer.variables if len(v.shape))
+        with np.errstate(all="ignore"):
+            found = np.asarray(function.value(np, *way.T), float)
+        values.append(np.log10(np.maximum(found, SMALLEST)))
+        ways[name] = np.round(way, 6).tolist()
+    return np.mean(values, axis=0).tolist(), ways, size
+
+
+def _walk(function: Function, optimizer: Any, start: Any, steps: int) -> Any:
+    """Returns the points on the way, the first one included, [steps + 1, 2]."""
+    import keras
+    import tensorflow as tf
+    from keras import ops
+
+    w = keras.Variable(start, dtype="float32", name="w")
+    optimizer.build([w])
+
+    @tf.function(autograph=False)
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            point = ops.convert_to_tensor(w)
+            tape.watch(point)
+            loss = optimizer.scale_loss(function.value(ops, point[0], point[1]))
+        optimizer.apply([tape.gradient(loss, point)], [w])
+        return ops.convert_to_tensor(w)
+
+    way = [np.asarray(start, "float32")]
+    for _ in range(steps):
+        way.append(step().numpy() if np.isfinite(way[-1]).all() else way[-1])
+    return np.stack(way).astype(float)

@@ -1,0 +1,138 @@
+"""What a comparison has come to: a row for each optimizer, as figures, Markdown and TensorBoard's HParams."""
+
+import math
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import protocol
+from .runs import Runs
+from .tasks import Task
+
+LOGS = "logs"
+
+
+def rows(runs: Runs) -> list[dict[str, Any]]:
+    """Returns a row for each optimizer, the one that reaches the target first before the others."""
+    found = [_row(runs, entry) for entry in runs.entries]
+    base = found[0]["steps_of_seeds"] if found else []
+    for row in found:
+        ours = row["steps_of_seeds"]
+        row["p"] = protocol.p_value(ours, base) if row is not found[0] and min(len(ours), len(base)) > 1 else None
+    return sorted(found, key=lambda row: (row["steps"] is None, row["steps"] or 0, runs.sign * (row["last"] or 0)))
+
+
+def _row(runs: Runs, entry: str) -> dict[str, Any]:
+    trials = [run for job in runs.jobs("trial") if job.entry == entry and (run := runs.read(job))]
+    best = runs.best(entry)
+    seeds = [run for job in runs.jobs("seed") if job.entry == entry and (run := runs.read(job))]
+    counted = [_reached(runs, run) for run in seeds]
+    steps = [min(count, runs.setting.steps) for count, _ in counted]
+    ends = [runs.sign * end for run in seeds if (end := protocol.last(protocol.curve(run, runs.sign))) < math.inf]
+    failed = [run for run in (*trials, *seeds) if run["diverged"] or run["error"]]
+    sizes = [run["bytes"] / run["parameters"] for run in (*seeds, *trials) if "bytes" in run]
+    return {
+        "optimizer": entry,
+        "learning_rate": None if best is None else best.rate,
+        "seeds": len(seeds),
+        "reached": sum(count < math.inf for count, _ in counted),
+        "steps": statistics.mean(steps) if steps else None,
+        "steps_of_seeds": steps,
+        "steps_deviation": statistics.stdev(steps) if len(steps) > 1 else None,
+        "seconds": statistics.mean(seconds for _, seconds in counted) if counted else None,
+        "milliseconds": statistics.median(run["milliseconds"] for run in seeds) if seeds else None,
+        "last": statistics.mean(ends) if ends else None,
+        "last_deviation": statistics.stdev(ends) if len(ends) > 1 else None,
+        "bytes_per_parameter": sizes[0] if sizes else None,
+        "failures": len(failed),
+        "runs": len(trials) + len(seeds),
+        "errors": sorted({run["error"] for run in failed if run["error"]}),
+    }
+
+
+def _reached(runs: Runs, run: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the steps and the seconds to the target; without it `inf`, and the seconds of the whole run."""
+    steps, seconds = (
+        protocol.steps_to(runs.target, protocol.curve(dict(run), runs.sign, by)) for by in ("step", "seconds")
+    )
+    return steps, seconds if seconds < math.inf else run["points"][-1]["seconds"]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Returns the rows as Markdown."""
+    head = ["optimizer", "rate", "reached", "steps", "±", "p", "seconds", f"last {metric}", "±", "bytes/parameter"]
+    lines = [[*head, "failures"], ["---", *["---:"] * 10]]
+    for row in found:
+        lines.append(
+            [
+                f"`{row['optimizer']}`",
+                _shown(row["learning_rate"], ".2g"),
+                f"{row['reached']} of {row['seeds']}",
+                ("> " if row["reached"] < row["seeds"] else "") + _shown(row["steps"], ".0f"),
+                _shown(row["steps_deviation"], ".0f"),
+                _shown(row["p"], ".1g"),
+                _shown(row["seconds"], ".2f"),
+                _shown(row["last"], ".4f"),
+                _shown(row["last_deviation"], ".4f"),
+                _shown(row["bytes_per_parameter"], ".1f"),
+                f"{row['failures']} of {row['runs']}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def page(runs: Runs, task: Task, found: Sequence[Mapping[str, Any]], command: str, pictures: Sequence[str]) -> str:
+    """Returns the page of a comparison."""
+    setting, target = runs.setting, runs.sign * runs.target
+    errors = "".join(f"\n- `{row['optimizer']}`: {error}" for row in found for error in row["errors"])
+    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures)
+    return f"""# Optimizers compared on {setting.task}
+
+    {command}
+
+{task.about}; {setting.steps} steps with batches of {setting.batch_size}; learning rate {setting.lr_schedule}, warm-up
+{setting.warmup}. Each optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times
+1/{runs.span**0.5:.3g} to {runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again
+with seeds 1 to {runs.seeds}, which the table is of: steps and seconds to {task.metric} {target:.4g}, means and standard
+deviations. A run that does not reach it counts with all its steps. p: the probability of such a lead over
+`{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone, without the
+compilation. Failures: runs that diverged, or that the optimizer cannot do.
+
+{table(found, task.metric)}
+{errors}
+
+{shown}
+"""
+
+
+def write_logs(folder: Path, runs: Runs, metric: str) -> None:
+    """Writes all runs for TensorBoard, in place of what was there."""
+    from kopt.tensorboard import EventFile, OptimizerStats
+
+    logs = folder / LOGS
+    shutil.rmtree(logs, ignore_errors=True)
+    for job in (*runs.jobs("trial"), *runs.jobs("seed")):
+        run = runs.read(job)
+        if run is None or not run["points"]:
+            continue
+        place = logs / runs.file(job).relative_to(runs.folder).with_suffix("")
+        steps, seconds = _reached(runs, run)
+        with EventFile(place) as file:
+            for point in run["points"]:
+                values = {f"{metric}/test": point["value"], "seconds": point["seconds"]}
+                if point["train_loss"] is not None:
+                    values["loss/train"] = point["train_loss"]
+                file.scalars(values, point["step"])
+            hparams = {"optimizer": job.entry, "learning_rate": job.rate, "kind": job.kind, "seed": job.seed}
+            name = place.relative_to(logs).as_posix()
+            results = {f"last/{metric}": run["points"][-1]["value"]}
+            if steps < math.inf:
+                results |= {"target/steps": steps, "target/seconds": seconds}
+            stats = OptimizerStats(place, hparams=hparams, run_name=name)
+            stats.finish(results, others=["target/steps", "target/seconds"])

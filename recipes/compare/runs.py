@@ -1,0 +1,159 @@
+"""All runs of a comparison: each is a file, made once, in as many processes as there are cores for."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..run.folder import atomic
+from . import protocol, training
+from .training import Job, Kind, Setting
+
+RUNS = "runs"
+"""Folder of the runs in that of a comparison."""
+
+
+class Runs:
+    """The runs of a comparison.
+
+    Args:
+        folder: of the comparison.
+        setting: what they have in common.
+        entries: the optimizers; the first one is the base.
+        trials: rates of each.
+        seeds: runs of the best trial of each.
+        span: ratio of the highest rate to the lowest, whose middle is the optimizer's own rate.
+        target: of the task; `None` takes what the base ends with.
+        sign: -1 if the metric is to be large.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        setting: Setting,
+        entries: Sequence[str],
+        trials: int,
+        seeds: int,
+        span: float,
+        target: float | None,
+        sign: int,
+    ) -> None:
+        self.folder, self.setting, self.entries = folder / RUNS, setting, list(entries)
+        self.trials, self.seeds, self.span, self.sign = trials, seeds, span, sign
+        self._given = target
+        words = json.dumps([*vars(setting).values(), trials, span])
+        self.protocol = hashlib.sha256(words.encode()).hexdigest()[:16]
+        """Of all that two runs must have in common to be compared."""
+        self._found = dict[str, dict[str, Any]]()
+
+    def jobs(self, kind: Kind) -> list[Job]:
+        """Returns the trials of all optimizers, or the seeds of their best trials."""
+        return [job for entry in self.entries for job in self._jobs(entry, kind)]
+
+    def _jobs(self, entry: str, kind: Kind) -> list[Job]:
+        middle, root = training.rate_of(entry), self.span**0.5
+        rates = [protocol.log_uniform(middle / root, middle * root, place) for (place,) in protocol.places(self.trials)]
+        trials = [Job(self.setting, entry, "trial", i, rate, 0) for i, rate in enumerate(rates)]
+        if kind == "trial":
+            return trials
+        best = self.best(entry)
+        return [] if best is None else [Job(self.setting, entry, "seed", i, best.rate, i) for i in self._numbers()]
+
+    def _numbers(self) -> range:
+        return range(1, self.seeds + 1)
+
+    @property
+    def target(self) -> float:
+        """Returns what is to be reached, as `protocol.curve` has it."""
+        if self._given is not None:
+            return self.sign * self._given
+        trials = [run for job in self._jobs(self.entries[0], "trial") if (run := self.read(job))]
+        return min((protocol.last(protocol.curve(run, self.sign)) for run in trials), default=float("inf"))
+
+    def best(self, entry: str) -> Job | None:
+        """Returns the best trial of an optimizer: the one that needs the fewest steps, or has the least last loss."""
+        tried = {job: self.score(run) for job in self._jobs(entry, "trial") if (run := self.read(job)) is not None}
+        works = {job: score for job, score in tried.items() if score[1] < float("inf")}
+        return min(works, key=lambda job: works[job]) if works else None
+
+    def score(self, run: dict[str, Any]) -> tuple[float, float]:
+        """Returns what makes one run better than another: fewer steps, then the least last loss."""
+        curve = protocol.curve(run, self.sign)
+        ended = float("inf") if run["diverged"] or run["error"] else protocol.last(curve)
+        steps = protocol.steps_to(self.target, curve) if self._given is not None else float("inf")
+        return steps, ended
+
+    def file(self, job: Job) -> Path:
+        """Returns the file of a run."""
+        name = re.sub(r"[^a-z0-9.=_-]+", "-", job.entry.lower())
+        return self.folder / name / f"{job.kind}-{job.number}.json"
+
+    def read(self, job: Job) -> dict[str, Any] | None:
+        """Returns a run; `None` if it has not been made, or by other rules."""
+        path = self.file(job)
+        if path.as_posix() not in self._found:
+            try:
+                run = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None
+            if run.get("protocol") != self.protocol or run.get("rate") != job.rate:
+                return None
+            self._found[path.as_posix()] = run
+        found = self._found[path.as_posix()]
+        return found if found["rate"] == job.rate else None
+
+    def write(self, job: Job, found: dict[str, Any]) -> None:
+        """Keeps what a run has come to."""
+        path = self.file(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {"protocol": self.protocol, "optimizer": job.entry, "rate": job.rate, "seed": job.seed}
+        with atomic(path) as part:
+            part.write_text(json.dumps(known | found) + "\n", encoding="utf-8")
+        self._found.pop(path.as_posix(), None)
+
+    def make(self, kind: Kind, processes: int, report: Callable[[Job, dict[str, Any]], None]) -> None:
+        """Makes the runs that are missing, and calls `report` with each."""
+        missing = [job for job in self.jobs(kind) if self.read(job) is None]
+        for job, found in in_processes(missing, processes):
+            self.write(job, found)
+            report(job, found)
+
+
+def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yields runs as they are done; with one process they are made in this one."""
+    if processes == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield job, training.run(job)
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+    )
+    try:
+        futures = {pool.submit(training.run, job): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    except BaseException:  # a signal, or nobody reads on
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """Is what a process begins with: its share of the cores; Ctrl-C is for the process that started it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -1,0 +1,225 @@
+"""A comparison: its rules, which runs are made and made again, its tables and pictures, and whole ones."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes import compare
+from recipes.compare import functions, protocol, results, runs, tasks, training
+from recipes.run.errors import UsageError
+
+SETTING = training.Setting("digits", "auto", 100, 32, "constant", "0")
+TASK = """
+import keras, numpy as np
+
+x = np.random.default_rng(0).normal(size=(200, 3)).astype("float32")
+y = x.sum(1, keepdims=True)
+
+
+def line():
+    return {
+        "model": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]),
+        "loss": "mse", "train": (x, y), "test": (x[:50], y[:50]), "steps": 60, "target": 0.05,
+    }
+
+
+def other():
+    return {"model": 1}
+"""
+
+
+def points(rate, steps=100):
+    """The curve of an optimizer that is the faster the closer its rate is to 0.01."""
+    slow = abs(math.log10(rate / 0.01))
+    return [
+        {"step": t, "seconds": t / 50, "value": 2 * 0.1 ** (t / 50 / (1 + slow)), "train_loss": 1.0}
+        for t in range(0, steps + 1, 10)
+    ]
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Pretends to train; lists the runs."""
+    made = []
+
+    def run(job):
+        made.append(job)
+        diverged = job.rate > 0.5
+        found = points(job.rate)[: 2 if diverged else None]
+        for point in found:
+            point["value"] *= 1 + job.seed / 100
+        known = {"milliseconds": 2.0, "bytes": 80, "parameters": 10, "error": None}
+        return {"points": found, "diverged": diverged, **known}
+
+    monkeypatch.setattr(training, "run", run)
+    return made
+
+
+def some(folder, target=0.3, entries=("adamw", "sgd"), trials=4, seeds=2, setting=SETTING):
+    return runs.Runs(folder, setting, entries, trials, seeds, 100.0, target, 1)
+
+
+def make(found):
+    for kind in ("trial", "seed"):
+        found.make(kind, 1, lambda job, run: None)
+
+
+# ------------------------------------------------------------------------------------------------------ the rules
+
+
+def test_rates_cover_the_space_around_the_own_rate_evenly():
+    rates = [job.rate for job in some(Path("x")).jobs("trial") if job.entry == "adamw"]
+    cells = np.floor(4 * np.log(np.array(rates) / 1e-4) / np.log(100.0))
+    assert sorted(cells) == [0, 1, 2, 3]
+    sgd = [job.rate for job in some(Path("x")).jobs("trial") if job.entry == "sgd"]
+    np.testing.assert_allclose(np.array(sgd) / rates, 10.0)  # the same places around 0.01
+
+
+def test_a_target_is_reached_between_two_evaluations():
+    assert protocol.steps_to(2.5, [(0, 5.0), (10, 3.0), (20, 2.0)]) == 15
+    assert protocol.steps_to(1.0, [(0, 5.0), (10, 3.0)]) == math.inf
+    run = {"points": [{"step": 0, "seconds": 0, "value": 0.5}, {"step": 10, "seconds": 4, "value": 0.9}]}
+    assert protocol.steps_to(-0.8, protocol.curve(run, -1)) == pytest.approx(7.5)
+    assert protocol.steps_to(-0.8, protocol.curve(run, -1, "seconds")) == pytest.approx(3.0)
+
+
+def test_the_first_step_counts_as_others():
+    timed = training.timed([{"step": 0}, {"step": 1}, {"step": 3}], [9.0, 1.0, 1.0])
+    assert [point["seconds"] for point in timed] == [0, 1, 3]
+
+
+def test_the_best_trial_gets_the_seeds(pretended, tmp_path):
+    found = some(tmp_path)
+    make(found)
+    assert len(pretended) == 2 * 4 + 2 * 2
+    trials = [job for job in pretended if job.kind == "trial" and job.entry == "adamw"]
+    nearest = min((job.rate for job in trials), key=lambda rate: abs(math.log10(rate / 0.01)))
+    assert {job.rate for job in pretended if job.kind == "seed" and job.entry == "adamw"} == {nearest}
+    assert sorted(job.seed for job in pretended if job.kind == "seed") == [1, 1, 2, 2]
+
+
+def test_runs_are_made_once_and_again_by_other_rules(pretended, tmp_path):
+    make(some(tmp_path))
+    make(some(tmp_path))
+    assert len(pretended) == 12
+    make(some(tmp_path, seeds=3))  # only the third seeds
+    assert len(pretended) == 14
+    make(some(tmp_path, entries=("adamw", "sgd", "lion")))
+    assert len(pretended) == 14 + 6
+    make(some(tmp_path, trials=5))
+    assert len(pretended) == 20 + 2 * (5 + 2)
+    found = some(tmp_path, trials=5)
+    found.file(found.jobs("seed")[0]).write_text("{")  # what a full disk may have left
+    make(found)
+    assert len(pretended) == 34 + 1
+
+
+def test_without_a_target_it_is_what_the_first_one_ends_with(pretended, tmp_path):
+    found = some(tmp_path, target=None)
+    make(found)
+    ends = [found.read(job)["points"][-1]["value"] for job in found.jobs("trial") if job.entry == "adamw"]
+    assert found.target == min(ends)
+
+
+def test_rows_tell_who_was_first_and_what_failed(pretended, tmp_path):
+    found = some(tmp_path, entries=("sgd", "momentum", "adamw", "prodigy"))
+    make(found)
+    rows = {row["optimizer"]: row for row in results.rows(found)}
+    best = rows["sgd"]
+    assert best["reached"] == 2 and best["failures"] == 0 and best["bytes_per_parameter"] == 8
+    assert best["seconds"] == pytest.approx(best["steps"] / 50, rel=0.02) and best["p"] is None
+    assert rows["prodigy"]["failures"] > 0 and rows["prodigy"]["runs"] >= 4
+    table = results.table(list(rows.values()), "loss")
+    assert table.count("\n") == 5 and "| `sgd` |" in table
+
+
+# ----------------------------------------------------------------------------------------------------- the tasks
+
+
+def test_tasks_are_found(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(TASK)
+    task = tasks.load(f"{path}:line", "1")
+    assert (task.steps, task.batch_size, task.target, task.sign) == (60, 32, 0.05, 1)
+    with pytest.raises(UsageError, match="must return a dictionary with model, loss, train, test"):
+        tasks.load(f"{path}:other", "1")
+    with pytest.raises(UsageError, match="no function none"):
+        tasks.load(f"{path}:none", "1")
+    for name in ("mnst", "mine.py", "mine.txt:line"):
+        with pytest.raises(UsageError, match="Give one of mnist"):
+            tasks.check_name(name)
+
+
+def test_functions_are_zero_at_their_minimum_and_not_where_they_begin():
+    for function in functions.FUNCTIONS.values():
+        assert function.value(np, *np.array(function.minimum)) == pytest.approx(0, abs=1e-5)
+        assert function.value(np, *np.array(function.start)) > 0.5
+        left, right, low, high = function.window
+        assert left < function.start[0] < right and low < function.start[1] < high
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--task mnst",
+        "--optimizers adamv",
+        "--optimizers adamw,adamw",
+        "--optimizers adamw,,lion,adamw  beta_3=1",
+        "--span 1",
+        "--trials 0",
+        "--warmup 200%",
+    ],
+)
+def test_usage_errors(flags, capsys):
+    assert compare.main(["--task", "digits", *flags.split(maxsplit=1)]) == 2
+    assert capsys.readouterr().err.startswith("error: --")
+    assert not list(Path.cwd().iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------- whole ones
+
+
+@pytest.mark.slow
+def test_a_comparison_of_a_task_of_ones_own(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(TASK)
+    argv = f"--task {tmp_path / 'mine.py'}:line --trials 3 --seeds 2 --output-dir out --progress plain".split()
+    argv += ["--optimizers", "momentum, adamw beta_2=0.9, keras.sgd, lbfgs"]
+    assert compare.main(argv) == 0
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    rows = {row["optimizer"]: row for row in metrics["rows"]}
+    assert rows["momentum"]["reached"] == 2 and 0 < rows["momentum"]["steps"] < 60
+    assert rows["adamw beta_2=0.9"]["bytes_per_parameter"] >= 8
+    assert list(rows) == [line.split("`")[1] for line in capsys.readouterr().out.splitlines() if "| `" in line]
+    page = Path("out/README.md").read_text()
+    for name in ("curves.png", "sensitivity.png", "times.png"):
+        assert f"({name})" in page and (Path("out") / name).read_bytes()[:4] == b"\x89PNG"
+    assert len(list(Path("out/logs").rglob("events*"))) == 4 * 5
+    stamps = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.json")}
+    assert compare.main([*argv, "--processes", "2"]) == 0  # nothing to do
+    assert stamps == {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.json")}
+    Path("out/runs/momentum/seed-2.json").unlink()
+    Path("out/runs/momentum/seed-1.json").unlink()
+    assert compare.main([*argv, "--processes", "2"]) == 0
+    again = {row["optimizer"]: row for row in json.loads(Path("out/metrics.json").read_text())["rows"]}
+    assert again["momentum"]["steps_of_seeds"] == pytest.approx(rows["momentum"]["steps_of_seeds"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_ways_on_functions(tmp_path):
+    argv = ["--task", "test-functions", "--trials", "2", "--seeds", "1", "--steps", "40", "--output-dir", "out"]
+    assert compare.main([*argv, "--optimizers", "adam, lbfgs, muon"]) == 0
+    run = json.loads(Path("out/runs/lbfgs/seed-1.json").read_text())
+    assert len(run["ways"]["Rosenbrock"]) == 41 and run["points"][-1]["value"] < run["points"][0]["value"]
+    assert Path("out/ways.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if name != "mnist"])
+def test_every_task_is_learnt(name):
+    setting = training.Setting(name, "auto", 30, tasks.load(name, "auto").batch_size, "constant", "0")
+    run = training.run(training.Job(setting, "adamw", "trial", 0, 3e-3, 0))
+    curve = protocol.curve(run, tasks.load(name, "auto").sign)
+    assert run["error"] is None and curve[-1][1] < curve[0][1]
