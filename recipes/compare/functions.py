@@ -84,11 +84,9 @@ def _walk(function: Function, optimizer: Any, start: Any, steps: int) -> Any:
     @tf.function(autograph=False)
     def step() -> Any:
         with tf.GradientTape() as tape:
-            point = ops.convert_to_tensor(w)
-            tape.watch(point)
-            loss = optimizer.scale_loss(function.value(ops, point[0], point[1]))
-        optimizer.apply([tape.gradient(loss, point)], [w])
-        return ops.convert_to_tensor(w)
+            loss = optimizer.scale_loss(function.value(ops, w.value[0], w.value[1]))
+        optimizer.apply([tape.gradient(loss, w.value)], [w])
+        return tf.identity(w.value)
 
     way = [np.asarray(start, "float32")]
     for _ in range(steps):

@@ -185,8 +185,8 @@ def test_usage_errors(flags, capsys):
 @pytest.mark.slow
 def test_a_comparison_of_a_task_of_ones_own(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(TASK)
-    argv = f"--task {tmp_path / 'mine.py'}:line --trials 3 --seeds 2 --output-dir out --progress plain".split()
-    argv += ["--optimizers", "momentum, adamw beta_2=0.9, keras.sgd, lbfgs"]
+    argv = f"--task {tmp_path / 'mine.py'}:line --trials 2 --seeds 2 --output-dir out --progress plain".split()
+    argv += ["--optimizers", "momentum, adamw beta_2=0.9, lbfgs"]
     assert compare.main(argv) == 0
     metrics = json.loads(Path("out/metrics.json").read_text())
     rows = {row["optimizer"]: row for row in metrics["rows"]}
@@ -196,7 +196,7 @@ def test_a_comparison_of_a_task_of_ones_own(tmp_path, capsys):
     page = Path("out/README.md").read_text()
     for name in ("curves.png", "sensitivity.png", "times.png"):
         assert f"({name})" in page and (Path("out") / name).read_bytes()[:4] == b"\x89PNG"
-    assert len(list(Path("out/logs").rglob("events*"))) == 4 * 5
+    assert len(list(Path("out/logs").rglob("events*"))) == 3 * 4
     stamps = {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.json")}
     assert compare.main([*argv, "--processes", "2"]) == 0  # nothing to do
     assert stamps == {path: path.stat().st_mtime_ns for path in Path("out/runs").rglob("*.json")}

@@ -23,6 +23,26 @@ from recipes.run.optimizer_flags import OptimizerFlags, find_class, make_optimiz
 
 
 @pytest.mark.slow
+def test_a_rate_that_is_found_trains_as_one_that_is_given(train, undrawn):
+    flags = ("--epochs", "2", "--optimizer", "adamw", "--precision", "mixed_float16")
+    found, folder = train(*flags, "--lr-find")
+    curve = json.loads((folder / "learning_rate.json").read_text())
+    assert curve["suggestion"] == found["learning_rate"] and len(curve["rates"]) == len(curve["losses"]) > 20
+    assert (folder / "learning_rate.png").read_bytes()[:4] == b"\x89PNG"
+    given, _ = train(*flags, "--learning-rate", str(found["learning_rate"]))
+    assert given["test_loss"] == found["test_loss"]
+    argv = ["--config", str(folder / "config.yaml"), "--output-dir", str(folder), "--resume", "auto"]
+    assert mnist.main([*argv, "--epochs", "3"]) == 0
+    assert json.loads((folder / "metrics.json").read_text())["learning_rate"] == found["learning_rate"]
+
+
+@pytest.mark.parametrize("flags", ["--learning-rate 0.1", "--distribute mirrored"])
+def test_a_rate_is_not_looked_for_that_is_given_or_on_several_devices(flags, npz, capsys):
+    assert mnist.main(["--data", str(npz), "--lr-find", *flags.split()]) == 2
+    assert capsys.readouterr().err.startswith("error: --lr-find")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
