@@ -1,6 +1,8 @@
 """Functions of two variables whose minimum is known, and the way of an optimizer on each."""
 
 import math
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,29 +53,44 @@ FUNCTIONS = {
 }
 
 
-def descend(make: Callable[[], Any], steps: int, seed: int) -> tuple[list[float], dict[str, Any], int]:
-    """Returns the mean logarithm of the values after each step, the way on each function, and the bytes of the state.
+class Descent(NamedTuple):
+    """What an optimizer has come to on all functions."""
+
+    values: list[float]
+    """The mean logarithm of the values, at the start and after each step."""
+    ways: dict[str, Any]
+    """The points on each function."""
+    seconds: float
+    """Of a step, on all functions together, without the compilation."""
+    bytes: int
+    """Of the optimizer's state."""
+
+
+def descend(make: Callable[[], Any], steps: int, seed: int) -> Descent:
+    """Returns the way of an optimizer.
 
     Args:
         make: makes the optimizer; each function has one of its own.
         steps: updates.
         seed: 0 begins at the point of the function, another one near it.
     """
-    rng, values, ways, size = np.random.default_rng(seed), list[Any](), dict[str, Any](), 0
+    rng, values, ways = np.random.default_rng(seed), list[Any](), dict[str, Any]()
+    size, seconds = 0, 0.0
     for name, function in FUNCTIONS.items():
         start = np.array(function.start) + (0.1 * rng.normal(size=2) if seed else 0)
         optimizer = make()
-        way = _walk(function, optimizer, start, steps)
+        way, each = _walk(function, optimizer, start, steps)
         size += sum(int(np.prod(v.shape)) * 4 for v in optimizer.variables if len(v.shape))
+        seconds += each
         with np.errstate(all="ignore"):
             found = np.asarray(function.value(np, *way.T), float)
         values.append(np.log10(np.maximum(found, SMALLEST)))
         ways[name] = np.round(way, 6).tolist()
-    return np.mean(values, axis=0).tolist(), ways, size
+    return Descent(np.mean(values, axis=0).tolist(), ways, seconds, size)
 
 
-def _walk(function: Function, optimizer: Any, start: Any, steps: int) -> Any:
-    """Returns the points on the way, the first one included, [steps + 1, 2]."""
+def _walk(function: Function, optimizer: Any, start: Any, steps: int) -> tuple[Any, float]:
+    """Returns the points on the way, the first one included, [steps + 1, 2], and the seconds of a step."""
     import keras
     import tensorflow as tf
     from keras import ops
@@ -88,7 +105,9 @@ def _walk(function: Function, optimizer: Any, start: Any, steps: int) -> Any:
         optimizer.apply([tape.gradient(loss, w.value)], [w])
         return tf.identity(w.value)
 
-    way = [np.asarray(start, "float32")]
+    way, times = [np.asarray(start, "float32")], list[float]()
     for _ in range(steps):
+        begun = time.perf_counter()
         way.append(step().numpy() if np.isfinite(way[-1]).all() else way[-1])
-    return np.stack(way).astype(float)
+        times.append(time.perf_counter() - begun)
+    return np.stack(way).astype(float), statistics.median(times)

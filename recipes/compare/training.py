@@ -136,11 +136,10 @@ def timed(points: list[dict[str, Any]], times: list[float]) -> list[dict[str, An
 
 
 def _on_functions(job: Job) -> dict[str, Any]:
-    setting, begun = job.setting, time.perf_counter()
+    setting = job.setting
     flags = flags_of(job.entry, setting, job.rate)
     make = lambda: make_optimizer(flags, setting.steps, examples=1, batch_size=1)  # noqa: E731
-    values, ways, size = functions.descend(make, setting.steps, job.seed)
-    each = (time.perf_counter() - begun) / setting.steps
+    values, ways, each, size = functions.descend(make, setting.steps, job.seed)
     every = max(1, setting.steps // 100)
     steps = [*range(0, setting.steps, every), setting.steps]
     points = [{"step": t, "seconds": round(t * each, 5), "value": values[t], "train_loss": values[t]} for t in steps]
