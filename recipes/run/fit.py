@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 
 from . import facts, plots, signals
 from .errors import DivergedError, UsageError
-from .flags import RunFlags, settings
+from .flags import RunFlags, check_rate, settings
 from .folder import CHECKPOINTS, SWEEP, TRIALS, checkpoints, save_model, save_results
-from .optimizer_flags import check_rate, make_optimizer, peak_learning_rate, scaled
+from .optimizer_flags import make_optimizer, peak_learning_rate, scaled
 from .tracking import COLUMNS, Tracking, read_names
 from .workers import Workers
 

@@ -157,6 +157,22 @@ def refuse(flags: Any, names: Iterable[str], reason: object) -> None:
             raise UsageError(f"--{field.name.replace('_', '-')} has no effect {reason}. Leave it out.")
 
 
+def check_rate(flags: Any) -> None:
+    """Checks that `--lr-find` can find a learning rate, and that none is given.
+
+    Args:
+        flags: all flags of a recipe.
+
+    Raises:
+        UsageError: one is given, or there are several devices.
+    """
+    given = flags.optim.learning_rate
+    if flags.optim.lr_find and given not in (None, type(flags)().optim.learning_rate):
+        raise UsageError(f"--lr-find finds the learning rate. Leave it out, or --learning-rate {given}.")
+    if flags.optim.lr_find and flags.run.distribute != "none":
+        raise UsageError("--lr-find: sweeps on one device. Find the rate without --distribute, and give it.")
+
+
 def flatten(flags: Any) -> dict[str, Any]:
     """Returns the flags of a dataclass and of the dataclasses in it as one plain, YAML-ready mapping."""
     flat: dict[str, Any] = {}

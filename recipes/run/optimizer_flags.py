@@ -71,22 +71,6 @@ class OptimizerFlags:
     """What a loss, gradient or weight that is NaN or infinite does: stop ends the run, skip leaves the update out."""
 
 
-def check_rate(flags: Any) -> None:
-    """Checks that `--lr-find` can find a learning rate, and that none is given.
-
-    Args:
-        flags: all flags of a recipe.
-
-    Raises:
-        UsageError: one is given, or there are several devices.
-    """
-    given = flags.optim.learning_rate
-    if flags.optim.lr_find and given not in (None, type(flags)().optim.learning_rate):
-        raise UsageError(f"--lr-find finds the learning rate. Leave it out, or --learning-rate {given}.")
-    if flags.optim.lr_find and flags.run.distribute != "none":
-        raise UsageError("--lr-find: sweeps on one device. Find the rate without --distribute, and give it.")
-
-
 def make_optimizer(
     flags: OptimizerFlags,
     batches: int,
