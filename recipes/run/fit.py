@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from . import facts, plots, signals
 from .errors import DivergedError, UsageError
 from .flags import RunFlags, check_rate, settings
-from .folder import CHECKPOINTS, SWEEP, TRIALS, checkpoints, save_model, save_results
+from .folder import CHECKPOINTS, TRIALS, checkpoints, save_model, save_results
 from .optimizer_flags import make_optimizer, peak_learning_rate, scaled
 from .tracking import COLUMNS, Tracking, read_names
 from .workers import Workers
@@ -322,7 +322,7 @@ class Run:
         losses = [(step / self._updates_per_epoch, loss) for step, loss in self.tracking.losses]
         path = self.folder / "curves.png"
         plots.plot_curves(path, self.outcome.history, losses, self.tracking.run_name)
-        sweep = self.folder / SWEEP[0]
+        sweep = self.folder / "learning_rate.png"
         self.tracking.images({"curves": path} | ({"learning rate": sweep} if sweep.exists() else {}))
 
     def facts(

@@ -97,7 +97,7 @@ def plot_bars(path: Path, values: Sequence[float], names: Sequence[str], notes: 
         title: above the picture.
     """
     names, values, notes = names[:60], values[:60], notes[:60]
-    figure = _figure(7.5, min(1.2 + 0.3 * len(names), LARGEST))
+    figure = make_figure(7.5, min(1.2 + 0.3 * len(names), LARGEST))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), values, color=COLORS["test"], height=0.7)
     for i, (value, note) in enumerate(zip(values, notes, strict=True)):
@@ -106,7 +106,7 @@ def plot_bars(path: Path, values: Sequence[float], names: Sequence[str], notes: 
     axes.set(xlim=(0, 1.18), title=title, xlabel="F1, and how many have the label")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_numbers(path: Path, true: Array, predicted: Array, title: str) -> None:
@@ -118,14 +118,14 @@ def plot_numbers(path: Path, true: Array, predicted: Array, title: str) -> None:
         predicted: numbers [n].
         title: above the picture.
     """
-    figure = _figure(5.5, 5.5)
+    figure = make_figure(5.5, 5.5)
     axes = figure.add_subplot()
     axes.scatter(true, predicted, s=12, alpha=0.4, color=COLORS["train"], edgecolors="none")
     ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
     axes.plot(ends, ends, color="black", linewidth=1)
     axes.set(xlabel="true", ylabel="predicted", title=title)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(

@@ -19,7 +19,7 @@ from kopt.checkpoint import Checkpoint
 from . import signals
 from .errors import DataError, DivergedError, UsageError
 from .flags import cadence
-from .folder import SWEEP, atomic
+from .folder import atomic
 from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
@@ -110,7 +110,7 @@ def find_rate(model: Any, training: Any, folder: Path, goes_on: bool, writes: bo
     Raises:
         UsageError: no rate makes the loss fall.
     """
-    picture, curve = (folder / name for name in SWEEP)
+    picture, curve = folder / "learning_rate.png", folder / "learning_rate.json"
     if goes_on:
         return float(json.loads(curve.read_text(encoding="utf-8"))["suggestion"])
     finder = LearningRateFinder()

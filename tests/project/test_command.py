@@ -154,7 +154,7 @@ def test_unknown_names(name, hint, capsys):
 
 
 def test_every_recipe_is_found():
-    assert set(recipes()) == {"compare", "generation", "mnist", "recommendation", "text_classification"}
+    assert set(recipes()) == {"compare", "generation", "images", "mnist", "recommendation", "text_classification"}
     assert all(recipes().values())
 
 
