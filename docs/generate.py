@@ -2,16 +2,14 @@
 
     python docs/generate.py              # brings all of them up to date
     python docs/generate.py --check      # writes nothing; fails and names the pages that are out of date
-    python docs/generate.py --measure    # also measures anew: rules against references for parity.md, and, with torch
-                                         # and JAX, the adapters of every architecture for peft-architectures.md, and
-                                         # TensorFlow against the other backends for backends.md
+    python docs/generate.py --measure    # also measures anew: rules for parity.md, and, with torch and JAX, adapters
+                                         # for peft-architectures.md, and the other backends for backends.md
     python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
     python docs/generate.py --measure missing            # measures what backends.md says is not measured
 
-What is generated stands between `<!-- name -->` and `<!-- /name -->`; all else is written by hand, but for the pages of
-`name_pages.py`, which are made as a whole. Figures that were
-measured stay until they are measured again: the results of runs that are not under saved_models/, and without
-`--measure` what parity.md, peft-architectures.md, peft-parity.json and backends.json already have.
+What is generated stands between `<!-- name -->` and `<!-- /name -->`; the pages of `name_pages.py` are made as a whole.
+Figures that were measured stay until they are measured again: the results of runs that are not under saved_models/, and
+without `--measure` what parity.md, peft-architectures.md, peft-parity.json and backends.json already have.
 """
 
 import argparse
