@@ -2,11 +2,13 @@
 
     python -m benchmarks.text_methods --train-file sst2/train.tsv --test-file sst2/dev.tsv --text-column sentence
 
-Both train on the same texts, by default 6,000 sentences for one epoch. The rate of full fine-tuning is the one whose
-runs have the best mean accuracy on the validation set, which is held out of the training file; the test set chooses
-nothing. Every run is a folder of `--runs`: what is complete there is not trained again, so that the command can be
-interrupted. Prints the means with their standard errors, and whether LoRA is within one point, or two standard errors
-of the difference, of full fine-tuning.
+Both train on the same texts, by default 6,000 sentences for one epoch, and are measured on at most 1,000 others. The
+rate of full fine-tuning is the one whose runs have the best mean accuracy on the validation set, which is held out of
+the training file; the test set chooses nothing.
+
+Every run is a folder of `--runs`: what is complete there is not trained again, so that the command can be interrupted.
+Prints the means with their standard errors, and whether LoRA is within one point, or two standard errors of the
+difference, of full fine-tuning.
 """
 
 import argparse
@@ -21,6 +23,8 @@ from recipes.text_classification import main as recipe
 RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
 SEEDS = (1, 2, 3, 4, 5)
 POINT = 0.01
+EVALUATED = 1000
+"""Texts of the validation set, and of the test set, that are looked at."""
 
 
 def train(flags, method, rate, seed):
@@ -30,6 +34,7 @@ def train(flags, method, rate, seed):
         argv = ["--train-file", flags.train_file, "--test-file", flags.test_file, "--text-column", flags.text_column]
         argv += ["--max-train-examples", flags.examples, "--epochs", flags.epochs, "--batch-size", 32]
         argv += ["--max-length", 64, "--method", method, "--seed", seed, "--progress", "none", "--track", "none"]
+        argv += ["--max-eval-examples", EVALUATED]
         argv += [] if rate is None else ["--learning-rate", rate]
         code = recipe([*map(str, argv), "--output-dir", str(folder), "--resume", "auto", "--keep", "1"])
         if code:
