@@ -307,13 +307,12 @@ class Adapter(Configurable):
 
     def at(self, path: str) -> Self:
         """Returns the method with the arguments that hold at `path`."""
-        if not self.patterned:
-            return self
-        config = self.get_config()
+        usual = {pattern: getattr(self, field) for pattern, field in self.patterned.items()}
         local = {
-            field: targets.by_pattern(config[pattern], path, config[field]) for pattern, field in self.patterned.items()
+            field: targets.by_pattern(getattr(self, pattern), path, usual[pattern])
+            for pattern, field in self.patterned.items()
         }
-        return type(self)(**config | local)
+        return self if [*local.values()] == [*usual.values()] else type(self)(**self.get_config() | local)
 
     def among(self, sites: Sequence[Site]) -> Self:
         """Returns the method as it is where it goes to the kernels `sites`; for what they have in common."""

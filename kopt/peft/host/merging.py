@@ -41,14 +41,14 @@ def base_value(layer: Any, attr: str) -> Array:
     return value_of_bits(stored, layer.replaced[attr]) if attr in layer.replaced else as_float32(stored)
 
 
-def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:
-    """Returns the own variables of the host of an `AdapterLayer` that adapters change, by attribute.
+def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the own variables of the host of an `AdapterLayer` that adapters change, by attribute and in float32.
 
     Args:
         layer: the `AdapterLayer`.
         scales: adapters that are there, each with its scale.
     """
-    new = dict[str, Array]()
+    new = dict[str, Any]()
     for name in scales:
         for attr, copy in layer.copies[name].items():
             own = new.get(attr, as_float32(layer.owned[attr]))
@@ -59,8 +59,8 @@ def merged_values(layer: Any, scales: Mapping[str, float]) -> dict[str, Array]:
         for name in [n for n in layer.chain(site) if n in scales]:
             adapter, scale = layer.adapters[name], ops.convert_to_tensor(scales[name], "float32")
             p = layer.parameters(name, site, scale)
-            beneath = ops.convert_to_tensor(site.matrix(new.get(site.attr, as_float32(site.variable))))
-            changed = ops.convert_to_numpy(adapter.effective(beneath, p))
+            kernel: Any = new[site.attr] if site.attr in new else ops.cast(site.variable.value, "float32")
+            changed = ops.stop_gradient(adapter.effective(site.matrix(ops.convert_to_tensor(kernel)), p))
             if adapter.changes_bias:
                 own = np.zeros(site.fan_out, "float32") if bias is None else new.get("bias", as_float32(bias))
                 flat = ops.convert_to_tensor(own) if bias is None else site.vector(ops.convert_to_tensor(own))

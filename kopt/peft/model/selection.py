@@ -60,8 +60,9 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         parameters = [] if whole else [attr for attr in parameters if site is None or attr != site.attr]
         trained = whole or any(adapter.trains(v.name, targeted) for v in owned.values())
         local = adapter.at(path)
-        if targets is not None and targets.get(path):
-            local = type(local)(**local.get_config() | dict(targets[path])).at(path)
+        given = {} if targets is None else targets.get(path, {})
+        if any(getattr(local, name) != value for name, value in given.items()):
+            local = type(local)(**local.get_config() | dict(given)).at(path)
         changed = targeted and site is not None and local.weights(site)
         if not trained and not changed and not parameters:
             continue
