@@ -21,18 +21,17 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
 
-import backend_runs
+import backend_parity
 import name_pages
 import numpy as np
 import peft_parity
 import references
 import yaml
-from backend_cases import HEADINGS, SECTIONS
+from backend_cases import SECTIONS
 from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
 from problems import RATE, SMALL, descend, own_fields, rules, weights_and_gradients
 
@@ -147,9 +146,9 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     beside = peft_parity.measured(json.loads(text[PEFT_DIFFERENCES]), "peft" in measure)
     text[PEFT_DIFFERENCES] = json.dumps(beside, indent=1) + "\n"
     text[PEFT] = replaced(text[PEFT], "peft", peft_parity.table(beside))
-    differences = measured_backends(json.loads(text[DIFFERENCES]), measure)
+    differences = backend_parity.measured(json.loads(text[DIFFERENCES]), measure)
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
-    text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_tables(differences))
+    text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_parity.tables(differences))
     text |= {name_pages.path_of(library): name_pages.page(library) for library in name_pages.LIBRARIES}
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}
@@ -260,76 +259,6 @@ def untried_table() -> str:
     """Returns the architectures that are not tried, and why."""
     rows = [f"| {name} | KerasHub does not convert its checkpoints from Hugging Face |" for name in WITHOUT_CONVERTER]
     return "\n".join(["| architecture | why not |", "|---|---|", *rows, ""])
-
-
-# ------------------------------------------------------------------------------------------------- backends
-
-
-def measured_backends(before: Mapping[str, Any], measure: Set[str]) -> dict[str, Any]:
-    """Returns the differences between backends, by section, case and backend: a number, or the error that refuses it.
-
-    Args:
-        before: what was measured before.
-        measure: the sections that are measured anew; with "missing" also what others do not have yet.
-    """
-    found: dict[str, Any] = {}
-    for section_name, cases in SECTIONS.items():
-        known = {} if section_name in measure else before.get(section_name, {})
-        lacking = {name: case for name, case in cases.items() if name not in known}
-        new = {} if measure.isdisjoint((section_name, "missing")) else compared_backends(section_name, lacking)
-        found[section_name] = {name: (known | new)[name] for name in cases if name in known or name in new}
-    return found
-
-
-def compared_backends(section_name: str, cases: Mapping[str, backend_runs.Case]) -> dict[str, Any]:
-    """Returns the differences between backends, by case and backend."""
-    if not cases:
-        return {}
-    names = {f"{section_name}/{name}": case for name, case in cases.items()}
-    with ThreadPoolExecutor() as pool:  # each waits for a process
-        every = {
-            backend: pool.submit(backend_runs.run, backend, backend_runs.on(backend, names))
-            for backend in (backend_runs.REFERENCE, *backend_runs.OTHERS)
-        }
-    expected = every.pop(backend_runs.REFERENCE).result()
-    differences = {backend: backend_runs.compared(names, expected, made.result()) for backend, made in every.items()}
-    return {
-        name: {
-            backend: rounded(own[f"{section_name}/{name}"])
-            for backend, own in differences.items()
-            if f"{section_name}/{name}" in own
-        }
-        for name in cases
-    }
-
-
-def rounded(difference: float | str) -> float | str:
-    """Returns a difference with two digits."""
-    return difference if isinstance(difference, str) else float(f"{difference:.1e}")
-
-
-def backend_tables(differences: Mapping[str, Any]) -> str:
-    """Returns the differences between backends as Markdown, a table a section."""
-    tables = []
-    for section_name, cases in SECTIONS.items():
-        lines = [f"## {HEADINGS[section_name]}\n", f"| | {' | '.join(backend_runs.OTHERS.values())} | remark |"]
-        lines += [f"|---|{'---:|' * len(backend_runs.OTHERS)}---|"]
-        for name, case in cases.items():
-            own = differences[section_name].get(name, {})
-            cells = [
-                told(case, own.get(backend, "not measured")) if backend in case.only else "-"
-                for backend in backend_runs.OTHERS
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} | {case.remark} |")
-        tables.append("\n".join([*lines, ""]))
-    return "\n".join(tables)
-
-
-def told(case: backend_runs.Case, difference: float | str) -> str:
-    """Returns what a table says of a difference."""
-    if isinstance(difference, str):
-        return difference.replace("|", "\\|").replace("\n", " ")
-    return f"{100 * difference:.2g} % differ" if case.counted else f"{difference:.1e}" if difference else "0"
 
 
 # ------------------------------------------------------------------------------------------------- results of runs
