@@ -73,10 +73,10 @@ def table(found):
     lines = ["| method | test accuracy | standard error | trained parameters | seconds |", "|---|---:|---:|---:|---:|"]
     for method, runs in found.items():
         values = [m["test_accuracy"] for m in runs]
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        error = f"{statistics.stdev(values) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
         seconds = statistics.median(m["train_seconds"] for m in runs)
         trained = runs[0]["trained_parameters"]
-        lines.append(f"| {method} | {np.mean(values):.4f} | {error:.4f} | {trained:,} | {seconds:.0f} |")
+        lines.append(f"| {method} | {np.mean(values):.4f} | {error} | {trained:,} | {seconds:.0f} |")
     return lines
 
 
