@@ -23,7 +23,7 @@ from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
 from ..run.folder import atomic_folder, check_empty, new_folder, read_flags
-from ..run.optimizer_flags import make_optimizer
+from ..run.optimizer_flags import make_optimizer, scaled
 from . import examples, language_model, methods, tokens
 from .card import card, tabulate_samples
 from .examples import Data, Example
@@ -97,7 +97,7 @@ def train_in(run: Run, flags: Train, data: Data, pretrained: Pretrained, tokeniz
     made = {name: make_batches(flags, part, references.get(name), name == "train") for name, part in parts.items()}
     training = made["train"]
     sizes: dict[str, Any] = {"examples": len(parts["train"].ids), "batch_size": flags.batch_size}
-    optimizer = make_optimizer(optim, run.count_steps(training), methods.multipliers(flags.tune), **sizes)
+    optimizer = scaled(make_optimizer(optim, run.count_steps(training), methods.multipliers(flags.tune), **sizes))
     trained, everything = methods.count_parameters(causal_lm)
     compile_model(flags, model, optimizer, run.jit)
     count = int(sum(mask[1:].sum() for mask in parts["train"].learnt))

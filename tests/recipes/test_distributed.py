@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from digit_data import blobs
+from events import read
 from workers import addresses, environment
 
 from kopt import distribution
@@ -197,14 +198,23 @@ def test_two_workers_are_one_process(flags, data):
 
 
 @pytest.mark.slow
+def test_batches_follow_the_noise_and_go_on(data):
+    flags = ["--model", "mlp", "--batch-size", "4", "--track", "tensorboard"]
+    flags += ["--adaptive-batch", "--batch-rule", "linear", "--lr-schedule", "constant", "--optimizer", "momentum"]
+    assert mnist.main([*command(data, "whole")[1:], *flags]) == 0
+    assert mnist.main([*command(data, "halves")[1:], *flags, "--epochs", "1"]) == 0
+    assert mnist.main([*command(data, "halves")[1:], *flags, "--resume", "auto"]) == 0
+    assert np.array_equal(weights("halves"), weights("whole"))
+    points = read(Path("saved_models/mnist/whole/logs"))[0]
+    assert points["Batch/examples"][1] == 8 and set(points["Batch/noise_scale"]) == set(points["Batch/examples"])
+
+
+@pytest.mark.slow
 def test_workers_that_train_by_themselves(data):
-    """Of a run that is killed, too: it goes on where the weights of all were the same."""
     flags = ["--model", "mlp", "--epochs", "3", "--sync-every", "2"]
     out, _ = ended(kopt("launch", "--workers", "2", *command(data, "plain", *flags)))
-    assert "Epoch: 003" in out
-    ended(kopt("launch", "--workers", "2", *command(data, "again", *flags), "--epochs", "2"))
-    ended(kopt("launch", "--workers", "2", *command(data, "again", *flags), "--resume", "auto"))
-    assert np.array_equal(weights("again"), weights("plain"))
+    assert "[0] Epoch: 003" in out and "[1] Epoch" not in out
+    assert np.isfinite(weights("plain")).all() and metrics("plain")["epochs"] == 3
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 python tests/support/workers.py train ADDRESSES INDEX FOLDER [what to do ...]
 python tests/support/workers.py compare 3    # all cases by three workers, beside one process
-python tests/support/workers.py drift 2      # the cnn of the recipe, and one process that turns batches round
 """
 
 import contextlib
@@ -194,85 +193,8 @@ def compare(count):
         print(f"{case}: {np.abs(weights - np.array(found[case]['weights'])).max():.1e}")
 
 
-def images(strategy, kind, turned=False):
-    """Trains the cnn of the recipe; returns the weights after each epoch, and the losses.
-
-    Args:
-        strategy: of one process or several.
-        kind: type of all numbers, and optimizer, as in "float32 AdamW".
-        turned: whether the rows of each batch come in the other order, of which nothing but the order of sums depends.
-    """
-    import keras
-    import numpy as np
-
-    import kopt
-    from kopt import distribution
-    from recipes import mnist
-    from recipes.readers.digits import load
-
-    class Turned(kopt.checkpoint.ShuffledBatches):
-        def __getitem__(self, i):
-            return tuple(part[::-1] for part in super().__getitem__(i))
-
-    floatx, rule = kind.split()
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(floatx)
-    keras.utils.set_random_seed(1)
-    data = load("digits")
-    x, y = data.x_train[:640], np.eye(10, dtype=floatx)[data.y_train[:640]]
-    with strategy.scope():
-        model = mnist.build("cnn", 0.0, strategy.num_replicas_in_sync > 1)
-        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-        model.compile(getattr(kopt, rule)(0.003 if rule == "AdamW" else 0.01), loss)
-    distribution.share_loss(model)
-    seen = []
-    noting = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: seen.append(np.concatenate([np.ravel(w) for w in model.get_weights()]).tolist())
-    )
-    batches = (Turned if turned else kopt.checkpoint.ShuffledBatches)(x, y, batch_size=64, seed=3)
-    shared = distribution.shard(batches, strategy)
-    history = model.fit(shared, epochs=3, shuffle=False, verbose=0, callbacks=[noting]).history
-    return seen, history["loss"]
-
-
-KINDS = ("float32 Momentum", "float32 AdamW", "float64 Momentum", "float64 AdamW")
-
-
-def train_images(workers, index, folder):
-    """Trains the cnn in every way, and writes what came of it."""
-    from kopt import distribution
-
-    strategy = distribution.strategy("multiworker", workers=workers, index=index, timeout=60)
-    with distribution.together(strategy):
-        found = {kind: images(strategy, kind) for kind in KINDS}
-    Path(folder, f"{index}.json").write_text(json.dumps(found))
-
-
-def drift(count):
-    """Prints how far weights and losses of several workers are from those of one process, epoch by epoch."""
-    import tempfile
-
-    import numpy as np
-    import tensorflow as tf
-
-    with tempfile.TemporaryDirectory() as folder:
-        places = addresses(count)
-        ends = finish([start("train_images", places, i, folder) for i in range(count)], 1800)
-        assert not any(code for code, _, _ in ends), ends
-        found = json.loads(Path(folder, "0.json").read_text())
-    plain = tf.distribute.get_strategy()
-    print("| numbers, optimizer | steps | weights, workers | weights, order of rows | losses | losses |")
-    for kind in KINDS:
-        (one, losses), (turned, of_turned) = images(plain, kind), images(plain, kind, turned=True)
-        several, of_several = found[kind]
-        for epoch, weights in enumerate(one):
-            off = [np.abs(np.subtract(weights, other[epoch])).max() for other in (several, turned)]
-            off += [abs(losses[epoch] - other[epoch]) for other in (of_several, of_turned)]
-            print(f"| {kind} | {10 * (epoch + 1)} | " + " | ".join(f"{x:.1e}" for x in off) + " |", flush=True)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] in ("compare", "drift"):
-        sys.exit(globals()[sys.argv[1]](int(sys.argv[2])))
+    if sys.argv[1] == "compare":
+        sys.exit(compare(int(sys.argv[2])))
     program, workers, index, *arguments = sys.argv[1:]
     globals()[program](workers.split(","), int(index), *arguments)
