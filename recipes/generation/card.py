@@ -49,7 +49,7 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], in_
         metrics: of the run.
         in_peft: whether Hugging Face peft knows the adapter.
     """
-    dpo = flags.objective == "dpo"
+    dpo, held = flags.objective == "dpo", metrics["validation_data"]
     names = {"margin": "Margin", "accuracy": "Pairs ordered as they should be", "loss": "Loss"}
     if not dpo:
         names = {"perplexity": "Perplexity", "loss": "Loss"}
@@ -61,7 +61,7 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], in_
         "Peak memory": "unknown" if metrics["peak_memory_mb"] is None else f"{metrics['peak_memory_mb']:,.0f} MB",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} examples",
         "Tokens that are learnt": f"{metrics['train_tokens']:,}",
-        "Validation data": f"{metrics['validation_data']}, {metrics['validation_examples']:,} examples",
+        "Validation data": f"{held}, {metrics['validation_examples']:,} examples" if held else "none",
         "Test data": f"{metrics['test_data']}, {metrics['test_examples']:,} examples",
         **rows_of_card(metrics),
     }

@@ -109,7 +109,8 @@ def load(flags: DataFlags, objective: str) -> Data:
             origins[name] = path.name
         else:
             parts["train"], parts[name] = _hold_out(parts["train"], share, i, f"--{name}-split", source)
-            origins[name] = f"held out of {source}" if parts[name] else "none"
+            if parts[name]:
+                origins[name] = f"held out of {source}"
     limits = {"train": flags.max_train_examples, "validation": flags.max_eval_examples, "test": flags.max_eval_examples}
     cut = {name: _limit(part, limits[name]) for name, part in parts.items()}
     return Data(kind, cut["train"], cut["validation"], cut["test"], source, origins)

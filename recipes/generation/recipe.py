@@ -216,7 +216,7 @@ def measure(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
 def describe_data(data: Data, count: int) -> dict[str, Any]:
     """Returns where the three sets are from, and how large they are."""
     sizes = {f"{name}_examples": len(getattr(data, name)) for name in ("train", "validation", "test")}
-    origins = {f"{name}_data": data.origins[name] for name in ("validation", "test")}
+    origins = {f"{name}_data": data.origins.get(name) for name in ("validation", "test")}
     return {"data": data.source, **origins, **sizes, "train_tokens": count}
 
 
