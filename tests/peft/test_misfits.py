@@ -60,7 +60,7 @@ def test_integers_are_no_weights(saved):
 
 def test_unsupported_methods_and_options(saved):
     rewrite(saved, peft_type="BOFT")
-    refuse(saved, "peft_type 'BOFT' is not supported. Supported: BITFIT, ")
+    refuse(saved, "peft_type 'BOFT' is not supported. Supported: ADALORA, BITFIT, ")
     rewrite(saved, peft_type="LORA", use_qalora=True, layer_replication=[[0, 1]])
     refuse(saved, r"layer_replication=\[\[0, 1\]\], use_qalora=True")
     rewrite(saved, use_qalora=False, layer_replication=None, init_lora_weights="loftq")

@@ -102,10 +102,10 @@ def test_flags_for_files_have_no_effect_on_packaged_data(tmp_path):
 def test_names_of_labels(tmp_path):
     texts = Texts(["a", "b", "c"], None, ["0", "1", "2"], [1, 2, 3], "made")
     flags = corpus.TextFlags(label_names=("0=bad", "1 = so = so"))
-    assert corpus.rename_labels(texts, corpus.rename(flags)).labels == ["bad", "so = so", "2"]
+    assert corpus.rename_labels(texts, corpus.rename(flags.label_names)).labels == ["bad", "so = so", "2"]
     for entries in (("0",), ("=bad",), ("0=",), ("0=a", "0=b")):
         with pytest.raises(UsageError, match="expected LABEL=NAME, once for each label"):
-            corpus.rename(corpus.TextFlags(label_names=entries))
+            corpus.rename(entries)
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
     load = {"train_file": path, "label_names": ("0=bad", "1=good")}
