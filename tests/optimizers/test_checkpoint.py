@@ -17,6 +17,7 @@ def checkpoint(model):
     return tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "built"),
     [

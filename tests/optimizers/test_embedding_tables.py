@@ -94,7 +94,7 @@ KEPT = [
 ]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @in_every_way
 @pytest.mark.parametrize("options", KEPT, ids=str)
 def test_what_keeps_the_path_of_rows_gives_what_a_dense_update_gives(how, options, request):

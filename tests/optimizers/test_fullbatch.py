@@ -139,6 +139,7 @@ def test_lbfgs_takes_several_weights_as_one():
     np.testing.assert_allclose(np.concatenate([w.numpy().ravel() for w in parts]), whole[0].numpy(), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)], ids=str)
 def test_fit_ends_at_the_last_accepted_point(how):
     x, y = examples()

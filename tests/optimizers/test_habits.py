@@ -155,6 +155,7 @@ def test_no_warning_where_all_is_well(optimizer):
         network(optimizer()).fit(regression(), shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_many_optimizers_are_no_reason_for_a_warning(caplog):
     logger = tf.get_logger()
     logger.addHandler(caplog.handler)

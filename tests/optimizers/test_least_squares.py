@@ -45,6 +45,7 @@ def data(count=40):
     return x, np.sin(3 * x[:, :1]) * x[:, 1:]
 
 
+@pytest.mark.slow
 def test_a_network_is_fitted_to_the_last_digit():
     x, teacher = data()[0], network(units=2)
     y = teacher(x).numpy()

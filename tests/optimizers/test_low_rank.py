@@ -131,6 +131,7 @@ def test_it_learns_around_any_rule(name, inner, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batches"), [("APOLLO", 1), *(pytest.param(x, 2, marks=pytest.mark.slow) for x in ("GaLore", "APOLLO"))]
 )

@@ -141,6 +141,7 @@ def test_thawing_the_model_thaws_no_host():
     assert len(model.trainable_variables) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mixed_bfloat16", "bfloat16"))]
 )

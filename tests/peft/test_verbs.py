@@ -222,6 +222,7 @@ RATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["kopt", *(pytest.param(x, marks=pytest.mark.slow) for x in ("keras", "scaled"))])
 def test_steps_on_another_adapter_leave_moments(optimizer):
     model, x, y = two_adapters()

@@ -79,6 +79,7 @@ def test_files_go_from_one_backend_to_another(backend, tmp_path):
                 np.testing.assert_allclose(found[k], expected[k], rtol=1e-5, atol=1e-5, err_msg=k)
 
 
+@pytest.mark.slow
 def test_keras_lists_every_variable():
     options = {"use_ema": True, "gradient_accumulation_steps": 2, "state_dtype": "int8"}
     wrapped = {

@@ -287,7 +287,7 @@ def test_freezing_and_thawing_mixes_nothing():
         np.testing.assert_allclose(last.kernel, average[2])
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: kopt.SWA(every=2), lambda: kopt.EMA(0.7, every=3)], ids=["swa", "ema"])
 @pytest.mark.parametrize("early", [True, False])
 def test_states_go_round(make, early, tmp_path):

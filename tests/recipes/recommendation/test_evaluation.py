@@ -91,6 +91,7 @@ def test_refit_and_the_scale_of_the_labels(train, call, files, quick):
     assert code == 0 and json.loads(out)["examples_learnt_from"] == 292
 
 
+@pytest.mark.slow
 def test_a_given_split(call, files, quick):
     rows = (files / "ratings.csv").read_text().splitlines(keepends=True)
     Path("base.csv").write_text("".join(rows[:301]))

@@ -136,6 +136,7 @@ def test_predict_files(baseline, capsys):
     assert again == out.splitlines(keepends=True)[1]
 
 
+@pytest.mark.slow
 def test_export(baseline, made, train, quick, capsys):
     assert "exported to plain" in command(capsys, "export", "--model", baseline, "--to", "plain")
     assert {p.name for p in Path("plain").iterdir()} == {
