@@ -42,6 +42,8 @@ def test_short_weights_stay_finite(name, gradient):
 
 BOUNDS = {"bfloat16": (1.25 * 2.0**-7, 0, 0.02), "int8": (0, 0.032, 0.3)}
 """Error of a store: relative to each value, and to the largest one of its row; error of twenty steps, relative."""
+NOISY = {"Orthogonalized": {"int8": 0.5}}
+"""Errors of twenty steps where every direction of a matrix counts alike, also those that are mostly noise."""
 
 
 @pytest.mark.few(5)
@@ -66,4 +68,4 @@ def test_short_state_keeps_its_bound(name, dtype):
         assert np.all(np.abs(found.numpy() - exact) <= own * np.abs(exact) + 1.25 * row * largest)
         np.testing.assert_array_equal(found.numpy() == 0, exact == 0)
     a, b = (descend(RULES[name](learning_rate=RATE, state_dtype=d), weights, gradients)[0] for d in ("float32", dtype))
-    assert np.abs(a - b).mean() < moved * np.abs(a - weights[0]).mean()
+    assert np.abs(a - b).mean() < NOISY.get(name, {}).get(dtype, moved) * np.abs(a - weights[0]).mean()

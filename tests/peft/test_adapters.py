@@ -16,6 +16,7 @@ from kopt.peft.layers import find_site
 from kopt.peft.model import adapters_of
 
 METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.startswith("kopt.")}
+EVERY_TOKEN = np.arange(12, dtype="int32").reshape(4, 3) % 9
 HOSTS = {
     "dense": lambda: (layers.Dense(6, "gelu"), zoo.floats(4, 3, 5)),
     "dense-without-bias": lambda: (layers.Dense(6, use_bias=False), zoo.floats(16, 5)),
@@ -28,9 +29,9 @@ HOSTS = {
     "conv2d": lambda: (layers.Conv2D(6, 3, strides=2, padding="same", activation="relu"), zoo.floats(2, 5, 5, 4)),
     "conv2d-grouped": lambda: (layers.Conv2D(6, 3, groups=2), zoo.floats(2, 5, 5, 4)),
     "conv3d": lambda: (layers.Conv3D(4, 2, dilation_rate=2), zoo.floats(2, 4, 4, 4, 2)),
-    "embedding": lambda: (layers.Embedding(9, 5), zoo.integers(9, 4, 3)),
-    "reversible": lambda: (Tied(9, 5), zoo.integers(9, 4, 3)),
-    "untied": lambda: (Tied(9, 5, tie_weights=False), zoo.integers(9, 4, 3)),
+    "embedding": lambda: (layers.Embedding(9, 5), EVERY_TOKEN),
+    "reversible": lambda: (Tied(9, 5), EVERY_TOKEN),
+    "untied": lambda: (Tied(9, 5, tie_weights=False), EVERY_TOKEN),
     "transposed": lambda: (layers.Conv2DTranspose(4, 3), zoo.floats(2, 4, 4, 3)),
     "depthwise": lambda: (layers.DepthwiseConv2D(3), zoo.floats(2, 5, 5, 4)),
     "separable": lambda: (layers.SeparableConv2D(6, 3), zoo.floats(2, 5, 5, 4)),

@@ -1,6 +1,7 @@
 """Starts of LoRA from data: by hand, beside torch's peft, and what is refused."""
 
 import dataclasses
+import importlib.util
 import sys
 import types
 
@@ -248,9 +249,10 @@ def test_eva_as_in_peft(rho, whiten):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", ["ipm", "kpm"])
-def test_corda_as_in_peft(method):
+def test_corda_as_in_peft(method, monkeypatch):
     theirs = pytest.importorskip("peft")
-    sys.modules.setdefault("attr", types.SimpleNamespace(dataclass=dataclasses.dataclass))  # all that peft takes of it
+    if importlib.util.find_spec("attr") is None:  # all that peft takes of it
+        monkeypatch.setitem(sys.modules, "attr", types.SimpleNamespace(dataclass=dataclasses.dataclass))
     from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
 

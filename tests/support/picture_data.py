@@ -6,13 +6,14 @@ from PIL import Image
 from recipes.images import main
 
 COLORS = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}
+OTHERS = {"violet": (150, 40, 200)}
 
 
 def picture(name, rng, side=40):
     """A square of a colour on noise, somewhere."""
     pixels = rng.integers(0, 120, (side, side + 8, 3)).astype(np.uint8)
     top, left = rng.integers(0, side // 2, 2)
-    pixels[top : top + side // 2, left : left + side // 2] = COLORS[name]
+    pixels[top : top + side // 2, left : left + side // 2] = (COLORS | OTHERS)[name]
     return Image.fromarray(pixels)
 
 
