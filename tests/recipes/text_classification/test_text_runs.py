@@ -250,4 +250,4 @@ def test_files_of_a_run_before_are_removed(train, quick, defaults):
     flags = ["--max-length", "32", "--epochs", "1", "--max-steps", "1", "--overwrite", "--method", "head"]
     assert recipe.main([*defaults, *flags, "--output-dir", str(folder)]) == 0
     assert not (folder / "adapter").exists() and (folder / "model.keras").exists()
-    assert FOLDERS == ("logs", "adapter", "base", "model", CHECKPOINTS, TRIALS)
+    assert FOLDERS == ("logs", "adapter", "base", "model", "checkpoints", "trials")
