@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from problems import RATE, descend, weights_and_gradients
+from problems import NOISY, RATE, descend, weights_and_gradients
 from registry import RULES, every_rule, every_rule_in_turn, one_of_each
 
 
@@ -42,8 +42,6 @@ def test_short_weights_stay_finite(name, gradient):
 
 BOUNDS = {"bfloat16": (1.25 * 2.0**-7, 0, 0.02), "int8": (0, 0.032, 0.3)}
 """Error of a store: relative to each value, and to the largest one of its row; error of twenty steps, relative."""
-NOISY = {"Orthogonalized": {"int8": 0.5}}
-"""Errors of twenty steps where every direction of a matrix counts alike, also those that are mostly noise."""
 
 
 @pytest.mark.few(5)
