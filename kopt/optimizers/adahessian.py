@@ -28,8 +28,9 @@ class AdaHessian(ByCurvature):
     z are random signs (`kopt.Curvature`). With `spatial` D is its mean over the positions of a kernel of four axes or
     more: all of them but the last two.
 
-    Slots: m, like w (4 bytes/parameter); v like w, or with `spatial` one number for all positions of a kernel.
-    Row-wise, but for such kernels.
+    Slots: m, like w (4 bytes/parameter); v like w, or with `spatial` one number for all positions of a kernel; v is
+    never stored in fewer bytes, because the smallest curvatures make the largest steps.  Row-wise, but for such
+    kernels.
 
     Args:
         every: k ≥ 1; the paper takes 1, and finds little loss up to 5.
@@ -64,7 +65,7 @@ class AdaHessian(ByCurvature):
         def one_for_all(layout: Layout) -> tuple[int, ...]:
             return (1,) * (len(layout) - 2) + tuple(layout[-2:]) if self._shares(layout) else tuple(layout)
 
-        return {"m": Slot(), "v": Slot(shape=one_for_all) if self.spatial else Slot()}
+        return {"m": Slot(), "v": Slot(shape=one_for_all if self.spatial else None, exact=True)}
 
     @override
     def curved(self, c: Tensor, w: Tensor, s: Slots) -> dict[str, Tensor]:
