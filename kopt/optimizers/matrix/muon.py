@@ -20,8 +20,8 @@ from kopt.optimizers.optimizer import (
 )
 
 SMALL = 128
-"""Longest short side of matrices that are moved together. Twelve of 64 × 64 took 0.6 of the time on two busy cores, and
-a fifth of it to compile; twelve of 256 × 256 took 1.2 of it: `python -m benchmarks.muon`."""
+"""Longest short side of matrices that are moved together: twelve of 64 × 64 take 0.7 of the time, of 256 × 256 the same
+as one after the other: `python -m benchmarks.muon`."""
 
 
 class MuonLike(ByMatrix, abstract=True):
