@@ -211,7 +211,8 @@ def _in_fit() -> dict[str, Case]:
     plain = {n: make for n, make in {**MAKERS, **WRAPPED}.items() if not hasattr(make(), "observe")}
     cases = {n: Case(lambda make=make: fitted(make), **_about(n)) for n, make in plain.items()}
     cases |= {name: Case(lambda make=make: fitted(make)) for name, make in OPTIONS.items()}
-    cases["SOAP"] = Case(lambda: fitted(MAKERS["SOAP"]), bound=0.05, remark=BASES)
+    for name in ("SOAP", "KLSOAP"):
+        cases[name] = Case(lambda name=name: fitted(MAKERS[name]), bound=0.05, remark=BASES)
     whole = {"batch_size": 40, "epochs": 20}
     for name in ("BGD", "LBFGS", *(n for n in WRAPPED if n.startswith(("BGD", "LBFGS")))):
         make = {**MAKERS, **WRAPPED}[name]
