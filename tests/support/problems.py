@@ -19,9 +19,6 @@ def rules():
 SMALL = {name: {"rank": 2} for name in ("GaLore", "APOLLO")}
 """Arguments with which rules for large kernels do with small ones what they are for."""
 
-NOISY = {"Orthogonalized": {"int8": 0.5}}
-"""Errors of twenty steps with short slots, relative, where every direction counts alike, also the noisy ones."""
-
 BESIDE = {"last_radius": {"others": ["kernel"]}}
 """What else has to be given for an argument to act: without a model at hand no weight is the last matrix."""
 

@@ -1,7 +1,10 @@
 """Orthogonalized."""
 
+import dataclasses
+from collections.abc import Mapping
+
 from kopt.optimizers.matrix.newton_schulz import WORK, Named, Scale, length, orthogonalized
-from kopt.optimizers.optimizer import Count, Slots, Tensor, override
+from kopt.optimizers.optimizer import Count, Slot, Slots, Tensor, override
 from kopt.optimizers.wrappers.lengths import ForMatrices
 
 
@@ -15,7 +18,9 @@ class Orthogonalized(ForMatrices):
     `Orthogonalized(kopt.SOAP())` is SOAP-Muon: SOAP has taken most of what differs between the directions of a matrix
     away, and this takes the rest. It does not matter in which basis it is done.
 
-    Slots: those of the optimizer within.  Not row-wise, but for the weights that are no matrices.
+    Slots: those of the optimizer within, of which a short `state_dtype` is for m alone: every direction of a matrix
+    counts alike here, also the small ones that come of rounding what divides.  Not row-wise, but for the weights that
+    are no matrices.
 
     Args:
         scale: the length of u, "match_rms", "original" or "aspect", as in `Muon`.
@@ -34,6 +39,11 @@ class Orthogonalized(ForMatrices):
     ns_steps: Count = 5
     coefficients: Named = "quintic"
     work = WORK
+
+    @property
+    @override
+    def slots(self) -> Mapping[str, Slot]:
+        return {k: dataclasses.replace(slot, exact=slot.exact or k != "m") for k, slot in super().slots.items()}
 
     @override
     def turned(self, u: Tensor, g: Tensor, w: Tensor, s: Slots) -> Tensor:
