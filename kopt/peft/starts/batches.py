@@ -16,7 +16,8 @@ from typing_extensions import override
 from kopt.peft.adapter import Adapter, Array, Base, Weight
 from kopt.peft.host import as_float32, base_value
 from kopt.peft.layers import Site, Tensor, child_of, find_site, set_optimizer
-from kopt.peft.model import ModelAdapters, add_adapter, disable_adapter
+from kopt.peft.methods import LoRA
+from kopt.peft.model import ModelAdapters, Plan, add_adapter, disable_adapter
 
 _NAME = "kopt_onlooker"
 _MASK = "padding_mask"
@@ -116,6 +117,12 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
     if flat := [path for path, value in total.items() if not value.any()]:
         raise ValueError(f"The loss has no gradient at {', '.join(flat[:5])}. Do the batches have targets: (x, y)?")
     return {path: value / count for path, value in total.items()}
+
+
+def lora_of(step: Plan) -> LoRA:
+    """Returns what is put on a layer, which `initialize` has seen to be a LoRA."""
+    assert isinstance(step.adapter, LoRA)
+    return step.adapter
 
 
 def kernel_of(layer: Any) -> Array:

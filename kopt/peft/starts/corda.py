@@ -8,7 +8,7 @@ import numpy as np
 from kopt.declare import checked
 from kopt.peft.adapter import Array
 from kopt.peft.model import Plan
-from kopt.peft.starts.batches import kernel_of, watch_inputs
+from kopt.peft.starts.batches import kernel_of, lora_of, watch_inputs
 
 
 @checked
@@ -33,7 +33,7 @@ def corda(
     watch_inputs(model, plans, batches, see)
     starts = {}
     for path, step in plans.items():
-        adapter: Any = step.adapter
+        adapter = lora_of(step)
         c = products[path] / calls[path]
         c += 0.01 * np.mean(np.diag(c)) * np.eye(len(c))
         u, s, v = np.linalg.svd(kernel_of(step.layer).T @ c, full_matrices=False)

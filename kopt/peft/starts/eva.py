@@ -9,7 +9,7 @@ import numpy as np
 from kopt.declare import Range, checked
 from kopt.peft.adapter import Array
 from kopt.peft.model import Plan
-from kopt.peft.starts.batches import watch_inputs
+from kopt.peft.starts.batches import lora_of, watch_inputs
 
 
 class _Moments:
@@ -43,7 +43,7 @@ def eva(
     All layers together have as many ranks as before; those components have them that explain most of the variance of
     their inputs, at most `rho` times the rank of a layer. α changes with the rank, so that the factor s stays.
     """
-    ranks = {path: step.adapter.r for path, step in plans.items()}  # type: ignore[attr-defined]
+    ranks = {path: lora_of(step).r for path, step in plans.items()}
     seen: dict[str, _Moments] = {}
 
     def see(path: str, rows: Array) -> None:
@@ -55,12 +55,12 @@ def eva(
     counts = Counter(path for _, path in sorted(shares, key=lambda entry: entry[0])[: sum(ranks.values())])
     starts = {}
     for path, rank in counts.items():
-        (vectors, values, _), adapter = found[path], plans[path].adapter
+        (vectors, values, _), adapter = found[path], lora_of(plans[path])
         if values[rank - 1] <= 1e-6 * values[0]:
             raise ValueError(
                 f"The inputs of {path} vary in fewer than {rank} directions. Take more batches, or less r."
             )
         a = vectors[:rank] / np.sqrt(values[:rank])[:, None] if whiten else vectors[:rank]
-        alpha = adapter.scaling * (np.sqrt(rank) if adapter.use_rslora else rank)  # type: ignore[attr-defined]
+        alpha = adapter.scaling * (np.sqrt(rank) if adapter.use_rslora else rank)
         starts[path] = {"r": rank, "lora_alpha": float(alpha), "lora_A": a.T}
     return starts

@@ -9,6 +9,7 @@ from kopt.peft.adapter import Adapter, require_method
 from kopt.peft.layers import child_of, find_site
 from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan, plan, put_adapter
+from kopt.peft.starts.batches import lora_of
 from kopt.peft.starts.corda import corda
 from kopt.peft.starts.eva import eva
 from kopt.peft.starts.loftq import loftq
@@ -100,9 +101,9 @@ def _check(kind: str, path: str, step: Plan) -> None:
             f"init_lora_weights={kind!r} takes Dense and EinsumDense layers whose call is their own. Leave out {path} "
             f"({type(step.layer).__name__}) with exclude_modules."
         )
-    largest, wanted = min(site.fan_in, site.fan_out), _RANKS[kind] * step.adapter.r  # type: ignore[attr-defined]
+    largest, wanted = min(site.fan_in, site.fan_out), _RANKS[kind] * lora_of(step).r
     if wanted > largest:
         raise ValueError(
             f"init_lora_weights={kind!r} takes {wanted} singular vectors of the kernel of {path}, which has {largest}. "
-            f"Received: r={step.adapter.r}"  # type: ignore[attr-defined]
+            f"Received: r={lora_of(step).r}"
         )

@@ -8,8 +8,9 @@ import numpy as np
 from kopt.declare import Count, checked
 from kopt.peft.adapter import Array
 from kopt.peft.layers import find_site
+from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan, dequantize, quantize
-from kopt.peft.starts.batches import kernel_of
+from kopt.peft.starts.batches import kernel_of, lora_of
 
 
 @checked
@@ -29,15 +30,15 @@ def loftq(
             dequantize(model)
         for path, start in starts.items():
             site = find_site(plans[path].layer)
-            change = plans[path].adapter.scaling * start["lora_A"] @ start["lora_B"]  # type: ignore[attr-defined]
+            change = lora_of(plans[path]).scaling * start["lora_A"] @ start["lora_B"]
             assert site is not None
             site.variable.assign(site.kernel(kernels[path] - change))
         quantize(model, mode, sorted(plans))
-        starts = {path: _nearest(kernels[path] - kernel_of(step.layer), step.adapter) for path, step in plans.items()}
+        starts = {path: _nearest(kernels[path] - kernel_of(step.layer), lora_of(step)) for path, step in plans.items()}
     return starts
 
 
-def _nearest(rest: Array, adapter: Any) -> dict[str, Array]:
+def _nearest(rest: Array, adapter: LoRA) -> dict[str, Array]:
     u, s, v = np.linalg.svd(rest.astype(np.float64), full_matrices=False)
     root = np.sqrt(s[..., : adapter.r] / adapter.scaling)
     return {"lora_A": u[..., : adapter.r] * root[..., None, :], "lora_B": root[..., :, None] * v[..., : adapter.r, :]}

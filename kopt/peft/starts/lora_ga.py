@@ -7,7 +7,7 @@ import numpy as np
 
 from kopt.declare import Positive, checked
 from kopt.peft.model import Plan
-from kopt.peft.starts.batches import mean_gradients
+from kopt.peft.starts.batches import lora_of, mean_gradients
 
 
 @checked
@@ -20,7 +20,7 @@ def lora_ga(model: Any, plans: Mapping[str, Plan], batches: Any, gamma: Positive
     """
     starts = {}
     for path, gradient in mean_gradients(model, plans, batches).items():
-        rank = plans[path].adapter.r  # type: ignore[attr-defined]
+        rank = lora_of(plans[path]).r
         u, _, v = np.linalg.svd(gradient, full_matrices=False)
         scale = gradient.shape[-1] ** 0.25 / np.sqrt(gamma)
         starts[path] = {"lora_A": scale * u[..., :rank], "lora_B": scale * v[..., rank : 2 * rank, :]}
