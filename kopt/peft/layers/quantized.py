@@ -1,5 +1,6 @@
 """Kernels that are stored in a few bits a weight, seen as the float kernels that they stand for."""
 
+import abc
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ _KERNEL = "kopt_quantized"
 """The attribute under which a layer keeps its `QuantizedKernel`."""
 
 
-class QuantizedKernel:
+class QuantizedKernel(abc.ABC):
     """The kernel of a layer that is stored in a few bits a weight. It reads like a variable with the float kernel.
 
     Args:
@@ -48,13 +49,13 @@ class QuantizedKernel:
         self.layer, self.attr, self.shape, self.parts = layer, attr, shape, dict(parts)
         self.name = attr.lstrip("_")
 
+    @abc.abstractmethod
     def decode(self, parts: Mapping[str, Any]) -> Tensor:
         """Returns the float32 kernel that values of the parts stand for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, kernel: Array) -> dict[str, Array]:
         """Returns the values of the parts that stand for about a float kernel."""
-        raise NotImplementedError
 
     @property
     def rounding(self) -> float:
