@@ -1,6 +1,6 @@
 """What several workers need of Keras beyond what it documents: repairs of `fit`, and a model that leaves them.
 
-`fit` of Keras 3.15 fails under MultiWorkerMirroredStrategy (issue 20585 of keras-team/keras): to build a model it
+`fit` of Keras 3.15 fails under MultiWorkerMirroredStrategy (keras-team/keras#20585): to build a model it
 averages batches of different workers, and it reduces the logs, which are scalars, over an axis. Under any strategy it
 divides by the number of replicas only some losses, not those of predictions of one axis and not those of a
 `compute_loss` of one's own, so that their gradients are too large. No other file of this folder reads privates of

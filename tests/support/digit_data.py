@@ -4,6 +4,7 @@ import csv
 import re
 
 import numpy as np
+import recipe_commands
 
 from recipes import mnist
 
@@ -27,9 +28,4 @@ def read_rows(folder):
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def fails(capsys, code, *argv):
-    capsys.readouterr()
-    assert mnist.main(list(map(str, argv))) == code
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    return err
+fails, _ = recipe_commands.of(mnist.main)

@@ -1,6 +1,7 @@
 """Pictures made for the tests of the recipe: coloured squares, whose class is the colour."""
 
 import numpy as np
+import recipe_commands
 from PIL import Image
 
 from recipes.images import main
@@ -27,15 +28,4 @@ def write_folder(folder, count, seed, names=tuple(COLORS)):
     return folder
 
 
-def fails(capsys, code, *argv):
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == code
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    return err
-
-
-def command(capsys, *argv):
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 0
-    return capsys.readouterr().out
+fails, command = recipe_commands.of(main)

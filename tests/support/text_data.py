@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import recipe_commands
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -112,15 +113,4 @@ def write_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | dict(names)))
 
 
-def fails(capsys, code, *argv):
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == code
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    return err
-
-
-def command(capsys, *argv):
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 0
-    return capsys.readouterr().out
+fails, command = recipe_commands.of(main)
