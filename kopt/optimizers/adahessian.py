@@ -23,14 +23,14 @@ class AdaHessian(ByCurvature):
 
         t = 1, 1+k, 1+2k ...:  v ← β₂ v + (1-β₂) D²      D = |z ⊙ ∇²L z|
         m ← β₁ m + (1-β₁) g
-        u = m / (1-β₁ᵗ) / ((v / (1-β₂ⁿ))^(p/2) + ε)       n estimates so far
+        u = m / (1-β₁ᵗ) / ((v / (1-β₂ⁿ))^(p/2) + ε)       n estimates so far; 0 without any
 
     z are random signs (`kopt.Curvature`). With `spatial` D is its mean over the positions of a kernel of four axes or
     more: all of them but the last two.
 
-    Slots: m, like w (4 bytes/parameter); v like w, or with `spatial` one number for all positions of a kernel; v is
-    never stored in fewer bytes, because the smallest curvatures make the largest steps.  Row-wise, but for such
-    kernels.
+    Slots: m, like w (4 bytes/parameter); v like w, or with `spatial` one number for all positions of a kernel; and the
+    scalar n. v is never stored in fewer bytes, because the smallest curvatures make the largest steps.  Row-wise, but
+    for such kernels.
 
     Args:
         every: k ≥ 1; the paper takes 1, and finds little loss up to 5.
@@ -77,14 +77,14 @@ class AdaHessian(ByCurvature):
     @override
     def rule(self, g: Tensor, w: Tensor, s: Slots, t: Tensor) -> Step:
         m = ema(s.m, g, self.beta_1)
-        new = Slots(m=m, v=s.v)
-        return self.rate(new, t) * m, vars(new)
+        return self.rate(s, t) * m, {"m": m, "v": s.v}
 
     @override
     def rate(self, s: Slots, t: Tensor) -> Tensor:
-        mean = s.v / debias(self.beta_2, self.estimates(t))
+        known = s.estimates > 0
+        mean = s.v / ops.where(known, debias(self.beta_2, s.estimates), 1.0)
         size = ops.sqrt(mean) if self.hessian_power == 1 else ops.power(mean, self.hessian_power / 2)
-        return 1.0 / debias(self.beta_1, t) / (size + self.epsilon)
+        return ops.where(known, 1.0 / debias(self.beta_1, t) / (size + self.epsilon), 0.0)
 
     def _shares(self, layout: Layout) -> bool:
         """Returns whether the positions of a kernel share one curvature."""

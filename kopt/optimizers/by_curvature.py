@@ -19,13 +19,15 @@ class ByCurvature(Optimizer, abstract=True):
     call `observe` before each `apply`. All rows of a table follow an estimate, those that the batch did not read, too.
 
     Args:
-        every: k ≥ 1; the diagonal is estimated at the updates 1, 1+k, 1+2k ...
+        every: k ≥ 1; the diagonal is estimated at the updates 1, 1+k, 1+2k ..., and at every update until there is an
+            estimate that is finite.
 
     Raises:
         ValueError: several batches make an update: the estimate is that of one batch.
     """
 
     every: Count = 10
+    shared = {"estimates": 0.0}  # n, taken so far: one that was not finite does not count
     estimator: ClassVar[str]
     """How `kopt.Curvature` estimates the diagonal: "hutchinson" or "bartlett"."""
 
@@ -48,10 +50,6 @@ class ByCurvature(Optimizer, abstract=True):
         """
         raise NotImplementedError(f"{type(self).__name__} must define curved(self, c, w, s).")
 
-    def estimates(self, t: Tensor) -> Tensor:
-        """Returns how often the diagonal was estimated up to update t."""
-        return ops.floor((t - 1) / self.every) + 1
-
     def observe(self, estimate: Callable[[], Sequence[Any]]) -> None:
         """Takes note of the curvature where the next update is one of every k; call it before each `apply`.
 
@@ -68,19 +66,22 @@ class ByCurvature(Optimizer, abstract=True):
         setup, name = self.setup, type(self).__name__
         if backend.replicas() > 1:
             raise RuntimeError(f"{name} estimates the curvature of one batch, so it cannot run on several replicas.")
+        taken = setup.shared_values()["estimates"]
 
         def compute() -> Update:
             found, writes = list(estimate()), list[Write]()
             if len(found) != len(setup.parameters):
                 raise ValueError(f"{name}.observe: {len(found)} estimates for {len(setup.parameters)} variables.")
             pairs = [(p, ops.cast(c, p.dtype)) for p, c in setup.given(found)]
+            writes.append(Write(setup.shared["estimates"], taken + 1))
             for p, c in pairs:
                 new = self.curved(c, p.weight(), Slots(**p.remembered(), layout=p.layout))
                 writes += p.encoded(Gradient(c), new, setup.updates() + 1, salt=2 * p.index + 1)
             fine = ops.all(moderate([c for _, c in pairs]))
             return [kept_unless(fine, write) for write in writes], None
 
-        backend.commit_if(ops.equal(setup.updates() % self.every, 0), compute)
+        due = ops.logical_or(ops.equal(setup.updates() % self.every, 0), ops.equal(taken, 0))
+        backend.commit_if(due, compute)
         self._held.observed.add(threading.get_ident())
 
     @backend.unconverted

@@ -16,7 +16,7 @@ class SophiaG(ByCurvature):
     ĝ is the gradient of the loss on the B labels of the batch that the model itself predicts, at random
     (`kopt.Curvature`). Where h is not positive, u is the sign of m.
 
-    Slots: m, h, each like w (4 bytes/parameter).  Row-wise.
+    Slots: m, h, each like w (4 bytes/parameter), and the scalar n, of estimates.  Row-wise.
 
     Args:
         beta_1: β₁ in [0, 1), memory of the gradient.

@@ -162,6 +162,21 @@ def test_an_estimate_that_is_not_finite_is_left_out():
     np.testing.assert_allclose(optimizer.setup.parameters[0].slots["h"]["value"], 0.01, rtol=1e-6)
 
 
+def test_before_the_first_finite_estimate_adahessian_stays_and_every_update_looks():
+    optimizer, weight = kopt.AdaHessian(0.1, every=3), keras.Variable(np.ones(2), dtype="float32")
+    optimizer.build([weight])
+    calls = []
+    for estimate in (np.inf, np.nan, 4.0, 9.0):
+        optimizer.observe(lambda c=estimate: [calls.append(c) or tf.fill([2], tf.constant(c, "float32"))])
+        optimizer.apply([tf.ones(2)], [weight])
+        if len(calls) < 3:
+            np.testing.assert_array_equal(weight, 1.0)
+    assert len(calls) == 4  # updates 1, 2 and 3, for want of an estimate, and 4, one of every three
+    # two estimates count, whatever came before: v / (1 - β₂ⁿ) = 4² with n = 1, and m / (1 - β₁ᵗ) = 1
+    np.testing.assert_allclose(optimizer.setup.parameters[0].slots["v"]["value"], 0.999 * 0.016 + 0.081, rtol=1e-5)
+    np.testing.assert_allclose(weight, 1 - 0.1 / 4 - 0.1 / np.sqrt(0.096984 / (1 - 0.999**2)), rtol=1e-3)
+
+
 def test_only_every_kth_update_looks():
     calls, optimizer, weight = [], kopt.SophiaH(every=3), keras.Variable(np.ones(2))
     optimizer.build([weight])
