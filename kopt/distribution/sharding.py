@@ -122,10 +122,10 @@ def gather(rows: Any) -> tuple[Any, Any]:
 
 
 def ratio(x: Any) -> Any:
-    """Returns how many times as many rows all replicas have as this one: 1 where there is one, or outside of them.
+    """Returns how many times as many rows all replicas have as this one: 1.0 where there is one, or outside of them.
 
     A loss that is a sum over the rows of a replica, divided by what belongs to the whole batch, becomes times this what
-    `share_loss` takes: the mean over replicas, weighted by their rows, is then the sum over all.
+    `share_loss` takes: the mean over replicas, weighted by their rows, is then the sum over all. It is float64.
 
     Args:
         x: inputs of a model, of which the first axis are the rows.
@@ -134,7 +134,7 @@ def ratio(x: Any) -> Any:
 
     if tf.distribute.in_cross_replica_context() or tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return 1.0
-    rows = tf.cast(tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0], tf.float32)
+    rows = tf.cast(tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0], tf.float64)
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, rows) / rows
 
 

@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 from workers import fit, problem
 
+import kopt
 from kopt import checkpoint, distribution
+from recipes.mnist import build
 
 
 def rows(strategy, data):
@@ -53,6 +55,25 @@ def test_two_replicas_are_one(two_devices, case):
     np.testing.assert_allclose(weights, plain, rtol=0, atol=2e-6)
     for name, values in expected.items():
         np.testing.assert_allclose(history[name], values, rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_network_with_normalization_trains_as_on_one_device_but_for_rounding(two_devices):
+    """In float32 it does so for a step: rounding decides which units at zero are active, and those decide the rest."""
+    keras.config.set_floatx("float64")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (200, 28, 28), "uint8"), rng.integers(0, 10, 200)
+    found = []
+    for strategy in (tf.distribute.get_strategy(), two_devices):
+        with strategy.scope():
+            keras.utils.set_random_seed(1)
+            model = build("cnn", 0.0, several=strategy is two_devices)
+            model.compile(kopt.Momentum(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distribution.share_loss(model)
+        data = checkpoint.ShuffledBatches(x, y, batch_size=33, seed=3)
+        model.fit(distribution.shard(data, strategy), epochs=2, shuffle=False, verbose=0)
+        found.append(np.concatenate([np.ravel(w) for w in model.get_weights()]))
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
 
 
 def test_a_share_of_the_loss_is_a_weight_of_its_gradient(two_devices):

@@ -137,7 +137,7 @@ class Retriever(Recommender):
         """
         logits, own, weights, total = y_pred
         loss = ops.sum((ops.logsumexp(logits, -1) - own) * weights) / ops.maximum(total, 1)
-        return loss if x is None else loss * ratio(x)
+        return loss if x is None else loss * ops.cast(ratio(x), loss.dtype)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Returns only the loss: ranks are measured among all items, by a callback."""
