@@ -151,7 +151,7 @@ def prepared(row: Row, rate: float, decay: float, seed: int) -> tuple[keras.Mode
 
 
 def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, steps: int = STEPS) -> dict[str, Any]:
-    """Trains once; returns the losses on what is held out, and what the state takes."""
+    """Trains until the target is reached; returns the losses on what is held out, and what the state takes."""
     learnt, held_out = parts(known)
     net, optimizer, step = prepared(row, rate, decay, seed)
     average = kopt.AveragedWeights() if hasattr(optimizer, "averages") else None
@@ -173,7 +173,7 @@ def train(row: Row, rate: float, decay: float, seed: int, known: np.ndarray, ste
         loss = float(step(ops.convert_to_tensor(learnt[rng.integers(len(learnt), size=BATCH)])))
         if i % EVERY == 0:
             losses.append((i, held_out_loss()))
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or losses[-1][1] <= TARGET:
             break
     parameters = sum(math.prod(v.shape) for v in net.trainable_variables)
     return {"losses": losses, "bytes": kopt.state_bytes(optimizer, net) / parameters, "parameters": parameters}

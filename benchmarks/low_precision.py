@@ -1,8 +1,9 @@
-"""Compares Adam with its state in int8 to Adam in float32: at the end of trainings, and beside bitsandbytes.
+"""Compares Adam with few bits to Adam in float32: at the end of trainings, and beside bitsandbytes.
 
-    python -m benchmarks.eight_bits [--data mnist5k] [--epochs 10] [--seeds 3] [--write]
+    python -m benchmarks.low_precision [--data mnist5k] [--epochs 10] [--seeds 3] [--write]
 
-The recipe `mnist` trains its cnn with both, from the same seeds. Then both, and `AdamW8bit` of bitsandbytes if
+The recipe `mnist` trains its cnn from the same seeds: in float32, with the state of Adam in int8, and with all of the
+model in bfloat16, by Kahan's sums or rounding to the nearest. Then Adam in float32 and int8, and `AdamW8bit` if
 `pip install bitsandbytes==0.50.1 torch==2.13.0` put it there, take one sequence of gradients: those of a weight of
 1,024 × 1,024 have a mean of their own for each element, from 1e-4 to 1, and noise as large. What is told is how far the
 weight ends from where float32 takes it, in units of the way, and the time of a step in units of float32's.
@@ -27,16 +28,22 @@ import numpy as np
 
 from benchmarks import _turns
 
+TRAININGS = {
+    "float32": "",
+    "int8 state": "--opt state_dtype=int8",
+    "bfloat16, Kahan": "--precision bfloat16",
+    "bfloat16, nearest": "--precision bfloat16 --opt rounding=nearest",
+}
 STATES = ("float32", "int8")
 SIDE, STEPS, RATE = 1024, 100, 1e-3
 Step = Callable[[np.ndarray], np.ndarray]
 """Takes a gradient; returns the weight after it."""
 
 
-def trained(state: str, seed: int, data: str, epochs: int) -> dict[str, Any]:
+def trained(how: str, seed: int, data: str, epochs: int) -> dict[str, Any]:
     """Returns the metrics of a run of the recipe."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = f"--optimizer adam --opt state_dtype={state} --data {data} --epochs {epochs} --seed {seed}"
+        flags = f"--optimizer adam {TRAININGS[how]} --data {data} --epochs {epochs} --seed {seed}"
         place = f"--progress none --track none --save-every {epochs} --output-dir {folder}/run"
         command = [sys.executable, "-m", "recipes.mnist", *flags.split(), *place.split()]
         subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
@@ -45,15 +52,15 @@ def trained(state: str, seed: int, data: str, epochs: int) -> dict[str, Any]:
 
 def ends(data: str, epochs: int, seeds: int) -> list[str]:
     """Returns the test accuracies of all trainings as lines of Markdown."""
-    lines = ["| seed | float32, % | int8, % | difference, points |", "|---|---:|---:|---:|"]
-    found: list[tuple[float, ...]] = []
+    lines = [f"| test accuracy, % | {' | '.join(TRAININGS)} |", "|---|" + "---:|" * len(TRAININGS)]
+    found: list[list[float]] = []
     for seed in range(seeds):
-        metrics = [trained(state, seed, data, epochs) for state in STATES]
-        found.append(tuple(100 * m["test_accuracy"] for m in metrics))
-        lines.append(f"| {seed} | {found[-1][0]:.2f} | {found[-1][1]:.2f} | {found[-1][1] - found[-1][0]:+.2f} |")
+        found.append([100 * trained(how, seed, data, epochs)["test_accuracy"] for how in TRAININGS])
+        lines.append(f"| seed {seed} | {' | '.join(f'{x:.2f}' for x in found[-1])} |")
         print(lines[-1], flush=True)
     means = [statistics.mean(column) for column in zip(*found, strict=True)]
-    return [*lines, f"| mean | {means[0]:.2f} | {means[1]:.2f} | {means[1] - means[0]:+.2f} |"]
+    lines.append(f"| mean | {' | '.join(f'{x:.2f}' for x in means)} |")
+    return [*lines, f"| difference, points | | {' | '.join(f'{x - means[0]:+.2f}' for x in means[1:])} |"]
 
 
 def tape() -> tuple[np.ndarray, list[np.ndarray]]:
@@ -131,7 +138,7 @@ def main() -> None:
     lines += ["", f"{scope}; {_turns.machine('Keras', 'TensorFlow')}"]
     print("\n".join(lines))
     if given.write:
-        _turns.insert("\n".join(lines), "eight bits")
+        _turns.insert("\n".join(lines), "low-precision")
 
 
 if __name__ == "__main__":
