@@ -55,6 +55,7 @@ def network(count: int) -> Iterator[list[Host]]:
         yield hosts
     finally:
         for host in hosts:
+            _ip("link", "delete", host.cable, check=False)  # a namespace lives on until its last process has ended
             _ip("netns", "delete", host.name, check=False)
         _ip("link", "delete", bridge, check=False)
 

@@ -19,6 +19,7 @@ from benchmarks import _hosts
 from benchmarks.same_result import KOPT
 
 TRAINING = "mnist --data digits --model mlp --epochs 100000 --save-every 20s --track none --progress none"
+HOW = ["SIGKILL", "cable cut", "never started"]
 START, LONGEST = 20, 120
 """Seconds in which all must have come, and until a worker that does not end is killed."""
 
@@ -55,9 +56,10 @@ def lose(how: str, workers: int, folder: Path) -> tuple[float, list[int], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--how", nargs="+", choices=HOW, default=HOW)
     given = parser.parse_args()
     print("| the last worker | seconds | exit codes of the others | worker 0 says |\n|---|---:|---|---|")
-    for how in ("SIGKILL", "cable cut", "never started"):
+    for how in given.how:
         with tempfile.TemporaryDirectory() as folder:
             seconds, codes, line = lose(how, given.workers, Path(folder))
         print(f"| {how} | {seconds:.1f} | {' '.join(map(str, codes))} | {line} |", flush=True)
