@@ -22,14 +22,16 @@ from benchmarks import _hosts
 
 KOPT = [sys.executable, "-W", "ignore", "-m", "kopt"]
 SMALL = "--max-train-examples 96 --max-eval-examples 32 --max-length 32 --batch-size 16 --epochs 1"
+SMOOTH = "--optimizer momentum --learning-rate 0.1"
+"""Adam divides by the size of a gradient, also where that is rounding."""
 COMMANDS = [
     "mnist --data digits --model mlp --dropout 0 --epochs 2",
     f"text_classification --dropout 0 --backbone-dropout 0 {SMALL} --method lora",
     f"text_classification --dropout 0 --backbone-dropout 0 {SMALL} --method head",
-    "recommendation --task rating --no-refit --epochs 1 --max-steps 20",
-    "recommendation --task retrieval --model mf --no-refit --epochs 1 --max-steps 20",
-    "recommendation --task retrieval --no-refit --epochs 1 --max-steps 20",
-    "recommendation --task sequential --no-refit --epochs 1 --max-steps 20",
+    "recommendation --dropout 0 --task rating --no-refit --epochs 1 --max-steps 20",
+    "recommendation --dropout 0 --task retrieval --model mf --no-refit --epochs 1 --max-steps 20",
+    f"recommendation --dropout 0 --task retrieval --no-refit --epochs 1 --max-steps 20 {SMOOTH}",
+    f"recommendation --dropout 0 --task sequential --no-refit --epochs 1 --max-steps 20 {SMOOTH}",
 ]
 LOSSES = ("validation_loss", "test_loss", "test_rmse", "test_ndcg_at_10")
 
