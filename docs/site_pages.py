@@ -1,0 +1,294 @@
+"""The pages of the site that are made when it is built: optimizers, adapters, schedules, papers, examples, the API.
+
+A page of a rule says what its docstring says, and what the committed tables have measured of it. Nothing of these pages
+is committed: `site_hook.py` gives them to MkDocs.
+"""
+
+import ast
+import functools
+import inspect
+import pathlib
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import kopt
+from kopt import catalogue
+from kopt.declare import Field
+from kopt.declare.described import SECTION, own_arguments
+from kopt.declare.fields import REQUIRED, as_code
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = (kopt, kopt.peft, kopt.schedules, kopt.checkpoint, kopt.distribution, kopt.tensorboard, kopt.declare)
+"""What has a page in the API reference, in the order of the reading."""
+FOLDERS = {"optimizer": "optimizers", "adapter": "adapters", "schedule": "schedules"}
+INDENT = "    "
+
+
+def made() -> dict[str, str | bytes]:
+    """Returns the pages and pictures by their path in the site."""
+    found: dict[str, str | bytes] = {}
+    for family, folder in FOLDERS.items():
+        for cls in catalogue.classes(family).values():
+            found[f"{folder}/{cls.__name__}.md"] = page(family, cls)
+            if family == "schedule":
+                found[f"{folder}/{cls.__name__}.png"] = curve(cls)
+    found |= {f"api/{module.__name__}.md": api_page(module) for module in MODULES}
+    return found | {"papers.md": papers(), "examples.md": examples()}
+
+
+def names_of(module: ModuleType) -> list[str]:
+    """Returns the public names of a module: what its facade exports, without the modules in it."""
+    return sorted(name for name in exported(module) if not inspect.ismodule(getattr(module, name)))
+
+
+def exported(module: ModuleType) -> set[str]:
+    """Returns the names that the file of a module imports by `from ... import name as name`."""
+    parts = ast.walk(ast.parse(inspect.getsource(module)))
+    return {alias.asname for part in parts if isinstance(part, ast.ImportFrom) for alias in part.names if alias.asname}
+
+
+@functools.cache
+def catalogued() -> dict[str, str]:
+    """Returns the page of every class of the registries by its public name, `kopt.peft.LoRA`."""
+    return {
+        f"{catalogue.FAMILIES[family][2]}.{cls.__name__}": f"{folder}/{cls.__name__}.md"
+        for family, folder in FOLDERS.items()
+        for cls in catalogue.classes(family).values()
+    }
+
+
+# ------------------------------------------------------------------------------------------------- one class
+
+
+def page(family: str, cls: Any) -> str:
+    """Returns the page of an optimizer, an adapter or a schedule."""
+    _, base, module = catalogue.FAMILIES[family]
+    doc = inspect.cleandoc(cls.__doc__)
+    head, tail = SECTION.split(doc)[0], SECTION.split(doc)[-1] if SECTION.search(doc) else ""
+    first, _, rest = head.partition("\n")
+    own = [field for field in cls.fields.values() if field.name not in base.fields]
+    shared = [field for field in cls.fields.values() if field.name in base.fields]
+    changed = [field for field in shared if as_code(field.default) != as_code(base.fields[field.name].default)]
+    parts = [
+        f"# {cls.__name__} {{ #{module}.{cls.__name__} }}",
+        linked(first if family == "schedule" else catalogue.about(cls) + ".", cls),
+        f"```python\n{signature(module, cls, [*changed, *own])}\n```",
+        linked(rest, cls),
+        *built_on(cls, head, base),
+    ]
+    if family == "schedule":
+        parts.append(f"![{cls.__name__}: the learning rate over the updates]({cls.__name__}.png)\n\n{drawn(cls)}")
+    if own or changed:
+        described = own_arguments(cls.__doc__)
+        parts.append("## Arguments\n\n" + arguments([*changed, *own], described))
+    name = f"{module}.{base.__name__}" if family != "schedule" else "kopt.schedules.schedule.Schedule"
+    above, folder = f"[`{base.__name__}`][{name}]", FOLDERS[family]
+    if family == "schedule":
+        parts.append(f"The arguments of every schedule are those of {above}.")
+    else:
+        others = ", ".join(f"`{field.name}`" for field in shared if field not in changed and field.name != "name")
+        parts.append(f"As in every {family}: {others}. {above} describes them.")
+    parts += notes(linked(tail, cls))
+    if family == "optimizer":
+        parts.append("## Facts\n\n" + facts(cls))
+    if family == "adapter":
+        known = f"`{cls.peft_type}`, read and written" if cls.in_peft else "none: `peft` has no such method"
+        merges = "yes" if cls.mergeable else "no, there is no kernel to merge it into"
+        parts.append(f"## Facts\n\n| | |\n|---|---|\n| can be merged | {merges} |\n| file of `peft` | {known} |")
+    parts.append(f"`kopt info {cls.__name__.lower()}` prints this page's text in a terminal; "
+                 f"[all {folder}](../{folder}.md).")  # fmt: skip
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def linked(text: str, cls: Any) -> str:
+    """Returns the prose of a docstring with links to the pages of the classes that it names."""
+    pages = {name.rpartition(".")[2]: path for name, path in catalogued().items()}
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1]
+        here = name == cls.__name__ or name not in pages
+        return match[0] if here else f"[`{name}`](../{pages[name]})"
+
+    lines = (line if line.startswith(INDENT) else re.sub(r"`(\w+)`", link, line) for line in text.split("\n"))
+    return arxiv("\n".join(lines))
+
+
+def arxiv(text: str) -> str:
+    """Returns a text with links to papers."""
+    text = re.sub(r"(?<!\[)arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"(?<!\[)doi:(10\.[^\s;,]+[^\s;,.])", r"[doi:\1](https://doi.org/\1)", text)
+    return re.sub(r"(?<![/\w])((?:[\w-]+\.)+(?:org|net|press|com)/[^\s;,)]+[^\s;,.)])", r"[\1](https://\1)", text)
+
+
+def built_on(cls: Any, head: str, base: Any) -> Iterator[str]:
+    """Yields the equations of the classes that the text is built on, as `Adam` for `AdamW`."""
+    for above in cls.__mro__[1:]:
+        if f"`{above.__name__}`" in head and above not in base.__mro__:
+            text = SECTION.split(inspect.cleandoc(above.__doc__))[0].partition("\n")[2]
+            equations = "\n".join(line for line in text.split("\n") if line.startswith(INDENT))
+            if equations:
+                yield f"With the equations of {linked(f'`{above.__name__}`', cls)}:\n\n{equations}"
+
+
+def signature(module: str, cls: Any, fields: list[Field]) -> str:
+    """Returns the call that makes it, with the defaults."""
+    words = [f.name if f.default is REQUIRED else f"{f.name}={as_code(f.default)}" for f in fields]
+    call = f"{module}.{cls.__name__}({', '.join(words)})"
+    if len(call) <= 100:
+        return call
+    inner = "\n".join(f"{INDENT}{word}," for word in words)
+    return f"{module}.{cls.__name__}(\n{inner}\n)"
+
+
+def arguments(fields: list[Field], described: Mapping[str, str]) -> str:
+    """Returns a table of arguments: name, what it can be, default, meaning."""
+    lines = ["| argument | can be | default | |", "|---|---|---|---|"]
+    for field in fields:
+        default = "required" if field.default is REQUIRED else f"`{as_code(field.default)}`"
+        text = re.sub(rf"^{field.name}: ", "", described[field.name])
+        cells = (f"`{field.name}`", catalogue.kind_of(field) or "see there", default, text)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def notes(tail: str) -> Iterator[str]:
+    """Yields what stands behind the arguments in a docstring: a paragraph for each sentence that opens with a label."""
+    text = re.sub(r"\n(?=(?:Differs|Agrees|Raises|Reference|Reads|With)\b)", "\n\n", tail.strip("\n"))
+    text = re.sub(r"^Raises:\n((?: +.*\n?)+)", _raises, text, flags=re.MULTILINE)
+    yield re.sub(r"^(Differs from|Agrees with|Reference:|Raises)", r"**\1**", text, flags=re.MULTILINE)
+
+
+def _raises(match: re.Match[str]) -> str:
+    return "Raises " + "; ".join(
+        f"`{error}`: {text}" for error, text in re.findall(r"(\w+Error): (.*)", _joined(match[1]))
+    ) + "\n"  # fmt: skip
+
+
+def _joined(lines: str) -> str:
+    """Returns entries of a section, each on one line."""
+    return re.sub(r"\n {5,}", " ", textwrap.indent(inspect.cleandoc("\n" + lines), ""))
+
+
+# ------------------------------------------------------------------------------------------------- facts
+
+
+def facts(cls: Any) -> str:
+    """Returns the memory, the cost and the parity of an optimizer, from the registry and the committed tables."""
+    optimizer = cls()
+    rows = {
+        "slots": ", ".join(f"`{name}`" for name in catalogue.slots_of(optimizer)) or "none",
+        "state": f"{catalogue.state_bytes(optimizer):.2g} bytes for each float32 parameter, with the defaults",
+        "embeddings": "only the rows that a batch read are updated" if optimizer.row_wise else "every row is updated",
+    }
+    if optimizer.scale_free:
+        rows["scale"] = "multiplying all gradients by one number changes nothing"
+    if name := costs().get(cls.__name__):
+        rows["a step"] = f"{name} × that of `Adam` ([python -m benchmarks.rules](../benchmarks.md#every-rule))"
+    rows |= parity(cls.__name__)
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+@functools.cache
+def costs() -> dict[str, str]:
+    """Returns what a step of each rule costs beside `Adam`, as benchmarks/README.md has it."""
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- rules -->")[1].split("<!-- /rules -->")[0]
+    return dict(re.findall(r"\| `(\w+)` \| ([\d.]+) \|", table))
+
+
+def parity(name: str) -> dict[str, str]:
+    """Returns how far a rule is from its reference and its peer, as docs/parity.md has it."""
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \|(.*)\|$", text, re.MULTILINE)
+    if not row:
+        return {}
+    _, plain, decayed, peer, beside, beside_decayed, remark = (cell.strip() for cell in row[1].split("|"))
+    page = "[parity](../parity.md)"
+    found = {"beside its float64 reference": f"{plain} in float32, with decay {decayed} ({page})"}
+    if peer:
+        found[f"beside {peer}"] = f"{beside or '-'}, with decay {beside_decayed or '-'}"
+    return found | ({"remark": remark} if remark else {})
+
+
+# ------------------------------------------------------------------------------------------------- schedules
+
+
+STEPS = 1000
+EXAMPLES = {"Cyclical": {"steps": 250}, "default": {"steps": STEPS, "warmup": 100}}
+
+
+def example(cls: Any) -> dict[str, Any]:
+    """Returns arguments that show what a schedule does."""
+    known = EXAMPLES.get(cls.__name__, EXAMPLES["default"])
+    return {name: value for name, value in known.items() if name in cls.fields}
+
+
+def drawn(cls: Any) -> str:
+    """Returns the code that draws the curve of a schedule."""
+    words = ", ".join(f"{name}={value}" for name, value in example(cls).items())
+    return f'```python\nkopt.schedules.{cls.__name__}(1e-3, {words}).plot("{cls.__name__}.png")\n```'
+
+
+def curve(cls: Any) -> bytes:
+    """Returns the picture of a schedule, a PNG file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "curve.png")
+        cls(1e-3, **example(cls)).plot(path)
+        return path.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- lists
+
+
+def api_page(module: ModuleType) -> str:
+    """Returns the reference of a module: links for what has a page of its own, the documentation of the rest."""
+    name = module.__name__
+    parts = [f"# {name} {{ #{name} }}", str(inspect.getdoc(module)), f"```python\n{_import(name)}\n```"]
+    own, listed = [], []
+    for public in names_of(module):
+        full = f"{name}.{public}"
+        if full in catalogued():
+            listed.append(f"[`{public}`](../{catalogued()[full]})")
+        else:
+            own.append(full)
+    if listed:
+        parts.append("## With a page of their own\n\n" + ", ".join(listed))
+    elsewhere = [getattr(kopt, n).__name__ for n in exported(module) if inspect.ismodule(getattr(module, n))]
+    if elsewhere:
+        parts.append("Modules: " + ", ".join(f"[`{other}`]({other}.md)" for other in sorted(elsewhere)))
+    if module is kopt.schedules:
+        own.append("kopt.schedules.schedule.Schedule")
+    options = "    options:\n      heading_level: 2"
+    return "\n\n".join([*parts, *(f"::: {full}\n{options}" for full in own)]) + "\n"
+
+
+def _import(name: str) -> str:
+    package, _, last = name.rpartition(".")
+    return f"from {package} import {last}" if package else f"import {name}"
+
+
+def papers() -> str:
+    """Returns every paper that a docstring refers to, with what was written from it."""
+    lines = ["# Papers", "What kopt is written from: the references of its docstrings.", ""]
+    for family, folder in FOLDERS.items():
+        lines += ["", f"## {folder.capitalize()}", "", f"| {family} | reference |", "|---|---|"]
+        for cls in catalogue.classes(family).values():
+            link = f"[`{cls.__name__}`]({folder}/{cls.__name__}.md)"
+            lines.append(f"| {link} | {arxiv(catalogue.reference(cls))} |".replace("\n", " "))
+    return "\n".join(lines) + "\n"
+
+
+def examples() -> str:
+    """Returns the scripts in examples/, each with its first line as heading."""
+    parts = ["# Examples", "Each is a file in `examples/` that runs as it is, on data that need no network."]
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        doc = str(ast.get_docstring(ast.parse(code)))
+        first, _, rest = doc.partition("\n")
+        body = code.split('"""', 2)[2].strip("\n")
+        parts += [f"## {first.rstrip('.')}", rest.strip("\n"), f"```python\n{body}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
