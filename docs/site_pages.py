@@ -72,7 +72,7 @@ def page(family: str, cls: Any) -> str:
     first, _, rest = head.partition("\n")
     own = [field for field in cls.fields.values() if field.name not in base.fields]
     shared = [field for field in cls.fields.values() if field.name in base.fields]
-    changed = [field for field in shared if as_code(field.default) != as_code(base.fields[field.name].default)]
+    changed = [field for field in shared if field.name == "learning_rate" or has_changed(field, base)]
     parts = [
         f"# {cls.__name__} {{ #{module}.{cls.__name__} }}",
         linked(first if family == "schedule" else catalogue.about(cls) + ".", cls),
@@ -102,6 +102,11 @@ def page(family: str, cls: Any) -> str:
     parts.append(f"`kopt info {cls.__name__.lower()}` prints this page's text in a terminal; "
                  f"[all {folder}](../{folder}.md).")  # fmt: skip
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def has_changed(field: Field, base: Any) -> bool:
+    """Returns whether a class has another default for an argument of its base."""
+    return as_code(field.default) != as_code(base.fields[field.name].default)
 
 
 def linked(text: str, cls: Any) -> str:

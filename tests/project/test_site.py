@@ -46,7 +46,8 @@ def test_the_page_of_a_rule_has_what_the_docstring_and_the_tables_have(name):
     ("text", "source", "expected"),
     [
         ("[a](docs/peft.md#x)", "README.md", "[a](peft.md#x)"),
-        ("![a](docs/a.png)", "README.md", "![a](a.png)"),
+        ("![a](docs/tensorboard-scalars.png)", "README.md", "![a](tensorboard-scalars.png)"),
+        ("[a](docs/nowhere.md)", "README.md", "a"),
         ("[a](../../recipes/README.md)", "docs/decisions/0001.md", "[a](../recipes.md)"),
         ("[`a`](../kopt/peft/adapter.py)", "docs/peft.md", "`a`"),
         ("[a](names/)", "docs/peft.md", "a"),
