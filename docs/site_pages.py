@@ -155,7 +155,7 @@ def arguments(fields: list[Field], described: Mapping[str, str]) -> str:
     for field in fields:
         default = "required" if field.default is REQUIRED else f"`{as_code(field.default)}`"
         text = re.sub(rf"^{field.name}: ", "", described[field.name])
-        cells = (f"`{field.name}`", catalogue.kind_of(field) or "see there", default, text)
+        cells = (f"`{field.name}`", catalogue.kind_of(field) or "as described", default, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
