@@ -75,6 +75,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Returns a page without the marks of generated parts, and with links as the site needs them."""
     path = page.file.src_uri
+    if path == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     if page.file.generated_by and path not in ELSEWHERE:
         return markdown
     source = ELSEWHERE.get(path, f"docs/{path}")
