@@ -73,10 +73,11 @@ def page(family: str, cls: Any) -> str:
     own = [field for field in cls.fields.values() if field.name not in base.fields]
     shared = [field for field in cls.fields.values() if field.name in base.fields]
     changed = [field for field in shared if field.name == "learning_rate" or has_changed(field, base)]
+    shown = sorted([*changed, *own], key=lambda field: field.name not in cls.leading)
     parts = [
         f"# {cls.__name__} {{ #{module}.{cls.__name__} }}",
         linked(first if family == "schedule" else catalogue.about(cls) + ".", cls),
-        f"```python\n{signature(module, cls, [*changed, *own])}\n```",
+        f"```python\n{signature(module, cls, shown)}\n```",
         linked(rest, cls),
         *built_on(cls, head, base),
     ]
@@ -84,7 +85,7 @@ def page(family: str, cls: Any) -> str:
         parts.append(f"![{cls.__name__}: the learning rate over the updates]({cls.__name__}.png)\n\n{drawn(cls)}")
     if own or changed:
         described = own_arguments(cls.__doc__)
-        parts.append("## Arguments\n\n" + arguments([*changed, *own], described))
+        parts.append("## Arguments\n\n" + arguments(shown, described))
     name = f"{module}.{base.__name__}" if family != "schedule" else "kopt.schedules.schedule.Schedule"
     above, folder = f"[`{base.__name__}`][{name}]", FOLDERS[family]
     if family == "schedule":
@@ -126,7 +127,7 @@ def arxiv(text: str) -> str:
     """Returns a text with links to papers."""
     text = re.sub(r"(?<!\[)arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     text = re.sub(r"(?<!\[)doi:(10\.[^\s;,]+[^\s;,.])", r"[doi:\1](https://doi.org/\1)", text)
-    return re.sub(r"(?<![/\w])((?:[\w-]+\.)+(?:org|net|press|com)/[^\s;,)]+[^\s;,.)])", r"[\1](https://\1)", text)
+    return re.sub(r"(?<![/\w])((?:[\w-]+\.)+(?:org|net|press|com|io)/[^\s;,)]+[^\s;,.)])", r"[\1](https://\1)", text)
 
 
 def built_on(cls: Any, head: str, base: Any) -> Iterator[str]:

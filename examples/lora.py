@@ -23,14 +23,14 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 hidden = [keras.layers.Dense(256, "relu", name=f"hidden_{i}") for i in range(2)]
 model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10, name="head")])
 model.compile(kopt.AdamW(1e-3), loss, metrics=["accuracy"])
-model.fit(upright[train], labels[train], epochs=8, verbose=0)
+model.fit(upright[train], labels[train], epochs=12, verbose=0)
 print(f"the base:             upright {accuracy(upright):.3f}, turned {accuracy(turned):.3f}")
 before = model.predict(upright, verbose=0)
 
 peft.get_peft_model(model, peft.LoRA(r=8, lora_alpha=16, target_modules="all-linear"))
 peft.print_trainable_parameters(model)
 model.compile(kopt.AdamW(5e-3, multipliers=peft.lora_plus(4)), loss, metrics=["accuracy"])
-model.fit(turned[train], labels[train], epochs=8, verbose=0)
+model.fit(turned[train], labels[train], epochs=20, verbose=0)
 print(f"with the adapter on:  turned {accuracy(turned):.3f}")
 
 with peft.disable_adapter(model):
