@@ -10,7 +10,6 @@ import inspect
 import pathlib
 import re
 import tempfile
-import textwrap
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -67,47 +66,38 @@ def catalogued() -> dict[str, str]:
 def page(family: str, cls: Any) -> str:
     """Returns the page of an optimizer, an adapter or a schedule."""
     _, base, module = catalogue.FAMILIES[family]
-    doc = inspect.cleandoc(cls.__doc__)
-    head, tail = SECTION.split(doc)[0], SECTION.split(doc)[-1] if SECTION.search(doc) else ""
+    parts = SECTION.split(inspect.cleandoc(cls.__doc__))
+    head, tail = parts[0], parts[-1] if len(parts) > 1 else ""
     first, _, rest = head.partition("\n")
-    own = [field for field in cls.fields.values() if field.name not in base.fields]
-    shared = [field for field in cls.fields.values() if field.name in base.fields]
-    changed = [field for field in shared if field.name == "learning_rate" or has_changed(field, base)]
-    shown = sorted([*changed, *own], key=lambda field: field.name not in cls.leading)
-    parts = [
+    own = [f for f in cls.fields.values() if f.name not in base.fields or is_of_interest(f, base)]
+    own.sort(key=lambda field: field.name not in cls.leading)
+    sections = [
         f"# {cls.__name__} {{ #{module}.{cls.__name__} }}",
-        linked(first if family == "schedule" else catalogue.about(cls) + ".", cls),
-        f"```python\n{signature(module, cls, shown)}\n```",
+        linked(first if family == "schedule" else f"{catalogue.about(cls)}.", cls),
+        f"```python\n{signature(module, cls, own)}\n```",
         linked(rest, cls),
         *built_on(cls, head, base),
+        drawn(cls) if family == "schedule" else "",
+        f"## Arguments\n\n{arguments(own, own_arguments(cls.__doc__))}" if own else "",
+        inherited(family, cls, own),
+        notes(linked(tail, cls)),
+        f"## Facts\n\n{facts(family, cls)}" if family != "schedule" else "",
+        f"`kopt info {cls.__name__.lower()}` prints this text in a terminal; [all {family}s](../{FOLDERS[family]}.md).",
     ]
-    if family == "schedule":
-        parts.append(f"![{cls.__name__}: the learning rate over the updates]({cls.__name__}.png)\n\n{drawn(cls)}")
-    if own or changed:
-        described = own_arguments(cls.__doc__)
-        parts.append("## Arguments\n\n" + arguments(shown, described))
-    name = f"{module}.{base.__name__}" if family != "schedule" else "kopt.schedules.schedule.Schedule"
-    above, folder = f"[`{base.__name__}`][{name}]", FOLDERS[family]
-    if family == "schedule":
-        parts.append(f"The arguments of every schedule are those of {above}.")
-    else:
-        others = ", ".join(f"`{field.name}`" for field in shared if field not in changed and field.name != "name")
-        parts.append(f"As in every {family}: {others}. {above} describes them.")
-    parts += notes(linked(tail, cls))
-    if family == "optimizer":
-        parts.append("## Facts\n\n" + facts(cls))
-    if family == "adapter":
-        known = f"`{cls.peft_type}`, read and written" if cls.in_peft else "none: `peft` has no such method"
-        merges = "yes" if cls.mergeable else "no, there is no kernel to merge it into"
-        parts.append(f"## Facts\n\n| | |\n|---|---|\n| can be merged | {merges} |\n| file of `peft` | {known} |")
-    parts.append(f"`kopt info {cls.__name__.lower()}` prints this page's text in a terminal; "
-                 f"[all {folder}](../{folder}.md).")  # fmt: skip
-    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+    return "\n\n".join(section.strip("\n") for section in sections if section.strip()) + "\n"
 
 
-def has_changed(field: Field, base: Any) -> bool:
-    """Returns whether a class has another default for an argument of its base."""
-    return as_code(field.default) != as_code(base.fields[field.name].default)
+def is_of_interest(field: Field, base: Any) -> bool:
+    """Returns whether an argument of the base is shown: the rate, and what has another default."""
+    return field.name == "learning_rate" or as_code(field.default) != as_code(base.fields[field.name].default)
+
+
+def inherited(family: str, cls: Any, shown: list[Field]) -> str:
+    """Returns the sentence on the arguments of the base."""
+    _, base, module = catalogue.FAMILIES[family]
+    place = f"{module}.{base.__name__}" if family != "schedule" else f"{base.__module__}.{base.__name__}"
+    names = [f"`{name}`" for name in base.fields if name != "name" and name not in [field.name for field in shown]]
+    return f"As in every {family}: {', '.join(names)}. [`{base.__name__}`][{place}] describes them."
 
 
 def linked(text: str, cls: Any) -> str:
@@ -161,28 +151,35 @@ def arguments(fields: list[Field], described: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def notes(tail: str) -> Iterator[str]:
-    """Yields what stands behind the arguments in a docstring: a paragraph for each sentence that opens with a label."""
-    text = re.sub(r"\n(?=(?:Differs|Agrees|Raises|Reference|Reads|With)\b)", "\n\n", tail.strip("\n"))
-    text = re.sub(r"^Raises:\n((?: +.*\n?)+)", _raises, text, flags=re.MULTILINE)
-    yield re.sub(r"^(Differs from|Agrees with|Reference:|Raises)", r"**\1**", text, flags=re.MULTILINE)
-
-
-def _raises(match: re.Match[str]) -> str:
-    return "Raises " + "; ".join(
-        f"`{error}`: {text}" for error, text in re.findall(r"(\w+Error): (.*)", _joined(match[1]))
-    ) + "\n"  # fmt: skip
-
-
-def _joined(lines: str) -> str:
-    """Returns entries of a section, each on one line."""
-    return re.sub(r"\n {5,}", " ", textwrap.indent(inspect.cleandoc("\n" + lines), ""))
+def notes(tail: str) -> str:
+    """Returns what stands behind the arguments in a docstring, with a paragraph for each label."""
+    errors = re.search(r"^Raises:\n((?: +.*\n?)+)", tail, re.MULTILINE)
+    if errors:
+        entries = own_arguments(f"Args:\n{errors[1]}").items()  # of the same form
+        said = "; ".join(f"`{error}`, {text.rstrip('.')}" for error, text in entries)
+        tail = tail.replace(errors[0], f"\nRaises {said}.\n")
+    tail = re.sub(r"\n(?=(?:Differs|Agrees|Raises|Reference|Reads|With)\b)", "\n\n", tail)
+    return re.sub(r"^(Differs from|Agrees with|Reference:|Raises)", r"**\1**", tail, flags=re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------------- facts
 
 
-def facts(cls: Any) -> str:
+def facts(family: str, cls: Any) -> str:
+    """Returns a table of what is known about a class beside its docstring."""
+    rows = of_optimizer(cls) if family == "optimizer" else of_adapter(cls)
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def of_adapter(cls: Any) -> dict[str, str]:
+    """Returns what can be done with an adapter."""
+    return {
+        "can be merged": "yes" if cls.mergeable else "no, there is no kernel to merge it into",
+        "file of `peft`": f"`{cls.peft_type}`, read and written" if cls.in_peft else "none: `peft` has no such method",
+    }
+
+
+def of_optimizer(cls: Any) -> dict[str, str]:
     """Returns the memory, the cost and the parity of an optimizer, from the registry and the committed tables."""
     optimizer = cls()
     rows = {
@@ -192,10 +189,9 @@ def facts(cls: Any) -> str:
     }
     if optimizer.scale_free:
         rows["scale"] = "multiplying all gradients by one number changes nothing"
-    if name := costs().get(cls.__name__):
-        rows["a step"] = f"{name} × that of `Adam` ([python -m benchmarks.rules](../benchmarks.md#every-rule))"
-    rows |= parity(cls.__name__)
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    if cost := costs().get(cls.__name__):
+        rows["a step"] = f"{cost} × that of `Adam` ([python -m benchmarks.rules](../benchmarks.md#every-rule))"
+    return rows | parity(cls.__name__)
 
 
 @functools.cache
@@ -234,9 +230,10 @@ def example(cls: Any) -> dict[str, Any]:
 
 
 def drawn(cls: Any) -> str:
-    """Returns the code that draws the curve of a schedule."""
-    words = ", ".join(f"{name}={value}" for name, value in example(cls).items())
-    return f'```python\nkopt.schedules.{cls.__name__}(1e-3, {words}).plot("{cls.__name__}.png")\n```'
+    """Returns the curve of a schedule, and the code that draws it."""
+    name, words = cls.__name__, ", ".join(f"{name}={value}" for name, value in example(cls).items())
+    code = f'```python\nkopt.schedules.{name}(1e-3, {words}).plot("{name}.png")\n```'
+    return f"![{name}: the learning rate over the updates]({name}.png)\n\n{code}"
 
 
 def curve(cls: Any) -> bytes:
