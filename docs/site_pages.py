@@ -69,7 +69,7 @@ def page(family: str, cls: Any) -> str:
     parts = SECTION.split(inspect.cleandoc(cls.__doc__))
     head, tail = parts[0], parts[-1] if len(parts) > 1 else ""
     first, _, rest = head.partition("\n")
-    own = [f for f in cls.fields.values() if f.name not in base.fields or is_of_interest(f, base)]
+    own = [f for f in cls.fields.values() if f.name not in base.fields or is_of_interest(f, cls, base)]
     own.sort(key=lambda field: field.name not in cls.leading)
     sections = [
         f"# {cls.__name__} {{ #{module}.{cls.__name__} }}",
@@ -87,9 +87,12 @@ def page(family: str, cls: Any) -> str:
     return "\n\n".join(section.strip("\n") for section in sections if section.strip()) + "\n"
 
 
-def is_of_interest(field: Field, base: Any) -> bool:
-    """Returns whether an argument of the base is shown: the rate, and what has another default."""
-    return field.name == "learning_rate" or as_code(field.default) != as_code(base.fields[field.name].default)
+def is_of_interest(field: Field, cls: Any, base: Any) -> bool:
+    """Returns whether an argument of the base is shown: the rate, and what has another default or another meaning."""
+    name = field.name
+    means, meant = (own_arguments(each.__doc__)[name] for each in (cls, base))
+    changed = as_code(field.default) != as_code(base.fields[name].default) or not meant.startswith(means.rstrip("."))
+    return name == "learning_rate" or changed
 
 
 def inherited(family: str, cls: Any, shown: list[Field]) -> str:
@@ -155,7 +158,7 @@ def notes(tail: str) -> str:
     """Returns what stands behind the arguments in a docstring, with a paragraph for each label."""
     errors = re.search(r"^Raises:\n((?: +.*\n?)+)", tail, re.MULTILINE)
     if errors:
-        entries = own_arguments(f"Args:\n{errors[1]}").items()  # of the same form
+        entries = own_arguments(f"\nArgs:\n{errors[1]}").items()  # of the same form
         said = "; ".join(f"`{error}`, {text.rstrip('.')}" for error, text in entries)
         tail = tail.replace(errors[0], f"\nRaises {said}.\n")
     tail = re.sub(r"\n(?=(?:Differs|Agrees|Raises|Reference|Reads|With)\b)", "\n\n", tail)

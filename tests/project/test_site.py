@@ -42,6 +42,13 @@ def test_the_page_of_a_rule_has_what_the_docstring_and_the_tables_have(name):
     assert "float64 reference" in page and "**Reference:**" in page
 
 
+def test_pages_show_what_a_class_says_of_inherited_arguments_and_errors():
+    lazy = site_pages.page("optimizer", kopt.LazyAdam)
+    assert "**Raises** `NotImplementedError`, the backend" in lazy and "| `sparse` |" in lazy
+    cyclical = site_pages.page("schedule", kopt.schedules.Cyclical)
+    assert "updates of one way up" in cyclical and "| `peak_learning_rate` |" not in cyclical
+
+
 @pytest.mark.parametrize(
     ("text", "source", "expected"),
     [
