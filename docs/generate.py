@@ -20,7 +20,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
@@ -34,6 +34,7 @@ import yaml
 from backend_cases import SECTIONS
 from hub_cases import CASES, REMARKS, WITHOUT_CONVERTER
 from problems import RATE, SMALL, descend, own_fields, rules, weights_and_gradients
+from result_tables import RESULTS, result_table
 
 from kopt import catalogue, peft
 from recipes.recommendation.flags import ModelFlags, Numbers, Train, fill
@@ -42,6 +43,7 @@ from recipes.run.flags import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, RECIPES = ROOT / "README.md", ROOT / "recipes" / "README.md"
+ADAPTERS = ROOT / "docs" / "adapters.md"
 OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
 ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
 PEFT, PEFT_DIFFERENCES = ROOT / "docs" / "peft-parity.md", ROOT / "docs" / "peft-parity.json"
@@ -81,34 +83,6 @@ WITHOUT_PEER = {
     "ScheduleFree": "its peers are those of ScheduleFreeSGD and ScheduleFreeAdamW",
 }
 
-MEASURE = {True: "rmse", False: "ndcg_at_10"}  # of recommendation: is the task "rating"?
-COLUMNS: dict[str, dict[str, Callable[[Mapping[str, Any]], Any]]] = {  # of a recipe: heading, cell from the metrics
-    "mnist": {
-        "images": lambda m: f"{m['train_examples']:,}",
-        "epochs": lambda m: m["epochs"],
-        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
-        "test loss": lambda m: f"{m['test_loss']:.4f}",
-        "seconds": lambda m: f"{m['train_seconds']:.0f}",
-    },
-    "text_classification": {
-        "texts": lambda m: f"{m['train_examples']:,}",
-        "test accuracy": lambda m: f"{m['test_accuracy']:.4f}",
-        "macro-F1": lambda m: f"{m['test_macro_f1']:.4f}",
-        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
-        "seconds": lambda m: f"{m['train_seconds']:.0f}",
-        "peak memory, MB": lambda m: f"{m['peak_memory_mb']:,.0f}",
-    },
-    "recommendation": {
-        "measured by": lambda m: "RMSE" if m["task"] == "rating" else "NDCG@10",
-        "test": lambda m: f"{m['test_' + MEASURE[m['task'] == 'rating']]:.4f}",
-        "baseline": lambda m: f"{m['baseline_' + MEASURE[m['task'] == 'rating']]:.4f}",
-        "trained parameters": lambda m: f"{m['trained_parameters']:,}",
-        "seconds": lambda m: f"{m['train_seconds']:.0f}",
-    },
-}
-RESULTS = {"mnist": "results", "text_classification": "text-results", "recommendation": "recommendation-results"}
-
-
 # ------------------------------------------------------------------------------------------------- pages
 
 
@@ -131,9 +105,9 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
         measure: what is measured anew, of `MEASURED`; of the rest only the rules that parity.md and the architectures
             that peft-architectures.md lacks.
     """
-    read = (README, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, PEFT, PEFT_DIFFERENCES, BACKENDS, DIFFERENCES)
+    read = (README, ADAPTERS, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, PEFT, PEFT_DIFFERENCES, BACKENDS, DIFFERENCES)
     text = {path: path.read_text(encoding="utf-8") for path in read}
-    text[README] = replaced(text[README], "adapters", adapter_table())
+    text[ADAPTERS] = replaced(text[ADAPTERS], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
         text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
@@ -288,18 +262,6 @@ def command_of(folder: pathlib.Path) -> str:
         words += ["--data", flags["data"]]
     shown = {key: value for key, value in flags.items() if key not in ("data", "progress", "log_every", "track")}
     return shlex.join([*words, *arguments_of(shown, defaults)])
-
-
-def result_table(recipe: str, found: Mapping[str, Mapping[str, Any]], before: str) -> str:
-    """Returns the runs of one recipe as Markdown: those of the table before, replaced where they ran again."""
-    columns = COLUMNS[recipe]
-    rows = dict(re.findall(r"^\| `(.*?)` \|(.*)$", before, re.MULTILINE))
-    for line, m in found.items():
-        rows[line] = "".join(f" {cell(m)} |" for cell in columns.values())
-    default_first = sorted(rows.items(), key=lambda item: (len(item[0].split()) > 3, item[0]))
-    lines = ["| command | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    lines += [f"| `{line}` |{cells}" for line, cells in default_first]
-    return "\n".join([*lines, ""])
 
 
 def headline(command: str, m: Mapping[str, Any]) -> str:

@@ -171,12 +171,12 @@ def info(name: str, width: int = 100) -> str:
 def _arguments(fields: Sequence[Field], described: Mapping[str, str], width: int) -> Iterator[str]:
     for field in fields:
         default = "" if field.default is REQUIRED else f" = {as_code(field.default)}"
-        kind = _kind(field)
+        kind = kind_of(field)
         yield f"    {field.name}{': ' if kind else ''}{kind}{default}"
         yield textwrap.fill(described[field.name], width, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
-def _kind(field: Field) -> str:
+def kind_of(field: Field) -> str:
     """Returns what an argument can be; nothing where a function checks it, which the description speaks of."""
     return "" if field.converted else " or ".join(_member(kind, notes, field) for kind, notes in members(field.kind))
 

@@ -72,3 +72,7 @@ class Cyclical(Schedule):
             "exponential": lambda: ops.power(self.gamma, t),
         }[self.mode]()
         return self.base + (1 - self.base) * height * scale
+
+    def length(self) -> int:
+        """Returns the updates of two cycles."""
+        return 4 * self.steps

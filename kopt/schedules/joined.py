@@ -1,5 +1,6 @@
 """Schedules one after the other."""
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ from keras import ops
 
 from kopt.declare import Configurable, Convert, NonNegative, accept
 from kopt.declare.keras_bases import KerasSchedule
-from kopt.schedules.schedule import Tensor
+from kopt.schedules.curve import draw_curve
+from kopt.schedules.schedule import Schedule, Tensor
 
 
 def _parts(value: Any) -> tuple[Any, ...]:
@@ -71,6 +73,25 @@ class Joined(Configurable, KerasSchedule):
         for begin, rate in zip(self.boundaries, rates[1:], strict=True):
             now = ops.where(t < begin, now, rate)
         return now
+
+    def plot(self, path: str | os.PathLike[str], steps: int | None = None) -> None:
+        """Writes the learning rate over the updates as a PNG file.
+
+        Args:
+            path: of the file.
+            steps: ≥ 1, updates that are shown; None shows the last part to its end, or where its end is not known as
+                long as all before it.
+
+        Raises:
+            ValueError: `steps` is below 1.
+            ImportError: matplotlib is missing.
+        """
+        draw_curve(self, path, self.length() if steps is None else steps)
+
+    def length(self) -> int:
+        """Returns the updates after which nothing new comes, as far as that is known."""
+        last, begins = self.schedules[-1], self.boundaries[-1]
+        return begins + (last.length() if isinstance(last, Schedule | Joined) else begins)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, fit for JSON."""

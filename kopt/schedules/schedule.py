@@ -1,6 +1,7 @@
 """What the schedules share: checked arguments, a configuration, and registration with Keras."""
 
 import dataclasses
+import os
 from typing import Any
 
 from keras import ops
@@ -8,6 +9,7 @@ from keras import ops
 from kopt.declare import Configurable, Count, Positive
 from kopt.declare.keras_bases import KerasSchedule
 from kopt.declare.registry import SCHEDULES
+from kopt.schedules.curve import draw_curve
 
 Tensor = Any
 
@@ -37,3 +39,20 @@ class Schedule(Configurable, KerasSchedule):
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""
         raise NotImplementedError(f"{type(self).__name__} must define factor(self, t).")
+
+    def plot(self, path: str | os.PathLike[str], steps: int | None = None) -> None:
+        """Writes the learning rate over the updates as a PNG file.
+
+        Args:
+            path: of the file.
+            steps: ≥ 1, updates that are shown; None shows the whole schedule, of `Cyclical` two cycles.
+
+        Raises:
+            ValueError: `steps` is below 1.
+            ImportError: matplotlib is missing.
+        """
+        draw_curve(self, path, self.length() if steps is None else steps)
+
+    def length(self) -> int:
+        """Returns the updates after which nothing new comes."""
+        return self.steps

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from generate import COMMAND, RECIPES, ROOT, result_table, section
 from problems import rules
+from result_tables import rows_of, short_name, table_of
 
 from kopt import catalogue
 from recipes.recommendation.flags import ModelFlags, Train, fill
@@ -86,9 +87,8 @@ def test_state_takes_the_bytes_of_the_table():
 
 def test_results_repeat():
     page = RECIPES.read_text(encoding="utf-8")
-    tables = "".join(section(page, name) for name in generate.RESULTS.values())
-    lines = re.findall(r"`(python -m recipes\.\w+.*?)`", tables)
-    assert lines
+    lines = [line for name in generate.RESULTS.values() for line in rows_of(section(page, name))]
+    assert len(lines) > 20
     for line in lines:
         recipe = importlib.import_module(line.split()[2])
         parse(shlex.split(line)[3:], {"train": recipe.Train}, line)
@@ -97,11 +97,17 @@ def test_results_repeat():
 def test_results_of_runs_that_are_not_here_stay():
     page = section(RECIPES.read_text(encoding="utf-8"), "results")
     assert result_table("mnist", {}, page) == page
-    again = re.search(r"`(python .*?)`", page)[1]
+    again = next(iter(rows_of(page)))
     run = {"train_examples": 60_000, "epochs": 10, "test_accuracy": 0.5, "test_loss": 1.0, "train_seconds": 1.0}
     before, after = page.splitlines(), result_table("mnist", {again: run}, page).splitlines()
-    assert f"| `{again}` | 60,000 | 10 | 0.5000 | 1.0000 | 1 |" in after
+    assert f"| {short_name('mnist', again)} | 60,000 | 10 | 0.5000 | 1.0000 | 1 |" in after
     assert sum(old == new for old, new in zip(before, after, strict=True)) == len(before) - 1
+
+
+def test_runs_of_one_name_are_told_apart():
+    rows = {f"python -m recipes.mnist --epochs {i}": f" {i} |" for i in range(3)}
+    page = table_of("mnist", rows)
+    assert rows_of(page) == rows and "| cnn, 3 |" in page
 
 
 @pytest.mark.parametrize(("source", "flag"), [("mnist.npz", ""), ("scikit-learn digits", "--data digits ")])

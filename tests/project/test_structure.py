@@ -49,6 +49,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.optimizers\.(composites|factored|full_batch|matrix|wrappers)",
     r"kopt\.optimizers",
     r"kopt\.optimizers\.layerwise_decay",
+    r"kopt\.schedules\.curve",
     r"kopt\.schedules\.schedule",
     r"kopt\.schedules\.\w+",
     r"kopt\.schedules",

@@ -180,3 +180,29 @@ def test_reduce_on_plateau_of_keras_works():
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
     model.fit(np.ones((8, 2)), np.ones((8, 1)), epochs=4, verbose=0, callbacks=[plateau])
     assert float(model.optimizer.learning_rate) == pytest.approx(0.1 / 8)
+
+
+@every_schedule
+def test_a_schedule_can_be_drawn(name, tmp_path):
+    schedule = getattr(schedules, name)(0.1, steps=200)
+    schedule.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert schedule.length() == (800 if name == "Cyclical" else 200)
+
+
+def test_what_is_drawn_is_the_schedule(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **options: drawn.append((list(x), list(y))))
+    falling = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5)
+    joined = schedules.join([falling, schedules.REX(0.1, steps=30)], [20])
+    joined.plot(tmp_path / "joined.png")
+    ((updates, values),) = drawn
+    assert updates == list(range(51))
+    np.testing.assert_allclose(values, [float(joined(t)) for t in range(51)])
+    joined.plot(tmp_path / "joined.png", steps=5)
+    assert len(drawn[1][0]) == 6
+    with pytest.raises(ValueError, match="steps"):
+        joined.plot(tmp_path / "none.png", steps=0)
+    assert not (tmp_path / "none.png").exists()
