@@ -28,6 +28,7 @@ def _row(runs: Runs, entry: str) -> dict[str, Any]:
     trials = [run for job in runs.jobs("trial") if job.entry == entry and (run := runs.read(job))]
     best = runs.best(entry)
     seeds = [run for job in runs.jobs("seed") if job.entry == entry and (run := runs.read(job))]
+    carried = [run for job in runs.jobs("carried") if job.entry == entry and (run := runs.read(job))]
     counted = [_reached(runs, run) for run in seeds]
     steps = [min(count, runs.setting.steps) for count, _ in counted]
     ends = [runs.sign * end for run in seeds if (end := protocol.last(protocol.curve(run, runs.sign))) < math.inf]
@@ -49,6 +50,20 @@ def _row(runs: Runs, entry: str) -> dict[str, Any]:
         "failures": len(failed),
         "runs": len(trials) + len(seeds),
         "errors": sorted({run["error"] for run in failed if run["error"]}),
+        **({"carried": _carried(runs, carried)} if carried else {}),
+    }
+
+
+def _carried(runs: Runs, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what an optimizer comes to with a rate that was tuned on another task."""
+    counted = [_reached(runs, run)[0] for run in found]
+    ends = [protocol.last(protocol.curve(dict(run), runs.sign)) for run in found]
+    return {
+        "learning_rate": found[0]["rate"],
+        "seeds": len(found),
+        "reached": sum(count < math.inf for count in counted),
+        "steps": statistics.mean(min(count, runs.setting.steps) for count in counted),
+        "last": runs.sign * statistics.mean(ends) if all(map(math.isfinite, ends)) else None,
     }
 
 
@@ -64,6 +79,10 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _code(row: Mapping[str, Any]) -> str:
+    return f"`{row['optimizer']}`".replace("|", "\\|")
+
+
 def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Returns the rows as Markdown."""
     head = ["optimizer", "rate", "reached", "steps", "±", "p", "seconds", f"last {metric}", "±", "bytes/parameter"]
@@ -71,7 +90,7 @@ def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     for row in found:
         lines.append(
             [
-                f"`{row['optimizer']}`",
+                _code(row),
                 _shown(row["learning_rate"], ".2g"),
                 f"{row['reached']} of {row['seeds']}",
                 ("> " if row["reached"] < row["seeds"] else "") + _shown(row["steps"], ".0f"),
@@ -87,12 +106,57 @@ def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def page(runs: Runs, task: Task, found: Sequence[Mapping[str, Any]], command: str, pictures: Sequence[str]) -> str:
-    """Returns the page of a comparison."""
+def table_of_carried(found: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Returns as Markdown what the rates of another task come to, beside those that were tuned on this one."""
+    lines = [["optimizer", "tuned rate", "carried rate", "steps, tuned", "steps, carried", "ratio"]]
+    lines[0] += [f"last {metric}, tuned", f"last {metric}, carried"]
+    lines.append(["---", *["---:"] * 7])
+    for row in (row for row in found if "carried" in row):
+        other = row["carried"]
+        ratio = "" if not row["steps"] or not row["reached"] else f"{other['steps'] / row['steps']:.2f}"
+        counts = [
+            ("> " if part["reached"] < part["seeds"] else "") + _shown(part["steps"], ".0f") for part in (row, other)
+        ]
+        rates = [_shown(part["learning_rate"], ".2g") for part in (row, other)]
+        ends = [_shown(part["last"], ".4f") for part in (row, other)]
+        lines.append([_code(row), *rates, *counts, ratio, *ends])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def page(
+    runs: Runs,
+    task: Task,
+    found: Sequence[Mapping[str, Any]],
+    command: str,
+    pictures: Sequence[str],
+    other: str | None = None,
+) -> str:
+    """Returns the page of a comparison.
+
+    Args:
+        runs: of the comparison.
+        task: of the comparison.
+        found: rows of the optimizers.
+        command: that made it.
+        pictures: files beside the page.
+        other: the task whose rates are carried over, if there is one.
+    """
     setting, target = runs.setting, runs.sign * runs.target
     errors = "".join(f"\n- `{row['optimizer']}`: {error}" for row in found for error in row["errors"])
     batches = f" with batches of {setting.batch_size}" if task.train[0] is not None else ""
     shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures)
+    carried = (
+        ""
+        if other is None
+        else f"""
+## Rates carried over from {other}
+
+The same seeds with the rate that was tuned on {other}. Ratio: steps with that rate to those with the rate tuned here,
+where a run that does not reach the target counts with all its steps.
+
+{table_of_carried(found, task.metric)}
+"""
+    )
     return f"""# Optimizers compared on {setting.task}
 
     {command}
@@ -107,7 +171,7 @@ without the compilation. Failures: runs that diverged, or that the optimizer can
 
 {table(found, task.metric)}
 {errors}
-
+{carried}
 {shown}
 """
 
@@ -118,7 +182,7 @@ def write_logs(folder: Path, runs: Runs, metric: str) -> None:
 
     logs = folder / LOGS
     shutil.rmtree(logs, ignore_errors=True)
-    for job in (*runs.jobs("trial"), *runs.jobs("seed")):
+    for job in (*runs.jobs("trial"), *runs.jobs("seed"), *runs.jobs("carried")):
         run = runs.read(job)
         if run is None or not run["points"]:
             continue
