@@ -17,7 +17,7 @@ LOOKS = ("bold", "thin")
 FORMS = ("a {look} {fact} digit", "somebody wrote a {fact} number", "this one is {fact} and {look}", "{fact} , {look}")
 LENGTH = 6
 """Words of the longest description."""
-NOISE = 0.6
+NOISE = 0.3
 """Standard deviation of what is added to the pixels, from 0 to 1: without it the image would be enough."""
 
 
@@ -76,7 +76,7 @@ def two_towers(side: int) -> Any:
 
     image = keras.Input((side, side), name="image")
     x = layers.Reshape((side, side, 1))(image)
-    for i, filters in enumerate((16, 32)):
+    for i, filters in enumerate((8, 16)):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"image_conv{i}")(x)
         x = layers.MaxPooling2D()(x)
     x = layers.Dense(64, activation="relu", name="image_dense")(layers.Flatten()(x))

@@ -10,9 +10,11 @@ from ..run import plots
 from .spaces import Axis
 from .study import Study, Trial
 
-MARKS = {"complete": ("o", "tab:blue"), "pruned": ("v", "tab:gray")}
+MARKS = {"complete": ("o", "tab:blue", "complete"), "pruned": ("v", "tab:gray", "given up")}
 COLUMNS = 3
 """Of the picture with all flags."""
+ROOM = 0.03
+"""Share of a space that is shown beyond its ends."""
 
 
 def history(path: Path, study: Study, importances: Mapping[str, float]) -> None:
@@ -33,7 +35,7 @@ def history(path: Path, study: Study, importances: Mapping[str, float]) -> None:
         axes.plot(lost, [0.02] * len(lost), label="diverged or failed", **style)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="trial", ylabel=study.metric)
-    _limit(axes, complete or trials)
+    _limit(axes, trials)
     axes.grid(alpha=0.3)
     axes.legend()
     if importances:
@@ -59,7 +61,7 @@ def slices(path: Path, study: Study) -> None:
         axes.axis("off")
     for row in grid:
         row[0].set_ylabel(study.metric)
-    _limit(grid[0][0], [trial for trial in trials if trial.ended == "complete"] or trials)
+    _limit(grid[0][0], trials)
     grid[0][0].legend()
     plots.save_figure(figure, path)
 
@@ -71,20 +73,25 @@ def _slice(axes: Any, axis: Axis, trials: Sequence[Trial]) -> None:
         axes.set_xlim(-0.5, len(axis.values) - 0.5)
         # beside each other where several trials have one value
         values = [axis.values.index(value) + 0.3 * (i / max(1, len(values)) - 0.5) for i, value in enumerate(values)]
-    else:
-        axes.set_xlim(axis.values)
-    if axis.kind.startswith("log"):
+    elif axis.kind.startswith("log"):
+        low, high = axis.values
+        room = (high / low) ** ROOM
         axes.set_xscale("log")
-        if axis.values[1] >= 10 * axis.values[0]:  # else the numbers between the powers of ten are needed
+        axes.set_xlim(low / room, high * room)
+        if high >= 10 * low:  # else the numbers between the powers of ten are needed
             axes.xaxis.set_minor_formatter("")
+    else:
+        low, high = axis.values
+        room = (high - low) * ROOM
+        axes.set_xlim(low - room, high + room)
     _points(axes, values, trials)
 
 
 def _points(axes: Any, places: Sequence[float], trials: Sequence[Trial]) -> None:
-    for ended, (marker, color) in MARKS.items():
+    for ended, (marker, color, label) in MARKS.items():
         chosen = [(place, trial.value) for place, trial in zip(places, trials, strict=True) if trial.ended == ended]
         if chosen:
-            axes.plot(*zip(*chosen, strict=True), ls="none", marker=marker, color=color, alpha=0.8, label=ended)
+            axes.plot(*zip(*chosen, strict=True), ls="none", marker=marker, color=color, alpha=0.8, label=label)
 
 
 def _limit(axes: Any, trials: Sequence[Trial]) -> None:
@@ -94,6 +101,6 @@ def _limit(axes: Any, trials: Sequence[Trial]) -> None:
         return
     low, middle, high = np.percentile(values, [0, 50, 100])
     reach = 6 * np.percentile(np.abs(values - middle), 75)
-    low, high = max(low, middle - reach), min(high, middle + reach)
-    room = 0.05 * max(high - low, 1e-9)
-    axes.set_ylim(low - room, high + room)
+    if reach > 0:
+        low, high = max(low, middle - reach), min(high, middle + reach)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
