@@ -3,6 +3,7 @@
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def rows(runs: Runs) -> list[dict[str, Any]]:
 
 def _row(runs: Runs, entry: str) -> dict[str, Any]:
     trials = [run for job in runs.jobs("trial") if job.entry == entry and (run := runs.read(job))]
-    best = runs.best(entry)
+    best, rates = runs.best(entry), [run["rate"] for run in trials]
     seeds = [run for job in runs.jobs("seed") if job.entry == entry and (run := runs.read(job))]
     carried = [run for job in runs.jobs("carried") if job.entry == entry and (run := runs.read(job))]
     counted = [_reached(runs, run) for run in seeds]
@@ -37,6 +38,7 @@ def _row(runs: Runs, entry: str) -> dict[str, Any]:
     return {
         "optimizer": entry,
         "learning_rate": None if best is None else best.rate,
+        "at_end": best is not None and best.rate in (min(rates), max(rates)),
         "seeds": len(seeds),
         "reached": sum(count < math.inf for count, _ in counted),
         "steps": statistics.mean(steps) if steps else None,
@@ -144,36 +146,42 @@ def page(
     setting, target = runs.setting, runs.sign * runs.target
     errors = "".join(f"\n- `{row['optimizer']}`: {error}" for row in found for error in row["errors"])
     batches = f" with batches of {setting.batch_size}" if task.train[0] is not None else ""
-    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures)
-    carried = (
-        ""
-        if other is None
-        else f"""
-## Rates carried over from {other}
-
-The same seeds with the rate that was tuned on {other}. Ratio: steps with that rate to those with the rate tuned here,
-where a run that does not reach the target counts with all its steps.
-
-{table_of_carried(found, task.metric)}
+    about = f"""
+{task.about}; {setting.steps} steps{batches}; learning rate {setting.lr_schedule}, warm-up {setting.warmup}. Each
+optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times 1/{runs.span**0.5:.3g} to
+{runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again with other seeds,
+{runs.seeds} of them, which the table is of: steps and seconds to {task.metric} {target:.4g}, means and standard
+deviations. A run that does not reach it counts with all its steps. p: the probability of such a lead over
+`{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone, without the
+compilation. Failures: runs that diverged, or that the optimizer cannot do.
 """
-    )
-    return f"""# Optimizers compared on {setting.task}
+    parts = [
+        f"# Optimizers compared on {setting.task}",
+        f"    {command}",
+        textwrap.fill(" ".join(about.split()), 120, break_on_hyphens=False),
+        table(found, task.metric),
+        errors.strip(),
+        *_ends_of_spaces(found),
+        *([] if other is None else _transferred(found, task.metric, other)),
+        *(f"![{Path(name).stem}]({name})" for name in pictures),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
-    {command}
 
-{task.about}; {setting.steps} steps{batches}; learning rate {setting.lr_schedule}, warm-up
-{setting.warmup}. Each optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times
-1/{runs.span**0.5:.3g} to {runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again
-with other seeds, {runs.seeds} of them, which the table is of: steps and seconds to {task.metric} {target:.4g},
-means and standard deviations. A run that does not reach it counts with all its steps. p: the probability of such a
-lead over `{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone,
-without the compilation. Failures: runs that diverged, or that the optimizer cannot do.
+def _ends_of_spaces(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what is to be said of best rates that have none beyond them."""
+    names = ", ".join(_code(row) for row in found if row["at_end"])
+    told = "The best rate is the lowest or the highest of those that were tried, so that a better one may lie beyond it"
+    return [f"{told}: {names}. More `--trials` or a larger `--span` would tell."] if names else []
 
-{table(found, task.metric)}
-{errors}
-{carried}
-{shown}
-"""
+
+def _transferred(found: Sequence[Mapping[str, Any]], metric: str, other: str) -> list[str]:
+    return [
+        f"## Rates carried over from {other}",
+        f"The same seeds with the rate that was tuned on {other}. Ratio: steps with that rate to those with the rate\n"
+        "tuned here, where a run that does not reach the target counts with all its steps.",
+        table_of_carried(found, metric),
+    ]
 
 
 def write_logs(folder: Path, runs: Runs, metric: str) -> None:

@@ -35,7 +35,7 @@ class Tune:
     """
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
-    """Recipe that is tuned, as mnist."""
+    """Recipe whose flags are searched, as mnist, text-classification or recommendation."""
     search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FLAG=SPACE, repeatable: "learning_rate=log(1e-4, 1e-1)", "dropout=float(0, 0.5)", "batch_size=int(32, 256)" or
     log_int(32, 256), "optimizer=choice(adam, lion)", "opt.beta_1=float(0.8, 0.99)" for an argument of the optimizer.

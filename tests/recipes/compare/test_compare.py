@@ -135,6 +135,13 @@ def test_rows_tell_who_was_first_and_what_failed(pretended, tmp_path):
     assert rows["prodigy"]["failures"] > 0 and rows["prodigy"]["runs"] >= 4
     table = results.table(list(rows.values()), "loss")
     assert table.count("\n") == 5 and "| `sgd` |" in table
+    assert rows["prodigy"]["at_end"] and not best["at_end"]
+    task = tasks.Task("a line", lambda: None, None, (None, None), (None, None), 1, 9)
+    page = results.page(found, task, list(rows.values()), "kopt compare", ["curves.png"])
+    assert (
+        "lie beyond it: `adamw`, `prodigy`" in page and table in page and page.endswith("\n\n![curves](curves.png)\n")
+    )
+    assert max(len(line) for line in page.splitlines() if "|" not in line and "beyond" not in line) <= 120
 
 
 # ---------------------------------------------------------------------------------------------- the contestants

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from recipes import mnist, tune
-from recipes.run import signals
+from recipes.run import progress, signals
 from recipes.run.errors import UsageError
 from recipes.tune import process, results, spaces, study
 from recipes.tune.tuned import Tuned
@@ -265,6 +265,21 @@ def test_a_search_of_mnist(tmp_path, capsys):
     assert len(list(Path("out/logs").rglob("events*"))) == 3 and "best: trial" in out
     assert not list(Path("out").rglob("checkpoints"))
     assert mnist.main(["--config", "out/best.yaml", "--dry-run"]) == 0
+
+
+def test_a_run_is_watched_through_its_history(tmp_path):
+    report = progress.Report("none", folder=tmp_path)
+    report.params = {"steps": 1}
+    report.on_train_begin()
+    watched = process.Process.__new__(process.Process)  # without a process
+    watched.folder = tmp_path
+    assert watched.history() == []
+    for epoch in range(2):
+        report.on_epoch_begin(epoch)
+        report.on_epoch_end(epoch, {"loss": 1.0, "val_loss": 0.5 / (epoch + 1)})
+        assert [row["val_loss"] for row in watched.history()] == [0.5, 0.25][: epoch + 1]
+    assert process.kept_value({"validation_loss": 0.25}, "val_loss") == 0.25
+    assert math.isnan(process.kept_value({"validation_loss": None}, "val_loss"))
 
 
 def test_a_trial_that_an_earlier_search_has_left_is_waited_for(tmp_path):
