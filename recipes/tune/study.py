@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import optuna
+
 from ..run import signals
 from ..run.errors import DataError, DivergedError, UsageError
 from ..run.flags import settings
@@ -63,8 +65,6 @@ class Study:
     def __init__(
         self, folder: Path, tuned: Tuned, space: Space, metric: str, minimize: bool, pruner: Pruner, seed: int
     ) -> None:
-        import optuna
-
         self.folder, self.metric, self.minimize = folder, metric, minimize
         self.tuned, self.space = tuned, space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -148,8 +148,6 @@ class Study:
 
         By fANOVA, of a forest over the complete trials (Hutter et al., 2014).
         """
-        import optuna
-
         complete = [trial.value for trial in self.trials() if trial.ended == "complete"]
         if len(complete) < 4 or len(self.space.axes) < 2 or len(set(complete)) < 2:
             return {}
