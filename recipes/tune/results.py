@@ -75,21 +75,17 @@ def page(study: Study, command: str, importances: Mapping[str, float], pictures:
     counts = {ended: sum(trial.ended == ended for trial in trials) for ended in dict.fromkeys(t.ended for t in trials)}
     told = ", ".join(f"{count} {'given up' if ended == 'pruned' else ended}" for ended, count in counts.items())
     searched = "\n".join(f"- `{axis}`" for axis in study.space.axes)
-    errors = "".join(f"\n- trial {trial.number}: {trial.error}" for trial in trials if trial.error)
-    first = "" if best is None else f"The best one is trial {best.number}, its flags are in `best.yaml`:\n\n    {use}\n"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
-    weights = f"\nShare of each flag in the differences between complete trials (fANOVA): {shares}.\n" if shares else ""
-    return f"""# {study.tuned.name} tuned for {study.metric}
-
-    {command}
-
-{searched}
-
-{len(trials)} trials: {told}. Each is a run in `trials/`, judged by {study.metric} of the model that it kept, on its
-validation set; the test set has no part in it.
-
-{first}
-{table(trials, study.metric)}
-{errors}
-{weights}
-{"".join(f"![{Path(name).stem}]({name})" + chr(10) for name in pictures)}"""
+    parts = [
+        f"# {study.tuned.name} tuned for {study.metric}",
+        f"    {command}",
+        searched,
+        f"{len(trials)} trials: {told}. Each is a run in `trials/`, judged by {study.metric} of the model that it\n"
+        "kept, on its validation set; the test set has no part in it.",
+        "" if best is None else f"The best one is trial {best.number}, its flags are in `best.yaml`:\n\n    {use}",
+        table(trials, study.metric),
+        "\n".join(f"- trial {trial.number}: {trial.error}" for trial in trials if trial.error),
+        f"Share of each flag in the differences between complete trials (fANOVA): {shares}." if shares else "",
+        *(f"![{Path(name).stem}]({name})" for name in pictures),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
