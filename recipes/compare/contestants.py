@@ -8,7 +8,7 @@ USUAL = "adamw, momentum, lion, muon, soap, adabound, schedulefreeadamw, prodigy
 """Those that are compared when none are given."""
 OF_TASKS = {
     "multimodal": 'adamw, muon, route routes=[[image, muon], [words, lazyadam], ["", adamw]], '
-    "switch first=adamw second=lbfgs after=300 sparse=exact"
+    "switch first=adamw second=lbfgs after=360 sparse=exact"
 }
 """The same, of tasks that are about certain ones."""
 CLOSING = {"[": "]", "{": "}", "(": ")"}
