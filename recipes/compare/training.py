@@ -5,6 +5,7 @@ import functools
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -105,15 +106,18 @@ def _on_task(job: Job, task: tasks.Task) -> dict[str, Any]:
 
     points: list[dict[str, Any]] = [{"step": 0, "seconds": 0.0, "value": evaluate(), "train_loss": None}]
     times, order, every = list[float](), rng.permutation(size), max(1, setting.steps // EVALUATIONS)
-    at, loss, mini = 0, math.nan, minibatches(optimizer)
+    at, loss, mini, kinds = 0, math.nan, minibatches(optimizer), list[Any]()
+    # A rule of whole losses sees all examples at each update; for others batches of one size are compiled once.
+    least = 1 if getattr(optimizer, "examples", None) is not None else setting.batch_size
     model.reset_metrics()
     for step in range(1, setting.steps + 1):
         rows, at = order[at : at + setting.batch_size], at + setting.batch_size
-        if at + setting.batch_size > size:
+        if at + least > size:
             order, at = rng.permutation(size), 0
         if mini is not None and step > mini:
             rows = np.arange(size)
         batch = keras.tree.map_structure(lambda part, rows=rows: part[rows], (x, y))
+        kinds.append((len(rows), step % (optimizer.gradient_accumulation_steps or 1) == 0))
         clock = time.perf_counter()
         loss = float(model.train_on_batch(*batch, return_dict=True)["loss"])
         times.append(time.perf_counter() - clock)
@@ -125,7 +129,7 @@ def _on_task(job: Job, task: tasks.Task) -> dict[str, Any]:
             points.append({"step": step, "seconds": 0.0, "value": evaluate(), "train_loss": loss})
             model.reset_metrics()
     return {
-        "points": timed(points, times, mini),
+        "points": timed(points, times, kinds),
         "diverged": not math.isfinite(loss) or not math.isfinite(points[-1]["value"]),
         "milliseconds": 1e3 * statistics.median(times),
         "bytes": sum(np.dtype(v.dtype).itemsize * math.prod(v.shape) for v in optimizer.variables),
@@ -142,19 +146,19 @@ def minibatches(optimizer: Any) -> int | None:
     return int(optimizer.after) if second is not None and second.needs_loss else None
 
 
-def timed(points: list[dict[str, Any]], times: list[float], mini: int | None = None) -> list[dict[str, Any]]:
+def timed(points: list[dict[str, Any]], times: list[float], kinds: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """Returns the points with the seconds of training until then; steps that compile count as others of their kind.
 
     Args:
         points: the evaluations.
         times: seconds of each step.
-        mini: steps with batches of another size than those after them, as `minibatches` has it.
+        kinds: of each step; the first one of a kind compiles. Without it all are of one kind.
     """
-    clock = [0.0]
-    for part in (times,) if mini is None else (times[:mini], times[mini:]):
-        if part:
-            clock += [statistics.median(part), *part[1:]]
-    clock = np.cumsum(clock).tolist()
+    usual, kinds = list(times), kinds or [0] * len(times)
+    for kind in set(kinds):
+        first, *others = (i for i, found in enumerate(kinds) if found == kind)
+        usual[first] = statistics.median(times[i] for i in others) if others else min(times)
+    clock = np.cumsum([0.0, *usual])
     return [point | {"seconds": round(float(clock[point["step"]]), 5)} for point in points]
 
 

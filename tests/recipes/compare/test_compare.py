@@ -173,8 +173,9 @@ def test_a_switch_to_a_rule_of_whole_losses_gets_all_examples():
     assert training.minibatches(kopt.Switch("adam", second="lbfgs", after=7)) == 7
     assert training.minibatches(kopt.Switch("adam", second="sgd", after=7)) is None
     assert training.minibatches(kopt.LBFGS()) is None
-    timed = training.timed([{"step": 2}, {"step": 4}], [9.0, 1.0, 1.0, 30.0, 2.0, 2.0], 3)
-    assert [point["seconds"] for point in timed] == [2, 5]
+    kinds = [0, 0, 0, 1, 1, 2]
+    timed = training.timed([{"step": 2}, {"step": 4}, {"step": 6}], [9.0, 1.0, 1.0, 30.0, 2.0, 40.0], kinds)
+    assert [point["seconds"] for point in timed] == [2, 5, 8]
 
 
 def test_rates_of_another_task_are_tried_with_the_same_seeds(pretended, tmp_path):
@@ -294,6 +295,15 @@ def test_a_comparison_of_a_task_of_ones_own(tmp_path, capsys):
     assert compare.main([*argv, "--processes", "2"]) == 0
     again = {row["optimizer"]: row for row in json.loads(Path("out/metrics.json").read_text())["rows"]}
     assert again["momentum"]["steps_of_seeds"] == pytest.approx(rows["momentum"]["steps_of_seeds"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_rule_of_whole_losses_sees_every_example_at_each_update(tmp_path):
+    (tmp_path / "mine.py").write_text(TASK)
+    setting = training.Setting(f"{tmp_path / 'mine.py'}:line", "auto", 56, 30, "constant", "0")  # 7 batches of 200 rows
+    run = training.run(training.Job(setting, "lbfgs", "seed", 1, 1.0, 1))
+    assert run["error"] is None and run["points"][-1]["value"] < 1e-6  # a line, after 8 evaluations
+    assert run["points"][-1]["seconds"] < 56 * 10 * run["milliseconds"] / 1e3  # without the compilation
 
 
 @pytest.mark.slow
