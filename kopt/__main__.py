@@ -31,7 +31,12 @@ TABLES = {
     "adapters": (catalogue.adapters, "the adapters: whether they merge, their file in Hugging Face peft"),
     "schedules": (catalogue.schedules, "the schedules: their arguments"),
 }
-EXTRAS = {"generation": ["generation"], "recommendation": ["recommendation"], "text_classification": ["text"]}
+EXTRAS = {
+    "generation": ["generation"],
+    "recommendation": ["recommendation"],
+    "text_classification": ["text"],
+    "tune": ["tune"],
+}
 """What of pyproject.toml's optional dependencies a recipe needs beside `recipes`."""
 INSIDE, BESIDE = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes"
 """Where the recipes are: inside of kopt where it was installed from a wheel, beside it in a clone."""

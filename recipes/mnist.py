@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from .fine_tuning import adaptation, adapter_files, methods
+from .fine_tuning.adaptation import AdaptFlags
 from .readers import leakage
 from .readers.arrays import Labelled
 from .readers.digits import CLASSES, SIDE, View, load, read_digits
@@ -31,8 +33,6 @@ from .run.flags import Count, Fraction, OptionalPath, RunFlags, refuse
 from .run.folder import load_model
 from .run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from .run.scores import Scores, predict_probabilities, score
-from .tuning import adaptation, adapter_files, methods
-from .tuning.adaptation import AdaptFlags
 
 NAMES = [str(digit) for digit in range(CLASSES)]
 HEAD = "logits"

@@ -1,6 +1,7 @@
 """Pictures of a comparison: curves, the sensitivity to the rate, times to the target, ways on functions."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ STYLES = ("-", "--", ":")
 def _looks(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns color and line of each optimizer: ten colors, then the same with other lines."""
     return {entry: {"color": f"C{i % 10}", "ls": STYLES[i // 10 % len(STYLES)]} for i, entry in enumerate(entries)}
+
+
+def _label(entry: str) -> str:
+    """Returns an optimizer as it stands beside a picture, which one with many arguments must not fill."""
+    return textwrap.fill(entry, 36)
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -44,7 +50,7 @@ def curves(path: Path, runs: Runs, order: Sequence[str], metric: str) -> None:
         shown += values[:, max(1, length // 10) :].ravel().tolist()
         for axes, by in panels:
             x = np.mean([[point[by] for point in run["points"][:length]] for run in found], axis=0)
-            axes.plot(x, values.mean(axis=0), label=entry, lw=1.5, **looks[entry])
+            axes.plot(x, values.mean(axis=0), label=_label(entry), lw=1.5, **looks[entry])
             axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=looks[entry]["color"], alpha=0.12, lw=0)
     low, high = _ends([runs.sign * value for value in shown] + [runs.sign * target])
     for axes, by in panels:
@@ -70,7 +76,7 @@ def sensitivity(path: Path, runs: Runs, order: Sequence[str], metric: str) -> No
         works = [(rate, end) for rate, end in ends if math.isfinite(end)]
         if works:
             shown += [runs.sign * end for _, end in works]
-            axes.plot(*zip(*works, strict=True), marker="o", ms=4, lw=1.3, label=entry, **looks[entry])
+            axes.plot(*zip(*works, strict=True), marker="o", ms=4, lw=1.3, label=_label(entry), **looks[entry])
         for rate in (rate for rate, end in ends if not math.isfinite(end)):
             axes.plot(rate, 0.02, marker="x", color=looks[entry]["color"], transform=axes.get_xaxis_transform())
     low, high = _ends(shown)
@@ -94,7 +100,7 @@ def times(path: Path, found: Sequence[Mapping[str, Any]], title: str) -> None:
                 axes.plot(row["steps_of_seeds"], [i] * len(row["steps_of_seeds"]), "k.", ms=4)
         axes.set(xlabel=f"{name} to the target (pale: not reached by all seeds)")
         axes.grid(alpha=0.3, axis="x")
-    pair[0].set_yticks(range(len(known)), [row["optimizer"] for row in known])
+    pair[0].set_yticks(range(len(known)), [_label(row["optimizer"]) for row in known])
     figure.suptitle(title)
     plots.save_figure(figure, path)
 
@@ -110,7 +116,7 @@ def ways(path: Path, runs: Runs, order: Sequence[str]) -> None:
         axes.contourf(x, y, height, 25, cmap="Greys", alpha=0.6)
         for entry, run in best.items():
             way = np.array([point for point in run["ways"][name] if point is not None])
-            axes.plot(*way.T, lw=1.2, label=entry, **looks[entry])
+            axes.plot(*way.T, lw=1.2, label=_label(entry), **looks[entry])
             axes.plot(*way[-1], marker="o", ms=4, color=looks[entry]["color"])
         axes.plot(*function.minimum, marker="*", ms=12, color="gold", mec="black", mew=0.6)
         axes.set(title=name, xlim=(left, right), ylim=(low, high))

@@ -4,7 +4,6 @@ python -m recipes.compare --task digits --optimizers adamw,lion,muon
 python -m recipes.compare --task FILE.py:function --optimizers "adamw, adamw beta_2=0.95, keras.adam" --trials 8
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +11,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from ..run.command_line import program, run_command
 from ..run.errors import RecipeError, UsageError
 from ..run.flags import Count, OptionalCount, OptionalNumber, OptionalPath, Range, flatten, optional
 from ..run.optimizer_flags import check_name, check_names
+from . import contestants
 
 PICTURES = ("curves.png", "sensitivity.png", "times.png")
 
@@ -30,11 +30,12 @@ class Compare:
     """Compare optimizers on one task, each tuned under the same budget; the same command goes on where it ended."""
 
     task: str = "digits"
-    """mnist, digits, text, recommendation, language-model, tabular, test-functions, or FILE.py:FUNCTION, which returns
-    a dictionary with model (a function), loss, train and test (inputs and targets each)."""
-    optimizers: str = "adamw, momentum, lion, muon, soap, adabound, schedulefreeadamw, prodigy"
+    """mnist, digits, text, recommendation, language-model, tabular, multimodal, test-functions, or FILE.py:FUNCTION,
+    which returns a dictionary with model (a function), loss, train and test (inputs and targets each)."""
+    optimizers: Annotated[str | None, optional("LIST")] = None
     """Optimizers with commas between, as for --optimizer, each perhaps with arguments: "adamw beta_2=0.95, keras.adam".
-    The first one is what the others are compared with."""
+    The first one is what the others are compared with. Default: those of --transfer, else eight of different kinds, of
+    multimodal Route and Switch too."""
     trials: Count = 5
     """Learning rates that each optimizer has to try, from a log-uniform space around its own."""
     span: Annotated[float, Range(1, above=True)] = 1000.0
@@ -53,6 +54,8 @@ class Compare:
     """Length of the linear warm-up, in updates or in percent of all updates, as in 5%."""
     data: str = "auto"
     """Of --task mnist: as for the recipe mnist."""
+    transfer: Annotated[Path | None, optional("FOLDER")] = None
+    """Comparison of another task, whose best rates are tried too: what carries over from one task to the next."""
     processes: OptionalCount = None
     """Runs at the same time. Default: one for every two cores."""
     output_dir: OptionalPath = None
@@ -63,35 +66,54 @@ class Compare:
     """YAML file of flags; flags on the command line override it."""
 
 
-def entries(flags: Compare) -> list[str]:
+def entries(flags: Compare, carried: Mapping[str, float]) -> list[str]:
     """Returns the optimizers of a comparison.
 
+    Args:
+        flags: of the comparison.
+        carried: rates of optimizers on another task.
+
     Raises:
-        UsageError: one is unknown, or there twice.
+        UsageError: one is unknown, or there twice, or there is no rate for any of them.
     """
     from .training import Setting, flags_of
 
-    found = [" ".join(part.split()) for part in flags.optimizers.split(",") if part.strip()]
-    if not found:
-        raise UsageError("--optimizers: give at least one.")
+    of_transfer = flags.optimizers is None and flags.transfer is not None
+    found = list(carried) if of_transfer else contestants.given(flags.optimizers, flags.task)
     for entry in found:
-        if found.count(entry) > 1:
-            raise UsageError(f"--optimizers {entry}: is there twice.")
-        check_name(entry.split()[0], "--optimizers")
+        check_name(contestants.words(entry)[0], "--optimizers")
         check_names(flags_of(entry, Setting("", "", 1, 1, "constant", "0")))
+    if flags.transfer is not None and not carried.keys() & set(found):
+        raise UsageError(f"--transfer {flags.transfer}: has rates of {', '.join(carried)} alone.")
     return found
+
+
+def rates_of(folder: Path) -> tuple[str, dict[str, float]]:
+    """Returns the task of a comparison, and the best rate of each optimizer.
+
+    Raises:
+        UsageError: the folder holds no comparison.
+    """
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        rates = {row["optimizer"]: row["learning_rate"] for row in metrics["rows"] if row["learning_rate"] is not None}
+        return metrics["task"], rates
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--transfer {folder}: no comparison that has ended. Give the folder of one.") from error
 
 
 def compare(flags: Compare, arguments: Sequence[str] | None = None) -> int:
     """Compares optimizers; returns the exit code. `arguments` are those of the command line, for the page."""
     from ..run.optimizer_flags import make_optimizer
+    from ..run.workers import alone
     from . import tasks
     from .progress import Progress
     from .runs import Runs
     from .training import Setting, flags_of
 
     tasks.check_name(flags.task)
-    listed = entries(flags)
+    other, carried = (None, dict[str, float]()) if flags.transfer is None else rates_of(flags.transfer)
+    listed = entries(flags, carried)
     task = tasks.load(flags.task, flags.data)
     setting = Setting(
         flags.task,
@@ -105,18 +127,18 @@ def compare(flags: Compare, arguments: Sequence[str] | None = None) -> int:
         make_optimizer(flags_of(entry, setting), setting.steps, flag="--optimizers")
     folder = flags.output_dir or Path("saved_models") / "compare" / flags.task.replace("/", "-").replace(":", "-")
     target = task.target if flags.target is None else flags.target
-    with _alone(folder):
-        runs = Runs(folder, setting, listed, flags.trials, flags.seeds, flags.span, target, task.sign)
+    with alone(folder, "another comparison writes there"):
+        runs = Runs(folder, setting, listed, flags.trials, flags.seeds, flags.span, target, task.sign, carried)
         processes = flags.processes or max(1, (os.cpu_count() or 1) // 2)
         words = shlex.join(arguments if arguments is not None else _given(flags))
         try:
             with Progress(flags.progress, runs, task) as progress:
-                for kind in ("trial", "seed"):
+                for kind in ("trial", "seed", "carried"):
                     runs.make(kind, processes, progress.add)
         except signals.Interrupted as error:
             error.left = f"{folder} has the runs so far; the same command goes on."
             raise
-        return _finish(folder, runs, task, flags, f"{program('compare')} {words}".rstrip())
+        return _finish(folder, runs, task, flags, f"{program('compare')} {words}".rstrip(), other)
 
 
 def _identity(flags: Compare) -> str:
@@ -133,25 +155,7 @@ def _given(flags: Compare) -> list[str]:
     return arguments_of(flatten(flags), flatten(type(flags)()))
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Makes a folder, and keeps other comparisons out of it."""
-    import filelock
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except (filelock.Timeout, OSError) as error:
-        reason = "another comparison writes there" if isinstance(error, filelock.Timeout) else error.strerror
-        raise UsageError(f"{folder}: {reason}. Choose another --output-dir.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str) -> int:
+def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, other: str | None) -> int:
     """Writes figures, pictures, page and TensorBoard's files, and prints the table."""
     from ..run import facts
     from ..run.folder import atomic
@@ -168,7 +172,7 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str) ->
         pictures.ways(folder / names[-1], runs, order)
     results.write_logs(folder, runs, task.metric)
     with atomic(folder / "README.md") as path:
-        path.write_text(results.page(runs, task, rows, command, names), encoding="utf-8")
+        path.write_text(results.page(runs, task, rows, command, names, other), encoding="utf-8")
     metrics = {
         "recipe": "compare",
         "task": flags.task,
@@ -179,6 +183,7 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str) ->
         "batch_size": runs.setting.batch_size,
         "trials": flags.trials,
         "span": flags.span,
+        **({} if other is None else {"carried_from": other}),
         "rows": rows,
         "versions": facts.versions(),
         "revision": facts.revision(),
@@ -188,6 +193,8 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str) ->
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if flags.progress != "none":
         print(results.table(rows, task.metric))
+        if other is not None:
+            print(f"\nrates carried over from {other}:\n\n{results.table_of_carried(rows, task.metric)}\n")
         print(f"saved in {folder}; curves and rates: tensorboard --logdir {folder / results.LOGS}")
     if all(row["learning_rate"] is None for row in rows):
         raise RecipeError("no optimizer has a run that works.")

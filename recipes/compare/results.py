@@ -3,6 +3,7 @@
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def rows(runs: Runs) -> list[dict[str, Any]]:
 
 def _row(runs: Runs, entry: str) -> dict[str, Any]:
     trials = [run for job in runs.jobs("trial") if job.entry == entry and (run := runs.read(job))]
-    best = runs.best(entry)
+    best, rates = runs.best(entry), [run["rate"] for run in trials]
     seeds = [run for job in runs.jobs("seed") if job.entry == entry and (run := runs.read(job))]
+    carried = [run for job in runs.jobs("carried") if job.entry == entry and (run := runs.read(job))]
     counted = [_reached(runs, run) for run in seeds]
     steps = [min(count, runs.setting.steps) for count, _ in counted]
     ends = [runs.sign * end for run in seeds if (end := protocol.last(protocol.curve(run, runs.sign))) < math.inf]
@@ -36,6 +38,7 @@ def _row(runs: Runs, entry: str) -> dict[str, Any]:
     return {
         "optimizer": entry,
         "learning_rate": None if best is None else best.rate,
+        "at_end": best is not None and best.rate in (min(rates), max(rates)),
         "seeds": len(seeds),
         "reached": sum(count < math.inf for count, _ in counted),
         "steps": statistics.mean(steps) if steps else None,
@@ -49,6 +52,20 @@ def _row(runs: Runs, entry: str) -> dict[str, Any]:
         "failures": len(failed),
         "runs": len(trials) + len(seeds),
         "errors": sorted({run["error"] for run in failed if run["error"]}),
+        **({"carried": _carried(runs, carried)} if carried else {}),
+    }
+
+
+def _carried(runs: Runs, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what an optimizer comes to with a rate that was tuned on another task."""
+    counted = [_reached(runs, run)[0] for run in found]
+    ends = [protocol.last(protocol.curve(dict(run), runs.sign)) for run in found]
+    return {
+        "learning_rate": found[0]["rate"],
+        "seeds": len(found),
+        "reached": sum(count < math.inf for count in counted),
+        "steps": statistics.mean(min(count, runs.setting.steps) for count in counted),
+        "last": runs.sign * statistics.mean(ends) if all(map(math.isfinite, ends)) else None,
     }
 
 
@@ -64,6 +81,10 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _code(row: Mapping[str, Any]) -> str:
+    return f"`{row['optimizer']}`".replace("|", "\\|")
+
+
 def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Returns the rows as Markdown."""
     head = ["optimizer", "rate", "reached", "steps", "±", "p", "seconds", f"last {metric}", "±", "bytes/parameter"]
@@ -71,7 +92,7 @@ def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     for row in found:
         lines.append(
             [
-                f"`{row['optimizer']}`",
+                _code(row),
                 _shown(row["learning_rate"], ".2g"),
                 f"{row['reached']} of {row['seeds']}",
                 ("> " if row["reached"] < row["seeds"] else "") + _shown(row["steps"], ".0f"),
@@ -87,29 +108,80 @@ def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def page(runs: Runs, task: Task, found: Sequence[Mapping[str, Any]], command: str, pictures: Sequence[str]) -> str:
-    """Returns the page of a comparison."""
+def table_of_carried(found: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Returns as Markdown what the rates of another task come to, beside those that were tuned on this one."""
+    lines = [["optimizer", "tuned rate", "carried rate", "steps, tuned", "steps, carried", "ratio"]]
+    lines[0] += [f"last {metric}, tuned", f"last {metric}, carried"]
+    lines.append(["---", *["---:"] * 7])
+    for row in (row for row in found if "carried" in row):
+        other = row["carried"]
+        ratio = "" if not row["steps"] or not row["reached"] else f"{other['steps'] / row['steps']:.2f}"
+        counts = [
+            ("> " if part["reached"] < part["seeds"] else "") + _shown(part["steps"], ".0f") for part in (row, other)
+        ]
+        rates = [_shown(part["learning_rate"], ".2g") for part in (row, other)]
+        ends = [_shown(part["last"], ".4f") for part in (row, other)]
+        lines.append([_code(row), *rates, *counts, ratio, *ends])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def page(
+    runs: Runs,
+    task: Task,
+    found: Sequence[Mapping[str, Any]],
+    command: str,
+    pictures: Sequence[str],
+    other: str | None = None,
+) -> str:
+    """Returns the page of a comparison.
+
+    Args:
+        runs: of the comparison.
+        task: of the comparison.
+        found: rows of the optimizers.
+        command: that made it.
+        pictures: files beside the page.
+        other: the task whose rates are carried over, if there is one.
+    """
     setting, target = runs.setting, runs.sign * runs.target
     errors = "".join(f"\n- `{row['optimizer']}`: {error}" for row in found for error in row["errors"])
     batches = f" with batches of {setting.batch_size}" if task.train[0] is not None else ""
-    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in pictures)
-    return f"""# Optimizers compared on {setting.task}
-
-    {command}
-
-{task.about}; {setting.steps} steps{batches}; learning rate {setting.lr_schedule}, warm-up
-{setting.warmup}. Each optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times
-1/{runs.span**0.5:.3g} to {runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again
-with other seeds, {runs.seeds} of them, which the table is of: steps and seconds to {task.metric} {target:.4g},
-means and standard deviations. A run that does not reach it counts with all its steps. p: the probability of such a
-lead over `{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone,
-without the compilation. Failures: runs that diverged, or that the optimizer cannot do.
-
-{table(found, task.metric)}
-{errors}
-
-{shown}
+    about = f"""
+{task.about}; {setting.steps} steps{batches}; learning rate {setting.lr_schedule}, warm-up {setting.warmup}. Each
+optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times 1/{runs.span**0.5:.3g} to
+{runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again with other seeds,
+{runs.seeds} of them, which the table is of: steps and seconds to {task.metric} {target:.4g}, means and standard
+deviations. A run that does not reach it counts with all its steps. p: the probability of such a lead over
+`{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone, without the
+compilation. Failures: runs that diverged, or that the optimizer cannot do.
 """
+    parts = [
+        f"# Optimizers compared on {setting.task}",
+        f"    {command}",
+        textwrap.fill(" ".join(about.split()), 120, break_on_hyphens=False),
+        table(found, task.metric),
+        errors.strip(),
+        *_ends_of_spaces(found),
+        *([] if other is None else _transferred(found, task.metric, other)),
+        *(f"![{Path(name).stem}]({name})" for name in pictures),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _ends_of_spaces(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what is to be said of best rates that have none beyond them."""
+    names = ", ".join(_code(row) for row in found if row["at_end"])
+    told = "The best rate is the lowest or the highest of those that were tried, so that a better one may lie beyond it"
+    return [f"{told}: {names}. More `--trials` or a larger `--span` would tell."] if names else []
+
+
+def _transferred(found: Sequence[Mapping[str, Any]], metric: str, other: str) -> list[str]:
+    return [
+        f"## Rates carried over from {other}",
+        f"The same seeds with the rate that was tuned on {other}. Ratio: steps with that rate to those with the rate\n"
+        "tuned here, where a run that does not reach the target counts with all its steps.",
+        table_of_carried(found, metric),
+    ]
 
 
 def write_logs(folder: Path, runs: Runs, metric: str) -> None:
@@ -118,7 +190,7 @@ def write_logs(folder: Path, runs: Runs, metric: str) -> None:
 
     logs = folder / LOGS
     shutil.rmtree(logs, ignore_errors=True)
-    for job in (*runs.jobs("trial"), *runs.jobs("seed")):
+    for job in (*runs.jobs("trial"), *runs.jobs("seed"), *runs.jobs("carried")):
         run = runs.read(job)
         if run is None or not run["points"]:
             continue

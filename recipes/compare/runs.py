@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from .training import Job, Kind, Setting
 
 RUNS = "runs"
 """Folder of the runs in that of a comparison."""
+LONGEST = 80
+"""Letters of the name of an optimizer's folder."""
 
 
 class Runs:
@@ -32,6 +34,7 @@ class Runs:
         span: ratio of the highest rate to the lowest, whose middle is the optimizer's own rate.
         target: of the task; `None` takes what the base ends with.
         sign: -1 if the metric is to be large.
+        carried: rates of the optimizers that were tuned on another task, which are tried with the same seeds.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Runs:
         span: float,
         target: float | None,
         sign: int,
+        carried: Mapping[str, float] | None = None,
     ) -> None:
+        self.carried = dict(carried or {})
         self.folder, self.setting, self.entries = folder / RUNS, setting, list(entries)
         self.trials, self.seeds, self.span, self.sign = trials, seeds, span, sign
         self._given = target
@@ -54,7 +59,7 @@ class Runs:
         self._found = dict[str, dict[str, Any]]()
 
     def jobs(self, kind: Kind) -> list[Job]:
-        """Returns the trials of all optimizers, or the seeds of their best trials."""
+        """Returns the trials of all optimizers, or the seeds of their best trials or of the rates carried over."""
         return [job for entry in self.entries for job in self._jobs(entry, kind)]
 
     def _jobs(self, entry: str, kind: Kind) -> list[Job]:
@@ -63,8 +68,11 @@ class Runs:
         trials = [Job(self.setting, entry, "trial", i, rate, 0) for i, rate in enumerate(rates)]
         if kind == "trial":
             return trials
-        best = self.best(entry)
-        return [] if best is None else [Job(self.setting, entry, "seed", i, best.rate, i) for i in self._numbers()]
+        if kind == "carried":
+            rate = self.carried.get(entry)
+        else:
+            rate = None if (best := self.best(entry)) is None else best.rate
+        return [] if rate is None else [Job(self.setting, entry, kind, i, rate, i) for i in self._numbers()]
 
     def _numbers(self) -> range:
         return range(1, self.seeds + 1)
@@ -93,6 +101,8 @@ class Runs:
     def file(self, job: Job) -> Path:
         """Returns the file of a run."""
         name = re.sub(r"[^a-z0-9.=_-]+", "-", job.entry.lower())
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{hashlib.sha256(job.entry.encode()).hexdigest()[:8]}"
         return self.folder / name / f"{job.kind}-{job.number}.json"
 
     def read(self, job: Job) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from ..readers import packaged
 from ..readers.digits import load as load_digits
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
+from . import descriptions
 from .functions import FUNCTIONS
 
 
@@ -178,6 +179,18 @@ def language_model(data: str) -> Task:
     return Task(about, lambda: decoder(32, 64, 2, 2), _classes(), train, test, 32, 500)
 
 
+def multimodal(data: str) -> Task:
+    """Returns noisy images of the small digits, each with a sentence that tells one fact of the digit."""
+    found = load_digits("digits")
+    sets = [
+        (descriptions.pairs(x[:, ::2, ::2].astype("float32") / 255, y, seed), y)  # there are 8 x 8 pixels behind them
+        for seed, x, y in ((0, found.x_train, found.y_train), (1, found.x_test, found.y_test))
+    ]
+    about = f"{len(found.x_train):,} noisy images and descriptions of {found.source}, a tower for each"
+    make = functools.partial(descriptions.two_towers, found.x_train.shape[1] // 2)
+    return Task(about, make, _classes(), sets[0], sets[1], 64, 400, 0.9, "accuracy")
+
+
 TASKS: Mapping[str, Callable[[str], Task]] = {
     "mnist": mnist,
     "digits": digits,
@@ -185,6 +198,7 @@ TASKS: Mapping[str, Callable[[str], Task]] = {
     "recommendation": recommendation,
     "language-model": language_model,
     "tabular": tabular,
+    "multimodal": multimodal,
 }
 OF_FUNCTIONS = "test-functions"
 

@@ -5,17 +5,19 @@ import functools
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from ..run.errors import UsageError
 from ..run.optimizer_flags import OptimizerFlags, default_learning_rate, make_optimizer
-from . import functions, tasks
+from . import contestants, functions, tasks
 
 EVALUATIONS = 30
 """Of a run."""
-Kind = Literal["trial", "seed"]
+Kind = Literal["trial", "seed", "carried"]
+"""carried: with a rate that was tuned on another task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Job:
 
 def flags_of(entry: str, setting: Setting, rate: float | None = None) -> OptimizerFlags:
     """Returns the flags of an optimizer of a comparison."""
-    name, *options = entry.split()
+    name, *options = contestants.words(entry)
     schedule = {"lr_schedule": setting.lr_schedule, "warmup": setting.warmup}
     return OptimizerFlags(optimizer=name, opt=tuple(options), learning_rate=rate, **schedule)
 
@@ -58,7 +60,7 @@ def flags_of(entry: str, setting: Setting, rate: float | None = None) -> Optimiz
 @functools.cache
 def rate_of(entry: str) -> float:
     """Returns the learning rate that an optimizer has by default."""
-    return default_learning_rate(entry.split()[0])
+    return default_learning_rate(contestants.words(entry)[0])
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -104,23 +106,30 @@ def _on_task(job: Job, task: tasks.Task) -> dict[str, Any]:
 
     points: list[dict[str, Any]] = [{"step": 0, "seconds": 0.0, "value": evaluate(), "train_loss": None}]
     times, order, every = list[float](), rng.permutation(size), max(1, setting.steps // EVALUATIONS)
-    at, loss = 0, math.nan
+    at, loss, mini, kinds = 0, math.nan, minibatches(optimizer), list[Any]()
+    # A rule of whole losses sees all examples at each update; for others batches of one size are compiled once.
+    least = 1 if getattr(optimizer, "examples", None) is not None else setting.batch_size
     model.reset_metrics()
     for step in range(1, setting.steps + 1):
         rows, at = order[at : at + setting.batch_size], at + setting.batch_size
-        if at + setting.batch_size > size:
+        if at + least > size:
             order, at = rng.permutation(size), 0
+        if mini is not None and step > mini:
+            rows = np.arange(size)
         batch = keras.tree.map_structure(lambda part, rows=rows: part[rows], (x, y))
+        kinds.append((len(rows), step % (optimizer.gradient_accumulation_steps or 1) == 0))
         clock = time.perf_counter()
         loss = float(model.train_on_batch(*batch, return_dict=True)["loss"])
         times.append(time.perf_counter() - clock)
         if not math.isfinite(loss):
             break
         if step % every == 0 or step == setting.steps:
+            if step == setting.steps:  # as `fit` does at its end: a line search leaves its trial point
+                optimizer.finalize_variable_values(model.trainable_variables)
             points.append({"step": step, "seconds": 0.0, "value": evaluate(), "train_loss": loss})
             model.reset_metrics()
     return {
-        "points": timed(points, times),
+        "points": timed(points, times, kinds),
         "diverged": not math.isfinite(loss) or not math.isfinite(points[-1]["value"]),
         "milliseconds": 1e3 * statistics.median(times),
         "bytes": sum(np.dtype(v.dtype).itemsize * math.prod(v.shape) for v in optimizer.variables),
@@ -128,10 +137,28 @@ def _on_task(job: Job, task: tasks.Task) -> dict[str, Any]:
     }
 
 
-def timed(points: list[dict[str, Any]], times: list[float]) -> list[dict[str, Any]]:
-    """Returns the points with the seconds of training until then; the first step, which compiles, counts as others."""
-    usual = statistics.median(times)
-    clock = np.cumsum([0.0, usual, *times[1:]])
+def minibatches(optimizer: Any) -> int | None:
+    """Returns after how many steps an optimizer is given all examples at once; `None` if never.
+
+    Such is `kopt.Switch` to a rule that compares whole losses, which has mini-batches until its turn.
+    """
+    second = getattr(optimizer, "second", None)
+    return int(optimizer.after) if second is not None and second.needs_loss else None
+
+
+def timed(points: list[dict[str, Any]], times: list[float], kinds: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Returns the points with the seconds of training until then; steps that compile count as others of their kind.
+
+    Args:
+        points: the evaluations.
+        times: seconds of each step.
+        kinds: of each step; the first one of a kind compiles. Without it all are of one kind.
+    """
+    usual, kinds = list(times), kinds or [0] * len(times)
+    for kind in set(kinds):
+        first, *others = (i for i, found in enumerate(kinds) if found == kind)
+        usual[first] = statistics.median(times[i] for i in others) if others else min(times)
+    clock = np.cumsum([0.0, *usual])
     return [point | {"seconds": round(float(clock[point["step"]]), 5)} for point in points]
 
 

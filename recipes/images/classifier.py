@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from ..fine_tuning import adapter_files, methods
+from ..fine_tuning.methods import Method, low_rank, plain
 from ..run.batches import Array, EpochOrder, change_light, in_epochs, shift_and_rotate, told_by
 from ..run.errors import DataError, UsageError
 from ..run.flags import OptionalCount, OptionalPath, OptionalPositive
 from ..run.optimizer_flags import OptimizerFlags
-from ..tuning import adapter_files, methods
-from ..tuning.methods import Method, low_rank, plain
 from .backbones import PREPARE, Backbone
 
 HEAD = "logits"

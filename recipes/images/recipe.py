@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from ..fine_tuning import adapter_files, methods
+from ..fine_tuning.class_names import read_names, write_names
 from ..readers import leakage
 from ..run import plots
 from ..run.batches import Array, class_weights, one_hot
@@ -29,8 +31,6 @@ from ..run.flags import Count, Fraction, OptionalCount, OptionalPath, RunFlags, 
 from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from ..run.scores import Scores, predict_probabilities, score_probabilities
-from ..tuning import adapter_files, methods
-from ..tuning.class_names import read_names, write_names
 from . import album, backbones, classifier
 from .album import Album, PictureFlags
 from .backbones import LITE, SMALL

@@ -151,13 +151,21 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     return content
 
 
-def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> int:
+def run_command(
+    recipe: str,
+    arguments: Sequence[str],
+    commands: Commands,
+    check: Callable[[Any], None] | None = None,
+    trains: bool = True,
+) -> int:
     """Runs the command that the arguments name, by default the first one, and returns the exit code.
 
     Args:
         recipe: name of the recipe.
         arguments: those of the command line, without the program's name.
         commands: function of the flags, by dataclass; the command is called as the dataclass in lower case.
+        check: function of the flags, called before TensorFlow is loaded.
+        trains: whether this process is the one that trains; else the GPUs stay free for those that do.
     """
 
     def run() -> int:
@@ -165,9 +173,11 @@ def run_command(recipe: str, arguments: Sequence[str], commands: Commands) -> in
         flags = parse(arguments, kinds, program(recipe), next(iter(kinds)))
         if hasattr(flags, "optim"):
             check_names(flags.optim)
+        if check is not None:
+            check(flags)
         with signals.held(""):
             # Workers must find each other before TensorFlow looks for devices.
-            _import_quietly(getattr(getattr(flags, "run", None), "distribute", "none") != "multiworker")
+            _import_quietly(getattr(getattr(flags, "run", None), "distribute", "none") != "multiworker", trains)
         signals.check()
         return commands[type(flags)](flags)
 
@@ -219,17 +229,20 @@ def _told(run: Callable[[], int]) -> int:
         return DiskError.code
 
 
-def _import_quietly(devices: bool) -> None:
+def _import_quietly(devices: bool, trains: bool) -> None:
     """Imports TensorFlow and Keras without the start-up notes that TF_CPP_MIN_LOG_LEVEL does not reach.
 
     Args:
         devices: whether to look for them, which writes notes too.
+        trains: whether GPUs are for this process.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _filtered_stderr():
         import keras  # noqa: F401
         import tensorflow as tf
 
+        if not trains:
+            tf.config.set_visible_devices([], "GPU")
         if devices:
             tf.config.list_logical_devices()
 

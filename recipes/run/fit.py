@@ -242,8 +242,8 @@ class Run:
             log=self.tracking.log,
         )
         shown: ProgressKind = run.progress if self.workers.writes else "none"
-        asked = self.workers.stopped
-        report = Report(shown, run.max_steps, metric, stats.add, self.tracking.losses, stops, asked)
+        asked, home = self.workers.stopped, self.folder if self.workers.writes else None
+        report = Report(shown, run.max_steps, metric, stats.add, self.tracking.losses, stops, asked, home)
         measure = self.workers.measured(measure)
         logged = [] if measure is None else [_logger(measure)]
         # The order matters: stats sees the weights before a swap, early stopping after it.

@@ -342,19 +342,17 @@ def save_model(folder: Path, model: Any) -> None:
         model.save(path)
 
 
-def save_results(folder: Path, metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]], card: str) -> None:
-    """Writes `history.csv`, `README.md` and `metrics.json`, each at once or not at all.
-
-    Args:
-        folder: of the run.
-        metrics: of the run.
-        history: one row an epoch.
-        card: the model card.
-    """
+def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Writes `history.csv`, one row an epoch."""
     with atomic(folder / "history.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
         writer.writeheader()
         writer.writerows({key: float(f"{value:.6g}") for key, value in row.items()} for row in history)
+
+
+def save_results(folder: Path, metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]], card: str) -> None:
+    """Writes `history.csv`, the model card as `README.md`, and `metrics.json`, each at once or not at all."""
+    write_history(folder, history)
     with atomic(folder / "README.md") as path:
         path.write_text(card, encoding="utf-8")
     # The last file: a folder with metrics.json is complete.

@@ -19,7 +19,7 @@ from kopt.checkpoint import Checkpoint
 from . import signals
 from .errors import DataError, DivergedError, UsageError
 from .flags import cadence
-from .folder import atomic
+from .folder import atomic, write_history
 from .tracking import epoch_tags
 
 ProgressKind = Literal["auto", "rich", "plain", "none"]
@@ -151,6 +151,7 @@ class Report(keras.callbacks.Callback):
         losses: training losses by step, which another callback adds to; a checkpoint keeps them.
         stops: whether to stop on a loss that is not finite.
         asked: function of the number of steps that says whether a signal has asked to stop.
+        folder: where `history.csv` is written after each epoch, for whoever watches the run; `None` writes none.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Report(keras.callbacks.Callback):
         losses: list[tuple[int, float]] | None = None,
         stops: bool = True,
         asked: Callable[[int], bool] = lambda _: signals.received() is not None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         self.history: list[dict[str, float]] = []
@@ -171,7 +173,7 @@ class Report(keras.callbacks.Callback):
         self._kind = progress
         self._max_steps, self._metric = max_steps, metric
         self._log, self._losses = log, losses if losses is not None else []
-        self._stops, self._asked = stops, asked
+        self._stops, self._asked, self._folder = stops, asked, folder
         self._bar: Progress | None = None
         self._clock = 0.0
 
@@ -239,6 +241,8 @@ class Report(keras.callbacks.Callback):
         shown = {k: v for k, v in logs.items() if k.startswith("val_")}
         train = {f"train_{k}": logs[k] for k in ("loss", self._metric) if k in logs}
         self.history.append({"epoch": epoch + 1, **train, **shown, "seconds": round(seconds, 3)})
+        if self._folder is not None:
+            write_history(self._folder, self.history)
         if self._log is not None:
             self._log(epoch_tags(self.history[-1]))
         found = {name: shown.get(f"val_{name}") for name in ("loss", self._metric)}

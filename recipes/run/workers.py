@@ -5,7 +5,7 @@ import dataclasses
 import json
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,36 @@ import numpy as np
 from . import signals
 from .errors import EndedError, LostError, RecipeError, UsageError
 from .flags import RunFlags
-from .folder import Folder
+from .folder import LOCK, Folder
 
 OFTEN = 16
 """Steps from one question to the next whether a signal has come to any worker."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path, taken: str) -> Iterator[None]:
+    """Makes a folder, and keeps other processes out of it for the time of the block.
+
+    Args:
+        folder: of several runs, such as a comparison.
+        taken: what is said if another process is in it.
+
+    Raises:
+        UsageError: one is, or the folder cannot be made.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, OSError) as error:
+        reason = taken if isinstance(error, filelock.Timeout) else error.strerror
+        raise UsageError(f"{folder}: {reason}. Choose another --output-dir.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_tf32() -> None:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..fine_tuning import adapter_files, methods
+from ..fine_tuning.methods import TARGETS, Method, low_rank, plain
+from ..fine_tuning.methods import count_parameters as count_parameters
 from ..readers.pretrained import Pretrained
 from ..run.errors import UsageError
 from ..run.flags import OptionalCount, OptionalNumber, OptionalPath, OptionalPositive, Range
 from ..run.optimizer_flags import OptimizerFlags
-from ..tuning import adapter_files, methods
-from ..tuning.methods import TARGETS, Method, low_rank, plain
-from ..tuning.methods import count_parameters as count_parameters
 from .labels import FILE as LABELS
 from .language_model import HEAD, backbone_of, flatten_backbone, unused_layers
 

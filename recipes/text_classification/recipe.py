@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..fine_tuning.methods import adapter_stats
 from ..readers import leakage
 from ..readers.pretrained import Pretrained, library_versions
 from ..run.batches import Array
@@ -37,7 +38,6 @@ from ..run.flags import (
 )
 from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
-from ..tuning.methods import adapter_stats
 from . import batches, corpus, labelled_texts, language_model, methods, tasks
 from .card import card
 from .corpus import Corpus, Split, TextFlags

@@ -154,7 +154,8 @@ def test_unknown_names(name, hint, capsys):
 
 
 def test_every_recipe_is_found():
-    assert set(recipes()) == {"compare", "generation", "images", "mnist", "recommendation", "text_classification"}
+    named = {"compare", "generation", "images", "mnist", "recommendation", "text_classification", "tune"}
+    assert set(recipes()) == named
     assert all(recipes().values())
 
 
@@ -177,6 +178,7 @@ def test_the_exit_code_is_that_of_the_recipe(tmp_path, capsys):
         ("recommendation", "recipes,recommendation"),
         ("text-classification", "recipes,text"),
         ("generation", "recipes,generation"),
+        ("tune", "recipes,tune"),
     ],
 )
 def test_a_package_that_a_recipe_needs_is_named(name, extras, monkeypatch, capsys):

@@ -128,7 +128,7 @@ MAY_IMPORT_TENSORFLOW = {
 }
 
 
-ROOMS = ("recipes.run", "recipes.readers", "recipes.tuning")
+ROOMS = ("recipes.run", "recipes.readers", "recipes.fine_tuning")
 """What recipes share, from the bottom."""
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kopt
 from recipes import compare
-from recipes.compare import functions, protocol, results, runs, tasks, training
+from recipes.compare import contestants, descriptions, functions, protocol, results, runs, tasks, training
 from recipes.run.errors import UsageError
 
 SETTING = training.Setting("digits", "auto", 100, 32, "constant", "0")
@@ -134,9 +135,98 @@ def test_rows_tell_who_was_first_and_what_failed(pretended, tmp_path):
     assert rows["prodigy"]["failures"] > 0 and rows["prodigy"]["runs"] >= 4
     table = results.table(list(rows.values()), "loss")
     assert table.count("\n") == 5 and "| `sgd` |" in table
+    assert rows["prodigy"]["at_end"] and not best["at_end"]
+    task = tasks.Task("a line", lambda: None, None, (None, None), (None, None), 1, 9)
+    page = results.page(found, task, list(rows.values()), "kopt compare", ["curves.png"])
+    assert (
+        "lie beyond it: `adamw`, `prodigy`" in page and table in page and page.endswith("\n\n![curves](curves.png)\n")
+    )
+    assert max(len(line) for line in page.splitlines() if "|" not in line and "beyond" not in line) <= 120
+
+
+# ---------------------------------------------------------------------------------------------- the contestants
+
+
+def test_arguments_may_be_lists():
+    text = ' adamw  beta_2=0.9,route routes=[[image, muon], ["a, b", sgd]] clipnorm=1, switch first=sgd after=3,'
+    found = contestants.given(text, "digits")
+    assert found == [
+        "adamw beta_2=0.9",
+        'route routes=[[image, muon], ["a, b", sgd]] clipnorm=1',
+        "switch first=sgd after=3",
+    ]
+    assert contestants.words(found[1]) == ["route", 'routes=[[image, muon], ["a, b", sgd]]', "clipnorm=1"]
+    assert training.flags_of(found[1], SETTING).opt[0].startswith("routes=")
+    with pytest.raises(UsageError, match="] is missing"):
+        contestants.given("adam, route routes=[[image, muon]", "digits")
+    assert any(entry.startswith("route") for entry in contestants.given(None, "multimodal"))
+
+
+def test_folders_of_long_names_differ():
+    entries = [f"route routes=[[{'a' * 100}, sgd], [{end}, adam]]" for end in ("x", "y")]
+    found = some(Path("x"), entries=entries)
+    names = {found.file(job).parent.name for job in found.jobs("trial")}
+    assert len(names) == 2 and all(len(name) < 100 for name in names)
+
+
+def test_a_switch_to_a_rule_of_whole_losses_gets_all_examples():
+    assert training.minibatches(kopt.Switch("adam", second="lbfgs", after=7)) == 7
+    assert training.minibatches(kopt.Switch("adam", second="sgd", after=7)) is None
+    assert training.minibatches(kopt.LBFGS()) is None
+    kinds = [0, 0, 0, 1, 1, 2]
+    timed = training.timed([{"step": 2}, {"step": 4}, {"step": 6}], [9.0, 1.0, 1.0, 30.0, 2.0, 40.0], kinds)
+    assert [point["seconds"] for point in timed] == [2, 5, 8]
+
+
+def test_rates_of_another_task_are_tried_with_the_same_seeds(pretended, tmp_path):
+    (tmp_path / "before").mkdir()
+    rows = [{"optimizer": "sgd", "learning_rate": 0.04}, {"optimizer": "lion", "learning_rate": 0.1}]
+    rows.append({"optimizer": "muon", "learning_rate": None})
+    (tmp_path / "before/metrics.json").write_text(json.dumps({"task": "text", "rows": rows}))
+    task, carried = compare.recipe.rates_of(tmp_path / "before")
+    assert (task, carried) == ("text", {"sgd": 0.04, "lion": 0.1})
+    flags = compare.Compare(transfer=tmp_path / "before")
+    assert compare.recipe.entries(flags, carried) == ["sgd", "lion"]
+    with pytest.raises(UsageError, match="has rates of sgd, lion alone"):
+        compare.recipe.entries(compare.Compare(transfer=tmp_path, optimizers="adam"), carried)
+    found = runs.Runs(tmp_path, SETTING, ["adamw", "sgd"], 4, 2, 100.0, 0.3, 1, carried)
+    for kind in ("trial", "seed", "carried"):
+        found.make(kind, 1, lambda job, run: None)
+    assert [(job.rate, job.seed) for job in pretended if job.kind == "carried"] == [(0.04, 1), (0.04, 2)]
+    rows = {row["optimizer"]: row for row in results.rows(found)}
+    assert "carried" not in rows["adamw"]
+    slow = rows["sgd"]["carried"]
+    assert slow["steps"] > rows["sgd"]["steps"] and slow["reached"] == 2
+    table = results.table_of_carried(list(rows.values()), "loss")
+    assert table.count("\n") == 2 and f"| {slow['steps'] / rows['sgd']['steps']:.2f} |" in table
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"task": "text"}'])
+def test_what_is_no_comparison_carries_nothing_over(tmp_path, content, capsys):
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    assert compare.main(["--transfer", str(tmp_path)]) == 2
+    assert "no comparison that has ended" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------------- the tasks
+
+
+def test_descriptions_tell_what_is_true():
+    rng, digits = np.random.default_rng(0), np.arange(10).repeat(30)
+    images = rng.random((300, 4, 4)) * np.linspace(0.1, 1, 300)[:, None, None]
+    texts = descriptions.describe(digits, images, rng)
+    for digit, text in zip(digits, texts, strict=True):
+        words = text.split()
+        assert sum(word in pair for word in words for pair, _ in descriptions.FACTS.values()) == 1
+        assert "even" not in words or digit % 2 == 0
+        assert "straight" not in words or digit in (1, 4, 7)
+    assert len(set(texts)) > 30
+    codes = descriptions.encode(texts)
+    words = descriptions.vocabulary()
+    assert [" ".join(words[i] for i in row if i) for row in codes] == texts
+    one, again = (descriptions.pairs(images, digits, 3) for _ in range(2))
+    assert all((one[key] == again[key]).all() for key in one)
 
 
 def test_tasks_are_found(tmp_path):
@@ -205,6 +295,15 @@ def test_a_comparison_of_a_task_of_ones_own(tmp_path, capsys):
     assert compare.main([*argv, "--processes", "2"]) == 0
     again = {row["optimizer"]: row for row in json.loads(Path("out/metrics.json").read_text())["rows"]}
     assert again["momentum"]["steps_of_seeds"] == pytest.approx(rows["momentum"]["steps_of_seeds"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_rule_of_whole_losses_sees_every_example_at_each_update(tmp_path):
+    (tmp_path / "mine.py").write_text(TASK)
+    setting = training.Setting(f"{tmp_path / 'mine.py'}:line", "auto", 56, 30, "constant", "0")  # 7 batches of 200 rows
+    run = training.run(training.Job(setting, "lbfgs", "seed", 1, 1.0, 1))
+    assert run["error"] is None and run["points"][-1]["value"] < 1e-6  # a line, after 8 evaluations
+    assert run["points"][-1]["seconds"] < 56 * 10 * run["milliseconds"] / 1e3  # without the compilation
 
 
 @pytest.mark.slow

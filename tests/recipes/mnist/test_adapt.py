@@ -10,8 +10,8 @@ from digit_data import fails
 
 from kopt import peft
 from recipes import mnist
+from recipes.fine_tuning import adaptation
 from recipes.readers import digits
-from recipes.tuning import adaptation
 
 HEAD = 256 * 10 + 10
 
