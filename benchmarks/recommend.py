@@ -197,7 +197,9 @@ def table(results: Sequence[Found]) -> list[str]:
         lines.append("| " + " | ".join([*cells, *(f"{regret[c]:.2f}" for c in columns)]) + " |")
     medians = [statistics.median(regrets(found)[c] for found in results) for c in columns]
     lines.append("| median | | | | | " + " | ".join(f"**{m:.2f}**" for m in medians) + " |")
-    lines += ["", f"Aim: at most {AIM} in the median; {_turns.machine('Keras', 'TensorFlow')}"]
+    missing = ", ".join(name for name in TASKS if name not in {found["task"] for found in results})
+    left = f"Not measured yet: {missing}. " if missing else ""
+    lines += ["", f"{left}Aim: at most {AIM} in the median; {_turns.machine('Keras', 'TensorFlow')}"]
     return lines
 
 
