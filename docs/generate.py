@@ -26,6 +26,7 @@ from typing import Any
 sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
 
 import backend_parity
+import choosing_table
 import name_pages
 import numpy as np
 import peft_parity
@@ -47,6 +48,7 @@ ADAPTERS = ROOT / "docs" / "adapters.md"
 OPTIMIZERS, PARITY = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "parity.md"
 ARCHITECTURES = ROOT / "docs" / "peft-architectures.md"
 PEFT, PEFT_DIFFERENCES = ROOT / "docs" / "peft-parity.md", ROOT / "docs" / "peft-parity.json"
+CHOOSING = ROOT / "docs" / "choosing.md"
 BACKENDS, DIFFERENCES = ROOT / "docs" / "backends.md", ROOT / "docs" / "backends.json"
 COMMAND = "python docs/generate.py"
 MEASURED = ("parity", "architectures", "peft", "missing", *SECTIONS)
@@ -105,12 +107,17 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
         measure: what is measured anew, of `MEASURED`; of the rest only the rules that parity.md and the architectures
             that peft-architectures.md lacks.
     """
-    read = (README, ADAPTERS, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, PEFT, PEFT_DIFFERENCES, BACKENDS, DIFFERENCES)
+    read = (
+        *(README, ADAPTERS, OPTIMIZERS, PARITY, RECIPES, ARCHITECTURES, PEFT, PEFT_DIFFERENCES),
+        *(BACKENDS, DIFFERENCES, CHOOSING),
+    )
     text = {path: path.read_text(encoding="utf-8") for path in read}
     text[ADAPTERS] = replaced(text[ADAPTERS], "adapters", adapter_table())
     if (command := "python -m recipes.mnist") in found:
         text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
+    text[CHOOSING] = replaced(text[CHOOSING], "situations", choosing_table.decision_table())
+    text[CHOOSING] = replaced(text[CHOOSING], "additions", choosing_table.addition_table())
     text[PARITY] = replaced(
         text[PARITY], "parity", parity_table("" if "parity" in measure else section(text[PARITY], "parity"))
     )

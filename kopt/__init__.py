@@ -6,6 +6,8 @@ from kopt import distribution as distribution
 from kopt import peft as peft
 from kopt import schedules as schedules
 from kopt import tensorboard as tensorboard
+from kopt.advice import Advice as Advice
+from kopt.advice import recommend as recommend
 from kopt.declare import Count as Count
 from kopt.declare import Fraction as Fraction
 from kopt.declare import NonNegative as NonNegative
@@ -166,6 +168,7 @@ __all__ = [
     "AdamW",
     "Adan",
     "AdaptiveClip",
+    "Advice",
     "AveragedWeights",
     "Cautious",
     "CautiousDecay",
@@ -243,6 +246,7 @@ __all__ = [
     "memory_report",
     "minimize",
     "peft",
+    "recommend",
     "registry",
     "remat",
     "schedules",

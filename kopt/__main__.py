@@ -4,6 +4,7 @@ kopt mnist --epochs 3
 kopt optimizers
 kopt info adabound
 kopt launch --workers 2 mnist --epochs 3
+kopt recommend --model model.keras --batch-size 64 --dataset-size 50000
 
 This is the roof of the house: nothing imports it, and it alone of kopt knows of the recipes.
 """
@@ -63,6 +64,10 @@ def _run(argv: list[str]) -> int:
         return _run_recipe(name, argv[1:])
     if name == "launch":
         return _launch(argv[1:])
+    if name == "recommend":
+        from kopt.advice.command_line import main as recommend
+
+        return recommend(argv[1:])
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
@@ -89,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     one = {
         "info": "all about an optimizer, an adapter or a schedule: equations, arguments, reference",
         "launch": "several processes on this machine that train one recipe: kopt launch --workers 2 mnist ...",
+        "recommend": "an optimizer for the model of a file, with its rate, its schedule and the reasons",
     }
     parser = argparse.ArgumentParser(
         prog="kopt",
@@ -107,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         table.add_argument("--json", action="store_true", help="print JSON, with the references")
     info = commands.add_parser("info", description=f"Prints {one['info']}.")
     info.add_argument("name", metavar="NAME", help="name of a class, in any case")
-    for name in (*names, "launch"):
+    for name in (*names, "launch", "recommend"):
         commands.add_parser(name)  # to be named where a command is unknown
     return parser
 

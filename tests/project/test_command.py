@@ -42,7 +42,8 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"kopt {kopt.__version__}\n"
     assert ended("--help") == 0
     page = capsys.readouterr().out
-    for word in ("mnist", "recommendation", "text-classification", "optimizers", "adapters", "schedules", "info"):
+    tables = ("optimizers", "adapters", "schedules", "info", "recommend")
+    for word in ("mnist", "recommendation", "text-classification", *tables):
         assert f"  {word} " in page
 
 

@@ -97,6 +97,12 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.exchange\.config_of_folder",
     r"kopt\.peft\.exchange",
     r"kopt\.peft",
+    r"kopt\.advice\.(call|facts)",
+    r"kopt\.advice\.parts",
+    r"kopt\.advice\.(conditions|rates)",
+    r"kopt\.advice\.(additions|situations)",
+    r"kopt\.advice\.recommend",
+    r"kopt\.advice(\.command_line)?",
     r"kopt\.tensorboard\.(event_file|points)",
     r"kopt\.tensorboard\.\w+",
     r"kopt\.tensorboard",
@@ -252,6 +258,7 @@ def test_facades_only_import():
         "kopt.schedules",
         "kopt.tensorboard",
         "kopt.distribution",
+        "kopt.advice",
         *facades,
     ):
         _, *statements = tree(name).body
@@ -264,7 +271,7 @@ def test_facades_only_import():
 
 def test_all_is_what_is_public():
     public = {name for name, thing in vars(kopt).items() if not name.startswith("_")} - {"optimizers"}
-    exported = {name for name in public if name not in ("catalogue", "training")}
+    exported = {name for name in public if name not in ("advice", "catalogue", "training")}
     missing, unknown = sorted(exported - {*kopt.__all__}), sorted({*kopt.__all__} - exported)
     assert not missing, f"Add to __all__ in kopt/__init__.py, which type checkers read: {missing}"
     assert not unknown, f"__all__ in kopt/__init__.py has what is not imported there: {unknown}"

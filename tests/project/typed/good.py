@@ -58,6 +58,8 @@ adam.anchor()
 again = kopt.Adam.from_config(adam.get_config())
 again.learning_rate = 0.5
 seen: Mapping[str, Any] = again.statistics()
+advice: kopt.Advice = kopt.recommend(model, batch_size=32, dataset_size=256, goal="generalize", memory_limit=1e9)
+model.compile(advice.optimizer, "mse")
 
 
 # --------------------------------------------------------------------------------------------------------- schedules

@@ -1,0 +1,103 @@
+"""Five small tasks for `benchmarks.recommend`, of five rows of the table of `kopt.recommend`, written after it."""
+
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from sklearn import datasets
+
+from recipes.compare.tasks import Task
+
+
+def _dense(inputs: int, hidden: list[int], outputs: int, activation: str) -> Callable[[], Any]:
+    def make() -> Any:
+        body = [layers.Dense(width, activation) for width in hidden]
+        return keras.Sequential([keras.Input((inputs,)), *body, layers.Dense(outputs)])
+
+    return make
+
+
+def _classes() -> Any:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _scaled(x: Any) -> Any:
+    return ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32")
+
+
+def _split(x: Any, y: Any, held: int) -> tuple[Any, Any]:
+    order = np.random.default_rng(7).permutation(len(y))
+    x, y = x[order], y[order]
+    return (x[held:], y[held:]), (x[:held], y[:held])
+
+
+def diabetes() -> Task:
+    """Returns a regression on ten measurements."""
+    x, y = datasets.load_diabetes(return_X_y=True)
+    parts = _split(_scaled(x), _scaled(y)[:, None], 90)
+    return Task("diabetes, dense 10-32-1", _dense(10, [32], 1, "relu"), "mse", *parts, 32, 160)
+
+
+def spirals() -> Task:
+    """Returns three spiral arms in the plane, to be told apart."""
+    rng = np.random.default_rng(11)
+    arm, radius = rng.integers(3, size=1500), np.sqrt(rng.random(1500))
+    angle = 2 * np.pi * arm / 3 + 4 * radius + 0.15 * rng.normal(size=1500)
+    x = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype("float32")
+    parts = _split(x, arm, 500)
+    return Task("three spirals, dense 2-32-32-3", _dense(2, [32, 32], 3, "relu"), _classes(), *parts, 50, 200)
+
+
+def cancer() -> Task:
+    """Returns a diagnosis from thirty measurements, all examples in one batch."""
+    x, y = datasets.load_breast_cancer(return_X_y=True)
+    parts = _split(_scaled(x), y, 150)
+    size = len(parts[0][1])
+    return Task("breast cancer, dense 30-16-2, full batch", _dense(30, [16], 2, "tanh"), _classes(), *parts, size, 120)
+
+
+def names() -> Task:
+    """Returns the names of Unicode characters, each letter to be predicted from those before it."""
+    text = "\n".join(unicodedata.name(chr(code), "") for code in range(0x250, 0x1800)).encode()
+    used = sorted(set(text))
+    rows = np.array([used.index(byte) for byte in text[: len(text) // 17 * 17]], "int32").reshape(-1, 17)
+
+    def make() -> Any:
+        tokens = keras.Input((16,), dtype="int32")
+        places = layers.Embedding(16, 32)(keras.ops.arange(16))
+        x = layers.Embedding(len(used), 32)(tokens) + places
+        x = x + layers.MultiHeadAttention(2, 16)(layers.LayerNormalization()(x), x, use_causal_mask=True)
+        x = x + layers.Dense(32)(layers.Dense(64, "gelu")(layers.LayerNormalization()(x)))
+        return keras.Model(tokens, layers.Dense(len(used))(x))
+
+    train, test = _split(rows[:, :-1], rows[:, 1:], 400)
+    return Task("names of characters, one block of attention", make, _classes(), train, test, 32, 200)
+
+
+def shop() -> Task:
+    """Returns drawn ratings of articles by customers, a product of three tastes and what each is liked in general."""
+    rng = np.random.default_rng(13)
+    pairs = np.stack([rng.integers(300, size=16_000), rng.integers(150, size=16_000)], axis=1).astype("int32")
+    tastes, kinds, liked = rng.normal(size=(300, 3)), rng.normal(size=(150, 3)), rng.normal(size=150)
+    y = (tastes[pairs[:, 0]] * kinds[pairs[:, 1]]).sum(axis=1) / 1.7 + 0.5 * liked[pairs[:, 1]]
+    y = (y + 0.3 * rng.normal(size=len(y))).astype("float32")[:, None]
+
+    def make() -> Any:
+        pair = keras.Input((2,), dtype="int32")
+        customer, article = (layers.Embedding(size, 8)(pair[:, i]) for i, size in enumerate((300, 150)))
+        bias = layers.Embedding(150, 1)(pair[:, 1])
+        return keras.Model(pair, layers.Add()([layers.Dot(axes=1)([customer, article]), bias]))
+
+    return Task("ratings of a shop, factorization", make, "mse", *_split(pairs, y, 3000), 100, 260)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "diabetes": diabetes,
+    "spirals": spirals,
+    "cancer": cancer,
+    "names": names,
+    "shop": shop,
+}

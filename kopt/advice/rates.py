@@ -1,0 +1,17 @@
+"""The learning rates of the table of `situations.py`, each in words and as a function; of a schedule the peak."""
+
+import math
+
+from kopt.advice.parts import Rate
+
+
+def fixed(rate: float) -> Rate:
+    """Returns a rate that does not depend on anything."""
+    return Rate(f"{rate:g}", lambda facts: rate)
+
+
+BY_SIZE = Rate("0.002 √(10⁷/weights), at most 0.01", lambda f: min(0.01, 0.002 * math.sqrt(1e7 / f.weights)))
+BY_BATCH = Rate("0.1 · batch/256, at most 3.2", lambda f: min(3.2, 0.1 * f.batch_size / 256))
+BY_ROOT_OF_BATCH = Rate("0.005 √(batch/32,768)", lambda f: 0.005 * math.sqrt(f.batch_size / 32768))
+OF_ADAPTERS = Rate("0.0003; 0.00045 for less than 100 updates", lambda f: 4.5e-4 if f.updates < 100 else 3e-4)
+OF_ADAFACTOR = Rate("0.01, pretrained 0.001, as a share of the weights", lambda f: 1e-3 if f.pretrained else 1e-2)
