@@ -1,0 +1,140 @@
+"""The row of a rule: how it is tuned and judged on each problem, what is kept of that, and how two rows differ."""
+
+import ast
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..run.errors import DataError
+from ..run.folder import atomic
+from .descent import Branches, Descents
+from .problem import Problem
+
+FACTORS = tuple(4.0**k for k in range(-2, 5))
+"""The rates that each rule may try: these multiples of its own, from 1/16 to 256."""
+SEEDS = 3
+"""Runs at the best rate, with other first weights and noise than the trials, that judge."""
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"galore": {"rank": 2}, "apollo": {"rank": 2}}
+"""Arguments other than the default: the default rank is larger than the matrices here."""
+LEFT_OUT = {
+    "sophiag": "its curvature is taken from labels that a model draws, and these functions have no labels; SophiaH, "
+    "the same rule with Hutchinson's estimate, is on the board",
+}
+"""Rules that have no row, and why."""
+
+
+def protocol(problems: Sequence[Problem]) -> str:
+    """Returns what tells two boards apart: a digest of all code that makes the figures, without texts around it."""
+    digest = hashlib.sha256(repr((FACTORS, SEEDS, [(p.name, p.threshold, p.steps) for p in problems])).encode())
+    for name in ("problem", "vectors", "networks", "descent"):
+        tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def own_rate(cls: Any) -> float:
+    """Returns the learning rate that a rule has by default."""
+    return float(f"{float(cls().learning_rate):.7g}")
+
+
+def make_row(
+    name: str,
+    cls: Any,
+    problems: Sequence[Problem],
+    functions: Sequence[Branches],
+    first_seed: int = 0,
+) -> dict[str, Any]:
+    """Runs a rule on all problems.
+
+    Args:
+        name: of the rule.
+        cls: its class.
+        problems: all of them.
+        functions: their functions, as of `branches`.
+        first_seed: of the trials; the runs that judge have the ones after it.
+    """
+    begun, arguments = time.perf_counter(), dict(ARGUMENTS.get(name, {}))
+    descents, rate = Descents(lambda: cls(**arguments), functions), own_rate(cls)
+    found = {problem.name: judged(problem, descents, rate, first_seed) for problem in problems}
+    return {
+        "rule": name,
+        "class": cls.__name__,
+        "own_rate": rate,
+        "arguments": arguments,
+        "first_seed": first_seed,
+        "seconds": round(time.perf_counter() - begun, 1),
+        "protocol": protocol(problems),
+        "problems": found,
+    }
+
+
+def judged(problem: Problem, descents: Any, rate: float, first_seed: int) -> dict[str, Any]:
+    """Returns how a rule does on a problem: its best rate by one run each, then the runs that judge."""
+    trials = [descents.error(problem, rate * factor, first_seed) for factor in FACTORS]
+    best = min(range(len(FACTORS)), key=trials.__getitem__)
+    errors = [descents.error(problem, rate * FACTORS[best], first_seed + 1 + i) for i in range(SEEDS)]
+    passed = sum(error <= problem.threshold for error in errors)
+    return {
+        "passed": 2 * passed > SEEDS,
+        "seeds_passed": passed,
+        "error": short(statistics.median(errors)),
+        "factor": short(FACTORS[best]),
+        "rates_passed": sum(error <= problem.threshold for error in trials),
+    }
+
+
+def short(x: float) -> float | None:
+    """Returns a number with three digits, as JSON has it: None where it is not finite."""
+    return float(f"{x:.3g}") if math.isfinite(x) else None
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON, a line for each problem."""
+    head = json.dumps({k: v for k, v in content.items() if k != "problems"}, ensure_ascii=False)
+    lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in content["problems"].items()]
+    with atomic(path) as part:
+        part.write_text(head[:-1] + ', "problems": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Returns what a file holds; None if there is none.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}). Remove it, so that it is made again.") from error
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- differences
+
+
+def differences(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the problems whose verdicts differ between two rows.
+
+    Those `within` the noise: in one of the rows the seeds disagree with each other. Those `beyond` it: all seeds of one
+    row pass, and none of the other.
+    """
+    found: dict[str, list[str]] = {"within": [], "beyond": []}
+    for name, ours in row["problems"].items():
+        theirs = before["problems"].get(name)
+        if theirs is not None and ours["passed"] != theirs["passed"]:
+            sure = {ours["seeds_passed"], theirs["seeds_passed"]} == {0, SEEDS}
+            found["beyond" if sure else "within"].append(name)
+    return found
