@@ -6,13 +6,15 @@ The files, all JSON, beside this module or in another folder that `kopt bench` h
   may try; `seeds`, runs that judge; `left_out`, rules without a row, and why; `problems` by name: `family`, `why`,
   `threshold` and `steps`.
 - `rows/<rule>.json`: `rule`, `class`, `own_rate`, `arguments` other than the defaults, `first_seed`, `seconds`,
-  `protocol`, and `problems`: a `Verdict` by name.
+  `protocol`, and `problems` by name: `trials`, the error with each of the rates, and `errors`, those of the runs with
+  the best of them that judge; null is an error that is not finite.
 - `tasks.json`: `tasks` by name: `about`, `metric`, `target`, `steps`, `trials`, `seeds`, and `rows`: a `TaskResult` a
   rule.
 """
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,17 +36,40 @@ class Problem(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How a rule does on a problem."""
+    """How a rule does on a problem. An error that is not finite is `inf`."""
 
-    passed: bool
-    """Whether most of the seeds do, at the best of the rates that it may try."""
-    seeds_passed: int
-    error: float | None
-    """Median of the seeds; None if it is not finite."""
+    threshold: float
+    trials: tuple[float, ...]
+    """Error with each rate, one run each."""
+    errors: tuple[float, ...]
+    """Errors of the runs with the best rate, other seeds than that of the trials."""
     factor: float
-    """Best rate, as a multiple of the rule's own."""
-    rates_passed: int
-    """Of the rates that it may try."""
+    """The best rate, as a multiple of the rule's own."""
+
+    @property
+    def seeds_passed(self) -> int:
+        """Returns how many of the runs that judge are within the threshold."""
+        return sum(error <= self.threshold for error in self.errors)
+
+    @property
+    def rates_passed(self) -> int:
+        """Returns how many of the rates are."""
+        return sum(error <= self.threshold for error in self.trials)
+
+    @property
+    def passed(self) -> bool:
+        """Returns whether most of the runs that judge are."""
+        return 2 * self.seeds_passed > len(self.errors)
+
+    @property
+    def is_close(self) -> bool:
+        """Returns whether some of the runs that judge pass and some fail: another seed may change the verdict."""
+        return 0 < self.seeds_passed < len(self.errors)
+
+    @property
+    def error(self) -> float:
+        """Returns the median of the runs that judge."""
+        return statistics.median(self.errors)
 
 
 class Row(NamedTuple):
@@ -126,20 +151,30 @@ def left_out(folder: Path = FOLDER) -> dict[str, str]:
 
 def rows(folder: Path = FOLDER) -> dict[str, Row]:
     """Returns the rows by the name of the rule, in lower case, sorted."""
-    return {path.stem: as_row(_read(path)) for path in sorted((folder / "rows").glob("*.json"))}
+    about = _about(folder)
+    return {path.stem: as_row(_read(path), about) for path in sorted((folder / "rows").glob("*.json"))}
 
 
 def row(rule: str, folder: Path = FOLDER) -> Row | None:
     """Returns the row of a rule by its name, in any case; None if it has none."""
     path = folder / "rows" / f"{rule.lower()}.json"
-    return as_row(_read(path)) if path.exists() else None
+    return as_row(_read(path), _about(folder)) if path.exists() else None
 
 
-def as_row(found: Mapping[str, Any]) -> Row:
-    """Returns the row that a file holds."""
-    verdicts = {name: Verdict(**verdict) for name, verdict in found["problems"].items()}
+def as_row(found: Mapping[str, Any], about: Mapping[str, Any]) -> Row:
+    """Returns the row that a file holds, judged by what `problems.json` holds; other problems are left out."""
+    known = about["problems"]
+    verdicts = {
+        name: _verdict(found["problems"][name], known[name], about) for name in known if name in found["problems"]
+    }
     facts = {key: found[key] for key in ("rule", "own_rate", "arguments", "seconds", "protocol", "first_seed")}
     return Row(class_name=found["class"], verdicts=verdicts, **facts)
+
+
+def _verdict(found: Mapping[str, Any], problem: Mapping[str, Any], about: Mapping[str, Any]) -> Verdict:
+    trials, errors = (tuple(math.inf if x is None else float(x) for x in found[key]) for key in ("trials", "errors"))
+    factor = about["factors"][min(range(len(trials)), key=trials.__getitem__)]
+    return Verdict(problem["threshold"], trials, errors, factor)
 
 
 def tasks(folder: Path = FOLDER) -> dict[str, dict[str, TaskResult]]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from .problem import DRAWN, KINDS, Moment, Problem
+
+# Read by XLA when it first compiles: a loop here runs for milliseconds, so passes that take long do not pay.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 
 class Branches:

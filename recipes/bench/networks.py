@@ -64,11 +64,11 @@ def _root(w: list[Any]) -> Any:
 
 MATRICES = [
     Problem("both sides", "conditioning", "a matrix of condition 1000, by its inputs and by its outputs",
-            MATRIX, near(np.zeros((SIDE, SIDE))), lambda w, m: _both_sides(w), _both_sides, 0.5, 300),
+            MATRIX, near(np.zeros((SIDE, SIDE))), lambda w, m: _both_sides(w), _both_sides, 300),
     Problem("recurrent", "networks", "the same matrix six times: small and large values vanish and explode",
-            MATRIX, near(ROTATION / 2), lambda w, m: _recurrent(w), _recurrent, 0.02, 400),
+            MATRIX, near(ROTATION / 2), lambda w, m: _recurrent(w), _recurrent, 400),
     Problem("symmetric", "networks", "the root of a matrix of rank 3: from a saddle to any of a sphere of minima",
-            MATRIX, near(np.zeros((SIDE, SIDE)), 0.01), lambda w, m: _root(w), _root, 0.01, 300),
+            MATRIX, near(np.zeros((SIDE, SIDE)), 0.01), lambda w, m: _root(w), _root, 300),
 ]  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------- networks
@@ -113,11 +113,11 @@ def _batch(w: list[Any], m: Moment) -> Any:
 
 NETWORKS = [
     Problem("deep", "networks", "two linear layers from weights near 0, a saddle of all", NETWORK,
-            _started(0.05), lambda w, m: _deep(w), _deep, 0.01, 300),
+            _started(0.05), lambda w, m: _deep(w), _deep, 300),
     Problem("dead units", "networks", "rectified units that hardly any example wakes at first", NETWORK,
-            _started(1.0, -2.0), lambda w, m: _asleep(w), _asleep, 0.15, 500),
+            _started(1.0, -2.0), lambda w, m: _asleep(w), _asleep, 500),
     Problem("batches", "networks", "a classifier that sees 8 of 64 examples at each step", NETWORK,
-            _started(1.0), _batch, lambda w: _cross_entropy(w, X, CLASSES), 0.1, 500),
+            _started(1.0), _batch, lambda w: _cross_entropy(w, X, CLASSES), 500),
 ]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -159,11 +159,11 @@ def _table(rng: np.random.Generator) -> list[Any]:
 
 TABLES = [
     Problem("table", "rare gradients", "an embedding, each row read once in eight steps: gradients have rows",
-            TABLE, _table, lambda w, m: _rows(w, _evenly(m)), _row_error, 0.02, 500),
+            TABLE, _table, lambda w, m: _rows(w, _evenly(m)), _row_error, 500),
     Problem("rare rows", "rare gradients", "the row of rank k is read in proportion to 1/k, the last one 14 times",
-            TABLE, _table, lambda w, m: _rows(w, _by_zipf(m)), _row_error, 0.1, 500),
+            TABLE, _table, lambda w, m: _rows(w, _by_zipf(m)), _row_error, 500),
     Problem("rows and a weight", "rare gradients", "rare rows times a weight that every step moves",
-            TABLE, _table, lambda w, m: _products(w, _by_zipf(m)), _product_error, 0.2, 500),
+            TABLE, _table, lambda w, m: _products(w, _by_zipf(m)), _product_error, 500),
 ]  # fmt: skip
 
 PROBLEMS = [*MATRICES, *NETWORKS, *TABLES]

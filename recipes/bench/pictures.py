@@ -10,9 +10,8 @@ from kopt import board
 
 from ..run import plots
 
-FAIL, CLOSE_FAIL, CLOSE_PASS, PASS = 0, 1, 2, 3
 COLORS = ("#d9d9d9", "#c6dbef", "#6baed6", "#08519c")
-"""No seed passes; fewer than half, more than half, all."""
+"""No seed passes, one, two, all three."""
 
 
 def draw_board(path: Path, rows: Mapping[str, board.Row], problems: Mapping[str, board.Problem]) -> None:
@@ -21,7 +20,7 @@ def draw_board(path: Path, rows: Mapping[str, board.Row], problems: Mapping[str,
     from matplotlib.patches import Patch
 
     order = sorted(rows.values(), key=lambda row: (-row.passed, row.rule))
-    cells = np.array([[_level(row.verdicts[name]) for name in problems] for row in order])
+    cells = np.array([[row.verdicts[name].seeds_passed for name in problems] for row in order])
     figure = plots.make_figure(3 + 0.24 * len(problems), 2.2 + 0.17 * len(order))
     axes = figure.subplots()
     axes.pcolormesh(cells, cmap=ListedColormap(COLORS), vmin=0, vmax=len(COLORS) - 1, edgecolors="white", lw=0.5)
@@ -37,10 +36,6 @@ def draw_board(path: Path, rows: Mapping[str, board.Row], problems: Mapping[str,
     patches = [Patch(color=color, label=label) for color, label in zip(COLORS, labels, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     plots.save_figure(figure, path)
-
-
-def _level(verdict: board.Verdict) -> int:
-    return min(verdict.seeds_passed, PASS)
 
 
 def draw_profiles(path: Path, results: Mapping[str, Mapping[str, board.TaskResult]]) -> None:

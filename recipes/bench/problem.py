@@ -1,4 +1,4 @@
-"""What a problem of the board is: weights, a function of them, how far an optimizer has to come in how many steps."""
+"""What a problem of the board is: weights, a function of them, what it is judged by, after how many steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -43,8 +43,6 @@ class Problem(NamedTuple):
     """What a step sees and differentiates."""
     error: Callable[[list[Any]], Any]
     """What the last weights are judged by."""
-    threshold: float
-    """The largest error that passes."""
     steps: int
 
 

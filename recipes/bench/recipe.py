@@ -98,12 +98,16 @@ def _problems(flags: Bench, folder: Path, classes: Mapping[str, Any]) -> None:
 
     from . import rows
     from .descent import branches
+    from .thresholds import THRESHOLDS
 
     listed = _listed()
     functions = branches(listed)
-    about = {p.name: {"family": p.family, "why": p.why, "threshold": p.threshold, "steps": p.steps} for p in listed}
+    about = {
+        p.name: {"family": p.family, "why": p.why, "threshold": THRESHOLDS[p.name], "steps": p.steps} for p in listed
+    }
     facts = {"protocol": rows.protocol(listed), "factors": rows.FACTORS, "seeds": rows.SEEDS}
-    rows.write(folder / ABOUT, {**facts, "left_out": rows.LEFT_OUT, "problems": about})
+    facts |= {"left_out": rows.LEFT_OUT, "problems": about}
+    rows.write(folder / ABOUT, facts)
     for name, cls in classes.items():
         path = folder / ROWS / f"{name}.json"
         found = None if flags.rule is not None else rows.read(path)
@@ -111,9 +115,10 @@ def _problems(flags: Bench, folder: Path, classes: Mapping[str, Any]) -> None:
             found = rows.make_row(name, cls, listed, functions, flags.seed)
             rows.write(path, found)
             if flags.progress != "none":
-                print(_line(board.reader.as_row(found)), flush=True)
+                print(_line(board.reader.as_row(found, facts)), flush=True)
         if flags.rule is not None:
-            _tell(found, rows.read(board.reader.FOLDER / ROWS / f"{name}.json"), listed)
+            before = rows.read(board.reader.FOLDER / ROWS / f"{name}.json")
+            _tell(board.reader.as_row(found, facts), None if before is None else board.reader.as_row(before, facts))
 
 
 def _tasks(flags: Bench, folder: Path, names: Sequence[str]) -> None:
@@ -141,30 +146,27 @@ def _line(row: Any) -> str:
     return f"{row.rule}: passes {row.passed} of {len(row.verdicts)} in {row.seconds:.0f} s; fails {missed}"
 
 
-def _tell(row: Mapping[str, Any], before: Mapping[str, Any] | None, listed: Sequence[Any]) -> None:
-    """Prints each problem of a row, then how it differs from the row of the board."""
+def _tell(row: Any, before: Any) -> None:
+    """Prints each problem of a row, then how it differs from the row of the board, if there is one."""
     from . import rows
 
     print(
-        f"{'problem':18} {'family':15} {'passed':7} {'seeds':>5} {'rates':>5} {'error':>9} {'to pass':>9}  own rate x"
+        f"{'problem':18} {'passed':6} {'seeds':>6} {'rates':>6} {'error':>9} {'to pass':>9}  best rate, times its own"
     )
-    for problem in listed:
-        found = row["problems"][problem.name]
-        error = "inf" if found["error"] is None else f"{found['error']:.2g}"
-        verdict = "yes" if found["passed"] else "no"
+    for name, verdict in row.verdicts.items():
         print(
-            f"{problem.name:18} {problem.family:15} {verdict:7} {found['seeds_passed']:>5} {found['rates_passed']:>5} "
-            f"{error:>9} {problem.threshold:>9.2g}  {found['factor']:.3g}"
+            f"{name:18} {'yes' if verdict.passed else 'no':6} {verdict.seeds_passed:>6} {verdict.rates_passed:>6} "
+            f"{verdict.error:>9.2g} {verdict.threshold:>9.2g}  {verdict.factor:g}"
         )
     if before is None:
-        print(f"The board has no row of {row['rule']} to compare with.")
+        print(f"The board has no row of {row.rule} to compare with.")
         return
-    if before["protocol"] != row["protocol"]:
+    if before.protocol != row.protocol:
         print("The row of the board was made by other problems; the verdicts below are not of the same ones.")
     found = rows.differences(row, before)
     for kind, names in found.items():
         print(f"Other verdicts than the board's, {kind} its noise: {', '.join(names) or 'none'}")
-    close = [name for name, x in before["problems"].items() if 0 < x["seeds_passed"] < rows.SEEDS]
+    close = [name for name, verdict in before.verdicts.items() if verdict.is_close]
     print(f"Noise: problems of which some seeds pass and some fail. On the board: {', '.join(close) or 'none'}")
 
 

@@ -1,14 +1,15 @@
-"""The row of a rule: how it is tuned and judged on each problem, what is kept of that, and how two rows differ."""
+"""The row of a rule: what its runs come to on each problem, what is kept of that, and how two rows differ."""
 
 import ast
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from kopt import board
 
 from ..run.errors import DataError
 from ..run.folder import atomic
@@ -29,8 +30,8 @@ LEFT_OUT = {
 
 
 def protocol(problems: Sequence[Problem]) -> str:
-    """Returns what tells two boards apart: a digest of all code that makes the figures, without texts around it."""
-    digest = hashlib.sha256(repr((FACTORS, SEEDS, [(p.name, p.threshold, p.steps) for p in problems])).encode())
+    """Returns what tells two boards apart: a digest of all code that makes the figures, without its docstrings."""
+    digest = hashlib.sha256(repr((FACTORS, SEEDS, [problem.name for problem in problems])).encode())
     for name in ("problem", "vectors", "networks", "descent"):
         tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -46,11 +47,7 @@ def own_rate(cls: Any) -> float:
 
 
 def make_row(
-    name: str,
-    cls: Any,
-    problems: Sequence[Problem],
-    functions: Sequence[Branches],
-    first_seed: int = 0,
+    name: str, cls: Any, problems: Sequence[Problem], functions: Sequence[Branches], first_seed: int = 0
 ) -> dict[str, Any]:
     """Runs a rule on all problems.
 
@@ -63,7 +60,7 @@ def make_row(
     """
     begun, arguments = time.perf_counter(), dict(ARGUMENTS.get(name, {}))
     descents, rate = Descents(lambda: cls(**arguments), functions), own_rate(cls)
-    found = {problem.name: judged(problem, descents, rate, first_seed) for problem in problems}
+    found = {problem.name: runs(problem, descents, rate, first_seed) for problem in problems}
     return {
         "rule": name,
         "class": cls.__name__,
@@ -76,22 +73,15 @@ def make_row(
     }
 
 
-def judged(problem: Problem, descents: Any, rate: float, first_seed: int) -> dict[str, Any]:
-    """Returns how a rule does on a problem: its best rate by one run each, then the runs that judge."""
+def runs(problem: Problem, descents: Any, rate: float, first_seed: int) -> dict[str, list[float | None]]:
+    """Returns what a rule comes to on a problem: one run with each rate, then those with the best rate that judge."""
     trials = [descents.error(problem, rate * factor, first_seed) for factor in FACTORS]
-    best = min(range(len(FACTORS)), key=trials.__getitem__)
-    errors = [descents.error(problem, rate * FACTORS[best], first_seed + 1 + i) for i in range(SEEDS)]
-    passed = sum(error <= problem.threshold for error in errors)
-    return {
-        "passed": 2 * passed > SEEDS,
-        "seeds_passed": passed,
-        "error": short(statistics.median(errors)),
-        "factor": short(FACTORS[best]),
-        "rates_passed": sum(error <= problem.threshold for error in trials),
-    }
+    best = FACTORS[min(range(len(FACTORS)), key=trials.__getitem__)]
+    errors = [descents.error(problem, rate * best, first_seed + 1 + i) for i in range(SEEDS)]
+    return {"trials": [_short(x) for x in trials], "errors": [_short(x) for x in errors]}
 
 
-def short(x: float) -> float | None:
+def _short(x: float) -> float | None:
     """Returns a number with three digits, as JSON has it: None where it is not finite."""
     return float(f"{x:.3g}") if math.isfinite(x) else None
 
@@ -125,16 +115,15 @@ def read(path: Path) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------------- differences
 
 
-def differences(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, list[str]]:
+def differences(row: board.Row, before: board.Row) -> dict[str, list[str]]:
     """Returns the problems whose verdicts differ between two rows.
 
     Those `within` the noise: in one of the rows the seeds disagree with each other. Those `beyond` it: all seeds of one
     row pass, and none of the other.
     """
     found: dict[str, list[str]] = {"within": [], "beyond": []}
-    for name, ours in row["problems"].items():
-        theirs = before["problems"].get(name)
-        if theirs is not None and ours["passed"] != theirs["passed"]:
-            sure = {ours["seeds_passed"], theirs["seeds_passed"]} == {0, SEEDS}
-            found["beyond" if sure else "within"].append(name)
+    for name, ours in row.verdicts.items():
+        theirs = before.verdicts.get(name)
+        if theirs is not None and ours.passed != theirs.passed:
+            found["within" if ours.is_close or theirs.is_close else "beyond"].append(name)
     return found

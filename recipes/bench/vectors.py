@@ -37,18 +37,14 @@ def _pairs(w: list[Any]) -> tuple[Any, Any]:
     return w[0][: SIZE // 2], w[0][SIZE // 2 :]
 
 
-def _plain(
-    name: str, family: str, why: str, start: Any, error: Callable[[list[Any]], Any], threshold: float, steps: int
-) -> Problem:
+def _plain(name: str, family: str, why: str, start: Any, error: Callable[[list[Any]], Any], steps: int) -> Problem:
     """Returns a problem whose steps see what is judged."""
-    return Problem(name, family, why, VECTOR, start, lambda w, m: error(w), error, threshold, steps)
+    return Problem(name, family, why, VECTOR, start, lambda w, m: error(w), error, steps)
 
 
-def _seen(
-    name: str, family: str, why: str, loss: Callable[[list[Any], Moment], Any], threshold: float, steps: int
-) -> Problem:
+def _seen(name: str, family: str, why: str, loss: Callable[[list[Any], Moment], Any], steps: int) -> Problem:
     """Returns a problem from the origin, which is judged by the distance from `GOAL`."""
-    return Problem(name, family, why, VECTOR, near(ORIGIN), loss, _distance, threshold, steps)
+    return Problem(name, family, why, VECTOR, near(ORIGIN), loss, _distance, steps)
 
 
 # ------------------------------------------------------------------------------------------------------ conditioning
@@ -61,13 +57,13 @@ def _turned(w: list[Any]) -> Any:
 
 CONDITIONING = [
     _plain("bowl", "conditioning", "the same curvature everywhere: whoever fails here needs other rates",
-           near(ORIGIN), _bowl, 1e-3, 200),
+           near(ORIGIN), _bowl, 200),
     _plain("axes", "conditioning", "curvatures from 1 to 1000, each along a coordinate: rates of its own, or momentum",
-           near(ORIGIN), lambda w: _bowl(w, np.logspace(0, 3, SIZE)), 0.02, 300),
+           near(ORIGIN), lambda w: _bowl(w, np.logspace(0, 3, SIZE)), 300),
     _plain("rotated", "conditioning", "curvatures from 1 to 1000 across the coordinates, whose own rates do not help",
-           near(ORIGIN), _turned, 0.5, 500),
+           near(ORIGIN), _turned, 500),
     _plain("kinks", "conditioning", "absolute values: the gradient is as large beside the minimum as far from it",
-           near(ORIGIN), lambda w: ops.sum(MILD * ops.sqrt(ops.square(w[0] - GOAL) + 1e-8)), 0.3, 300),
+           near(ORIGIN), lambda w: ops.sum(MILD * ops.sqrt(ops.square(w[0] - GOAL) + 1e-8)), 300),
 ]  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------- valleys
@@ -97,15 +93,15 @@ def _ring(w: list[Any]) -> Any:
 
 VALLEYS = [
     _plain("bananas", "valleys", "six of Rosenbrock's valleys: the way turns, and its floor is nearly flat",
-           near(np.repeat([-1.2, 1.0], SIZE // 2)), lambda w: _mean(_rosenbrock(*_pairs(w))), 0.1, 500),
+           near(np.repeat([-1.2, 1.0], SIZE // 2)), lambda w: _mean(_rosenbrock(*_pairs(w))), 500),
     _plain("chain", "valleys", "Rosenbrock's valley through all coordinates: one waits for the other",
-           near(ORIGIN), lambda w: ops.sum(_rosenbrock(w[0][:-1], w[0][1:])), 1.0, 500),
+           near(ORIGIN), lambda w: ops.sum(_rosenbrock(w[0][:-1], w[0][1:])), 500),
     _plain("Powell", "valleys", "Powell's function: no curvature at the minimum in half of the directions",
-           near(np.repeat([3.0, -1.0, 0.0, 1.0], SIZE // 4)), _powell, 0.05, 300),
+           near(np.repeat([3.0, -1.0, 0.0, 1.0], SIZE // 4)), _powell, 300),
     _plain("sines", "valleys", "a valley that winds: a step along the old direction leaves it",
-           near(np.repeat([-3.0, 0.0], SIZE // 2)), _sine, 0.05, 500),
+           near(np.repeat([-3.0, 0.0], SIZE // 2)), _sine, 500),
     _plain("ring", "valleys", "half around a sphere with steep walls, from the opposite of the minimum",
-           near(-SOUTH, 0.05), _ring, 0.02, 200),
+           near(-SOUTH, 0.05), _ring, 200),
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------- flat places
@@ -142,15 +138,15 @@ def _saturated(w: list[Any]) -> Any:
 
 FLAT = [
     _plain("saddle", "flat places", "away from a saddle, a thousandth beside it",
-           lambda rng: [np.r_[rng.normal(size=SIZE // 2) / 2, rng.normal(size=SIZE // 2) / 1000]], _saddle, 0.01, 200),
+           lambda rng: [np.r_[rng.normal(size=SIZE // 2) / 2, rng.normal(size=SIZE // 2) / 1000]], _saddle, 200),
     _plain("flat saddle", "flat places", "away from a saddle without curvature: the slope is the cube of the distance",
-           lambda rng: [0.1 * np.sign(rng.normal(size=SIZE))], _flat_saddle, 0.01, 200),
+           lambda rng: [0.1 * np.sign(rng.normal(size=SIZE))], _flat_saddle, 200),
     _plain("well", "flat places", "a plain far from a well: the slope is a thousandth of what it is at the rim",
-           _off(4.0), lambda w: 1 - ops.exp(-ops.sum(ops.square(w[0] - GOAL)) / 2), 0.01, 200),
+           _off(4.0), lambda w: 1 - ops.exp(-ops.sum(ops.square(w[0] - GOAL)) / 2), 200),
     _plain("stairs", "flat places", "stairs, nearly flat a hundred times as long as steep",
-           near(GOAL + 4 * np.sign(GOAL)), _stairs, 0.05, 300),
+           near(GOAL + 4 * np.sign(GOAL)), _stairs, 300),
     _plain("saturated", "flat places", "sigmoids that are saturated at first: slopes of 1e-5",
-           near(GOAL + 2.5 * np.sign(GOAL)), _saturated, 0.01, 200),
+           near(GOAL + 2.5 * np.sign(GOAL)), _saturated, 200),
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- scale
@@ -161,13 +157,13 @@ def _cliff(w: list[Any]) -> Any:
 
 
 SCALE = [
-    _seen("huge", "scale", "a loss times a million", lambda w, m: 1e6 * _bowl(w, MILD), 0.01, 200),
-    _seen("tiny", "scale", "a loss times a millionth", lambda w, m: 1e-6 * _bowl(w, MILD), 0.01, 200),
+    _seen("huge", "scale", "a loss times a million", lambda w, m: 1e6 * _bowl(w, MILD), 200),
+    _seen("tiny", "scale", "a loss times a millionth", lambda w, m: 1e-6 * _bowl(w, MILD), 200),
     _seen("units", "scale", "each coordinate in a unit of its own: gradients from 1e-4 to 1e4",
-          lambda w, m: _bowl(w, np.logspace(-4, 4, SIZE)), 0.01, 300),
+          lambda w, m: _bowl(w, np.logspace(-4, 4, SIZE)), 300),
     Problem("far", "scale", "a minimum 30 times as far away as elsewhere", VECTOR, near(ORIGIN),
-            lambda w, m: _bowl(w, goal=30 * GOAL), lambda w: _distance(w, 30 * GOAL) / 900, 0.01, 300),
-    _plain("cliff", "scale", "a wall whose slope is 1e5 at the start and 1 later", near(3 + ORIGIN), _cliff, 0.05, 300),
+            lambda w, m: _bowl(w, goal=30 * GOAL), lambda w: _distance(w, 30 * GOAL) / 900, 300),
+    _plain("cliff", "scale", "a wall whose slope is 1e5 at the start and 1 later", near(3 + ORIGIN), _cliff, 300),
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- noise
@@ -193,14 +189,14 @@ def _rarely(w: list[Any], m: Moment) -> Any:
 
 NOISE = [
     _seen("noise", "noise", "noise as large as the slope at the start",
-          lambda w, m: _pushed(w, m.normal[:SIZE]), 0.01, 500),
+          lambda w, m: _pushed(w, m.normal[:SIZE]), 500),
     _seen("factor", "noise", "a gradient with a random factor, often of the wrong sign, and exact at the minimum",
-          lambda w, m: (1 + 2 * m.normal[0]) * _bowl(w, MILD), 0.01, 300),
+          lambda w, m: (1 + 2 * m.normal[0]) * _bowl(w, MILD), 300),
     _seen("heavy tails", "noise", "noise without a variance (a quotient of normal numbers)",
-          lambda w, m: _pushed(w, _tails(m)), 0.03, 500),
-    _seen("spikes", "noise", "one gradient in fifty is of noise alone, a thousand times as large", _spike, 0.05, 500),
+          lambda w, m: _pushed(w, _tails(m)), 500),
+    _seen("spikes", "noise", "one gradient in fifty is of noise alone, a thousand times as large", _spike, 500),
     Problem("rarely right", "noise", "nine small gradients point the wrong way, the tenth is larger than their sum",
-            VECTOR, near(0.5 + ORIGIN), _rarely, lambda w: _mean(ops.abs(w[0] + 1)), 0.4, 500),
+            VECTOR, near(0.5 + ORIGIN), _rarely, lambda w: _mean(ops.abs(w[0] + 1)), 500),
 ]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------- rare coordinates
@@ -218,9 +214,9 @@ def _rare(w: list[Any], m: Moment) -> Any:
 
 RARE = [
     _seen("one by one", "rare gradients", "a step sees one coordinate; the gradient of all others is 0",
-          _one, 0.01, 500),
+          _one, 500),
     _seen("rarer", "rare gradients", "coordinates that are seen in each step, in every second, ... in one of 45",
-          _rare, 0.02, 500),
+          _rare, 500),
 ]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------ change
@@ -234,14 +230,14 @@ def _swapped(w: list[Any], m: Moment) -> Any:
 
 CHANGE = [
     _seen("drift", "change", "a minimum that moves as long as the run lasts",
-          lambda w, m: _bowl(w, goal=GOAL * (3 * m.share - 2)), 0.01, 300),
+          lambda w, m: _bowl(w, goal=GOAL * (3 * m.share - 2)), 300),
     _seen("jump", "change", "a minimum that is elsewhere in the second half",
-          lambda w, m: _bowl(w, goal=GOAL * ops.where(m.share < 0.5, -1.0, 1.0)), 0.01, 300),
+          lambda w, m: _bowl(w, goal=GOAL * ops.where(m.share < 0.5, -1.0, 1.0)), 300),
     _seen("fading", "change", "a loss that shrinks to a millionth",
-          lambda w, m: ops.exp(-6 * math.log(10) * m.share) * _bowl(w, MILD), 0.01, 300),
+          lambda w, m: ops.exp(-6 * math.log(10) * m.share) * _bowl(w, MILD), 300),
     _seen("growing", "change", "a loss that grows by a million",
-          lambda w, m: ops.exp(6 * math.log(10) * (m.share - 1)) * _bowl(w, MILD), 0.01, 300),
-    _seen("swap", "change", "steep and flat coordinates change places, and so does the minimum", _swapped, 0.01, 400),
+          lambda w, m: ops.exp(6 * math.log(10) * (m.share - 1)) * _bowl(w, MILD), 300),
+    _seen("swap", "change", "steep and flat coordinates change places, and so does the minimum", _swapped, 400),
 ]  # fmt: skip
 
 PROBLEMS = [*CONDITIONING, *VALLEYS, *FLAT, *SCALE, *NOISE, *RARE, *CHANGE]

@@ -2,22 +2,26 @@
 
 import math
 
+import board_page
 import pytest
 
 import kopt
 from kopt import board, catalogue
 from recipes.bench import recipe, rows, tasks
+from recipes.bench.thresholds import THRESHOLDS
 
 
-def test_every_rule_has_a_row_or_a_reason():
+def test_rows_are_of_these_problems_and_what_has_none_is_told():
     known, protocol = board.rows(), rows.protocol(recipe._listed())
     advice = "Run `python -m recipes.bench --part problems --output-dir kopt/board`, then `python docs/generate.py`."
-    assert set(known) | set(board.left_out()) == set(catalogue.classes("optimizer")), advice
-    assert not set(known) & set(board.left_out())
     assert {row.protocol for row in known.values()} == {protocol} == {board.protocol()}, advice
+    assert {name: problem.threshold for name, problem in board.problems().items()} == THRESHOLDS, advice
     for name, row in known.items():
         assert list(row.verdicts) == list(board.problems()) and row.class_name == kopt.registry()[name].__name__
         assert row.own_rate == rows.own_rate(kopt.registry()[name])
+    for name, cls in catalogue.classes("optimizer").items():
+        told = name in board.left_out() or f"`{cls.__name__}`" in board_page.missing()
+        assert (name in known) != told, advice
 
 
 def test_a_row_is_told_with_the_rule():

@@ -1,6 +1,7 @@
 """The board: how rules are judged, which rows are made and made again, how rows differ, tables and pictures."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,27 +27,39 @@ class Pretended:
 
 
 def test_the_best_rate_is_judged_by_other_seeds():
-    found = Pretended(lambda rate, seed: EASY.threshold * (abs(rate - 4) + (2 if seed == 9 else 0.5)))
-    verdict = rows.judged(EASY, found, 1.0, 7)
-    assert found.made[: len(rows.FACTORS)] == [(factor, 7) for factor in rows.FACTORS]
-    assert found.made[len(rows.FACTORS) :] == [(4, 8), (4, 9), (4, 10)]
-    assert verdict == {"passed": True, "seeds_passed": 2, "error": EASY.threshold / 2, "factor": 4, "rates_passed": 1}
+    found = Pretended(lambda rate, seed: abs(rate - 8) + (2 if seed == 9 else 0.5))
+    errors = rows.runs(EASY, found, 2.0, 7)
+    assert found.made[: len(rows.FACTORS)] == [(2 * factor, 7) for factor in rows.FACTORS]
+    assert found.made[len(rows.FACTORS) :] == [(8, 8), (8, 9), (8, 10)]
+    assert errors == {"trials": [8.38, 8, 6.5, 0.5, 24.5, 120, 504], "errors": [0.5, 2, 0.5]}
 
 
-def test_what_diverges_fails():
-    verdict = rows.judged(EASY, Pretended(lambda rate, seed: float("inf")), 1.0, 0)
-    assert not verdict["passed"] and verdict["error"] is None and verdict["rates_passed"] == 0
-    json.dumps(verdict, allow_nan=False)
+def row(threshold=1.0, **errors):
+    """A row of problems whose runs with the best rate, the second of two, end with these errors."""
+    known = {name: {"threshold": threshold} for name in errors}
+    about = {"factors": [1.0, 4.0], "problems": known}
+    found = {name: {"trials": [None, 0.5], "errors": list(errors[name])} for name in errors}
+    facts = {"rule": "some", "class": "Some", "own_rate": 1, "arguments": {}, "seconds": 1, "protocol": ""}
+    return board.reader.as_row({**facts, "first_seed": 0, "problems": found}, about)
 
 
-def row(**passed):
-    found = {name: {"passed": n > 1, "seeds_passed": n} for name, n in passed.items()}
-    return {"problems": found}
+def test_a_verdict_is_that_of_most_seeds():
+    verdicts = row(a=(0.1, 3.0, 0.2), b=(2.0, 0.5, None), c=(1.0, 1.0, 1.0), d=(None, None, 0.1)).verdicts
+    assert [v.passed for v in verdicts.values()] == [True, False, True, False]
+    assert [v.is_close for v in verdicts.values()] == [True, True, False, True]
+    assert [v.error for v in verdicts.values()] == [0.2, 2.0, 1.0, math.inf]
+    assert verdicts["a"].factor == 4 and verdicts["a"].rates_passed == 1
+
+
+def test_what_diverges_is_null():
+    errors = rows.runs(EASY, Pretended(lambda rate, seed: math.inf), 1.0, 0)
+    assert errors == {"trials": [None] * len(rows.FACTORS), "errors": [None] * rows.SEEDS}
 
 
 def test_rows_differ_within_their_noise_or_beyond():
-    found = rows.differences(row(a=3, b=3, c=2, d=0, e=1), row(a=3, b=0, c=1, d=3, e=0))
-    assert found == {"within": ["c"], "beyond": ["b", "d"]}
+    ours = row(a=(0, 0, 0), b=(0, 0, 0), c=(0, 0, 9), d=(9, 9, 9), e=(0, 9, 9))
+    theirs = row(a=(0, 0, 0), b=(9, 9, 9), c=(0, 9, 9), d=(0, 0, 0), e=(9, 9, 9))
+    assert rows.differences(ours, theirs) == {"within": ["c"], "beyond": ["b", "d"]}
 
 
 # ---------------------------------------------------------------------------------------------------- the command
@@ -59,9 +72,9 @@ def pretended(monkeypatch):
 
     def make_row(name, cls, problems, functions, first_seed):
         made.append(name)
-        verdict = {"passed": True, "seeds_passed": 3, "error": 1e-3, "factor": 6.0, "rates_passed": 2}
+        errors = {"trials": [0.0] * len(rows.FACTORS), "errors": [0.0] * rows.SEEDS}
         facts = {"rule": name, "class": cls.__name__, "own_rate": 0.1, "arguments": {}, "first_seed": first_seed}
-        found = {p.name: verdict for p in problems}
+        found = {p.name: errors for p in problems}
         return {**facts, "seconds": 9.0, "protocol": rows.protocol(problems), "problems": found}
 
     monkeypatch.setattr(rows, "make_row", make_row)

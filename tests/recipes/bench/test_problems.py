@@ -8,6 +8,7 @@ from recipes.bench import networks, vectors
 from recipes.bench.descent import Descents, branches
 from recipes.bench.problem import DRAWN, NETWORK, TABLE, VECTOR, Moment
 from recipes.bench.recipe import _listed
+from recipes.bench.thresholds import THRESHOLDS
 
 LISTED = {problem.name: problem for problem in _listed()}
 ONES = np.ones(vectors.SIZE)
@@ -41,6 +42,7 @@ def moment(rng, share=0.5):
 
 def test_there_are_forty_in_eight_families():
     families = [problem.family for problem in LISTED.values()]
+    assert set(LISTED) == set(THRESHOLDS)
     assert len(LISTED) == 40 and {families.count(family) for family in families} == {5}
     assert families == sorted(families, key=families.index)  # family by family
     assert all(problem.why and 0 < problem.steps <= 500 for problem in LISTED.values())
@@ -54,12 +56,12 @@ def test_starts_fail_and_minima_pass(name):
         start = problem.start(np.random.default_rng(seed))
         assert [np.shape(w) for w in start] == list(problem.weights.values())
         weights = [keras.ops.convert_to_tensor(w, "float32") for w in start]
-        assert problem.error(weights) > 2 * problem.threshold
+        assert problem.error(weights) > 2 * THRESHOLDS[name]
         assert np.isfinite(problem.loss(weights, moment(np.random.default_rng(seed))))
     if name not in SEARCHED:
         best = MINIMA.get(name, [vectors.GOAL])
         weights = [keras.ops.convert_to_tensor(w, "float32") for w in best]
-        assert problem.error(weights) < problem.threshold / 2
+        assert problem.error(weights) < THRESHOLDS[name] / 2
 
 
 def test_a_run_is_that_of_the_rule():
