@@ -38,9 +38,9 @@ INTRODUCTION = """# The board: every rule on forty problems
     kopt bench --rule lion      # one row anew, and how it differs from the one here
     kopt bench --check          # whether all rows are there, and of these problems
 
-{rules} rules, each on {problems} small problems that it passes or fails, took {hours} hours on one core of a machine
-with two, which others used too. Each problem asks for one thing: to leave a saddle, to bear heavy tails, to learn rows
-that are seldom read. Each rule has the same budget: on each problem it may try seven learning rates, its own times
+{rules} rules, each on {problems} small problems that it passes or fails, took {hours} hours on two cores, most of
+which other programs used. Each problem asks for one thing: to leave a saddle, to bear heavy tails, to learn rows that
+are seldom read. Each rule has the same budget: on each problem it may try seven learning rates, its own times
 1/16, 1/4, 1, 4, 16, 64 and 256, one run each. The best of them is run with three other seeds, that is, other first
 weights and other noise. It passes if two of the three end at or below the threshold. All other arguments are the
 defaults (GaLore and APOLLO: rank 2, because the kernels here are small). Rules that average are judged at the average,
@@ -71,10 +71,17 @@ has it (Dahl et al., 2023).
 
 ![Performance profiles](board-profiles.png)"""
 
+UNTRIED = """## Twelve rules on five tasks
+
+Not run yet. `kopt bench --part tasks` has the recipe `compare` train twelve rules on five tasks, and draws performance
+profiles of the times to the targets."""
+
 LIMITS = """## What the board does not say
 
 - The problems are small, and their steps few: 200 to 500. A rule that is built for long trainings or wide matrices (the
   schedules of AdEMAMix, the low ranks of GaLore) cannot show here what it is for.
+- Rates are constant within a run. A rule whose steps do not shrink with the gradient, as Lion's and all by sign, ends
+  as far from a minimum as its step is long; with a schedule that falls it would come closer.
 - One number, problems passed, weighs all families alike. Choose by the families that your model has.
 - Seven rates are a coarse grid. A rule that fails may pass with a rate between two of them, with a schedule, or with
   other arguments.
@@ -149,7 +156,7 @@ def _problems(order: Sequence[board.Row], problems: Mapping[str, board.Problem])
 def _tasks() -> list[str]:
     facts, results = board.reader.facts_of_tasks(), board.tasks()
     if not results:
-        return []
+        return [UNTRIED]
     first = next(iter(facts.values()))
     span, trials, seeds = first["span"] ** 0.5, first["trials"], first["seeds"]
     text = TASKS.format(trials=trials, seeds=seeds, low=1 / span, high=span, longest=board.reader.LONGEST)

@@ -150,9 +150,10 @@ def left_out(folder: Path = FOLDER) -> dict[str, str]:
 
 
 def rows(folder: Path = FOLDER) -> dict[str, Row]:
-    """Returns the rows by the name of the rule, in lower case, sorted."""
-    about = _about(folder)
-    return {path.stem: as_row(_read(path), about) for path in sorted((folder / "rows").glob("*.json"))}
+    """Returns the rows by the name of the rule, in lower case, sorted; none where nothing has run."""
+    paths = sorted((folder / "rows").glob("*.json"))
+    about = _about(folder) if paths else {}
+    return {path.stem: as_row(_read(path), about) for path in paths}
 
 
 def row(rule: str, folder: Path = FOLDER) -> Row | None:

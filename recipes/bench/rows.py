@@ -1,11 +1,14 @@
 """The row of a rule: what its runs come to on each problem, what is kept of that, and how two rows differ."""
 
 import ast
+import contextlib
 import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +62,9 @@ def make_row(
         first_seed: of the trials; the runs that judge have the ones after it.
     """
     begun, arguments = time.perf_counter(), dict(ARGUMENTS.get(name, {}))
-    descents, rate = Descents(lambda: cls(**arguments), functions), own_rate(cls)
-    found = {problem.name: runs(problem, descents, rate, first_seed) for problem in problems}
+    with _quiet():
+        descents, rate = Descents(lambda: cls(**arguments), functions), own_rate(cls)
+        found = {problem.name: runs(problem, descents, rate, first_seed) for problem in problems}
     return {
         "rule": name,
         "class": cls.__name__,
@@ -71,6 +75,20 @@ def make_row(
         "protocol": protocol(problems),
         "problems": found,
     }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what is so for every board: each rule has loops of its own, and some make rows of a table dense."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is not row-wise")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def runs(problem: Problem, descents: Any, rate: float, first_seed: int) -> dict[str, list[float | None]]:
