@@ -7,7 +7,8 @@
     python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
     python docs/generate.py --measure missing            # measures what backends.md says is not measured
 
-What is generated stands between `<!-- name -->` and `<!-- /name -->`; the pages of `name_pages.py` are made as a whole.
+What is generated stands between `<!-- name -->` and `<!-- /name -->`; the pages of `name_pages.py` and
+`board_page.py` are made as a whole.
 Figures that were measured stay until they are measured again: the results of runs that are not under saved_models/, and
 without `--measure` what parity.md, peft-architectures.md, peft-parity.json and backends.json already have.
 """
@@ -26,6 +27,7 @@ from typing import Any
 sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
 
 import backend_parity
+import board_page
 import choosing_table
 import name_pages
 import numpy as np
@@ -130,6 +132,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     differences = backend_parity.measured(json.loads(text[DIFFERENCES]), measure)
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_parity.tables(differences))
+    text[board_page.PAGE] = board_page.page()
     text |= {name_pages.path_of(library): name_pages.page(library) for library in name_pages.LIBRARIES}
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}

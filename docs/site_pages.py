@@ -21,7 +21,16 @@ from kopt.declare.described import SECTION, own_arguments
 from kopt.declare.fields import REQUIRED, as_code
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = (kopt, kopt.peft, kopt.schedules, kopt.checkpoint, kopt.distribution, kopt.tensorboard, kopt.declare)
+MODULES = (
+    kopt,
+    kopt.board,
+    kopt.peft,
+    kopt.schedules,
+    kopt.checkpoint,
+    kopt.distribution,
+    kopt.tensorboard,
+    kopt.declare,
+)
 """What has a page in the API reference, in the order of the reading."""
 FOLDERS = {"optimizer": "optimizers", "adapter": "adapters", "schedule": "schedules"}
 INDENT = "    "

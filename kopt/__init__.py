@@ -1,5 +1,6 @@
 """kopt: optimizers and parameter-efficient fine-tuning for Keras 3."""
 
+from kopt import board as board
 from kopt import checkpoint as checkpoint
 from kopt import declare as declare
 from kopt import distribution as distribution
@@ -238,6 +239,7 @@ __all__ = [
     "Tiger",
     "UpdateFloor",
     "Yogi",
+    "board",
     "checkpoint",
     "declare",
     "distribution",

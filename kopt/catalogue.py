@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
+from kopt import board
 from kopt.declare import Field
 from kopt.declare.described import SECTION, own_arguments
 from kopt.declare.fields import REQUIRED, as_code
@@ -152,6 +153,8 @@ def info(name: str, width: int = 100) -> str:
     head = [f"{module}.{cls.__name__}, {'an' if family[0] in 'aeiou' else 'a'} {family}"]
     if family == "optimizer":
         head.append(f"State with the defaults: {state_bytes(cls()):g} bytes for each float32 parameter")
+        if (row := board.row(name)) is not None:
+            head.append(f"Passes {row.passed} of {len(row.verdicts)} small problems: docs/board.md")
     doc = inspect.cleandoc(cls.__doc__)
     before, after = SECTION.split(doc)[0], SECTION.split(doc)[-1]
     own = [field for field in cls.fields.values() if field.name not in base.fields]

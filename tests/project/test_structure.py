@@ -116,6 +116,8 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.checkpoint\.snapshot_files",
     r"kopt\.checkpoint\.resume",
     r"kopt\.checkpoint",
+    r"kopt\.board\.reader",
+    r"kopt\.board",
     r"kopt\.catalogue",
     r"kopt",
     r"kopt\.__main__",
