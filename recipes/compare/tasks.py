@@ -188,7 +188,7 @@ def multimodal(data: str) -> Task:
     ]
     about = f"{len(found.x_train):,} noisy images and descriptions of {found.source}, a tower for each"
     make = functools.partial(descriptions.two_towers, found.x_train.shape[1] // 2)
-    return Task(about, make, _classes(), sets[0], sets[1], 64, 400, 0.9, "accuracy")
+    return Task(about, make, _classes(), sets[0], sets[1], 64, 400, 0.88, "accuracy")
 
 
 TASKS: Mapping[str, Callable[[str], Task]] = {
