@@ -30,7 +30,7 @@ def page() -> str:
     )
 
 
-INTRODUCTION = """# The board: every rule on forty problems
+INTRODUCTION = """# The board: rules on forty problems
 
 <!-- made by `python docs/generate.py` from kopt/board -->
 
@@ -141,7 +141,7 @@ and other seeds are other runs. The seeds disagree with each other in {close} of
 may change. `kopt bench --rule lion` says of each verdict that differs whether it is within this noise, or beyond it."""
     if lines:
         table = _table(["rule", "passed here, with other seeds", "problems with another verdict"], lines, 3)
-        text += f" The same rules with\nother seeds (`kopt bench --rule lion --part problems --seed 100`):\n\n{table}"
+        text += f"\nThe same rule with other seeds (`kopt bench --rule lion --part problems --seed 100`):\n\n{table}"
     return text
 
 
