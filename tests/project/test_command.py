@@ -155,7 +155,7 @@ def test_unknown_names(name, hint, capsys):
 
 
 def test_every_recipe_is_found():
-    named = {"compare", "generation", "images", "mnist", "recommendation", "text_classification", "tune"}
+    named = {"bench", "compare", "generation", "images", "mnist", "recommendation", "text_classification", "tune"}
     assert set(recipes()) == named
     assert all(recipes().values())
 
