@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from problems import flat, network, regression, rules, tilted, variables, weights_and_gradients
+from problems import flat, look_at_curvature, network, regression, rules, tilted, variables, weights_and_gradients
 from registry import one_of_each
 
 import kopt
@@ -183,6 +183,7 @@ def stepped(optimizer, weights, gradients):
     first = [w.numpy().astype("float64") for w in weights]
     for gs in gradients:
         gs = [tf.constant(g, w.dtype) for g, w in zip(gs, weights, strict=True)]
+        look_at_curvature(optimizer, gs)
         optimizer.apply(tilted(optimizer, weights, first, gs) if optimizer.needs_loss else gs, weights)
     return [w.numpy() for w in weights]
 

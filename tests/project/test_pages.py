@@ -20,7 +20,7 @@ EVERYWHERE = [
 ]
 PAGES = sorted(page for page in EVERYWHERE if page_blocks.has_blocks(page))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-QUICK = ("README.md", "copied-adam.md", "training.md", "adapters.md", "own-rule.md", "checkpoints.md")
+QUICK = ("README.md", "adapters.md", "own-rule.md")
 """Pages whose blocks run in the default tier; those of the others are slow."""
 
 
