@@ -1,15 +1,15 @@
 """What `kopt.recommend` gives without tuning, against the best of ten rules that are tuned.
 
-    python -m benchmarks.recommend [--tasks rings prices] [--found recommend.jsonl] [--write]
+    python -m benchmarks.recommend [--development] [--tasks NAME ...] [--found recommend.jsonl] [--write]
 
 The tasks, in recommend_tasks.py, were written when the table of kopt/advice/situations.py was committed; it has not
-changed since. Each of ten rules has five trials of its learning rate, from a log-uniform space of three decades around
-its default, at the same quantiles for all, as in `kopt compare`. The target is the test loss at which the best trial of
-AdamW has done 95 % of the fall that it does in three quarters of the budget. The three rules that need the fewest steps
-to it, each at its best rate, are run with three further seeds: other first weights, another order of the examples. What
-`recommend` gives is run with these seeds alone, and AdamW with its defaults beside. Seconds are steps times the time of
-a step, for which these five take turns in one process. A figure is the median of the seeds, `inf` where most of them do
-not come to the target.
+changed since. `--development` takes the five tasks that it was improved by instead. Each of ten rules has five trials
+of its learning rate, from a log-uniform space of three decades around its default, at the same quantiles for all, as in
+`kopt compare`. The target is the test loss at which the best trial of AdamW has done 95 % of the fall that it does in
+three quarters of the budget. The three rules that need the fewest steps to it, each at its best rate, are run with
+three further seeds: other first weights, another order of the examples. What `recommend` gives is run with these seeds
+alone, and AdamW with its defaults beside. Seconds are steps times the time of a step, for which these five take turns
+in one process. A figure is the median of the seeds, `inf` where most of them do not come to the target.
 
 `--found` keeps each task that is done: the same command goes on there. `--write` puts the table into
 benchmarks/README.md.
@@ -34,7 +34,7 @@ import tensorflow as tf
 
 import kopt
 from benchmarks import _turns
-from benchmarks.recommend_tasks import TASKS
+from benchmarks.recommend_tasks import DEVELOPMENT, JUDGING
 from recipes.compare import protocol
 from recipes.compare.tasks import Task
 from recipes.compare.training import rate_of
@@ -138,7 +138,7 @@ def recommended(task: Task) -> Any:
 def measure(name: str) -> Found:
     """Returns steps and milliseconds of all contestants on a task."""
     keras.backend.clear_session()
-    task = TASKS[name]()
+    task = (DEVELOPMENT | JUDGING)[name]()
     contestants = {rule: Contestant(task, kopt.get(rule)) for rule in RULES}
     advice = recommended(task)
     contestants["recommend"] = Contestant(task, advice.optimizer)
@@ -181,8 +181,8 @@ def regrets(found: Found) -> dict[str, float]:
     }
 
 
-def table(results: Sequence[Found]) -> list[str]:
-    """Returns a row a task, and the medians."""
+def table(results: Sequence[Found], tasks: Sequence[str]) -> list[str]:
+    """Returns a row a task, and the medians; it says which of the tasks are not there."""
     lines = [
         "| task | recommended | its steps | best tuned rule | its steps | steps, × the best | time, × the best "
         "| AdamW's default, steps | time |",
@@ -197,7 +197,7 @@ def table(results: Sequence[Found]) -> list[str]:
         lines.append("| " + " | ".join([*cells, *(f"{regret[c]:.2f}" for c in columns)]) + " |")
     medians = [statistics.median(regrets(found)[c] for found in results) for c in columns]
     lines.append("| median | | | | | " + " | ".join(f"**{m:.2f}**" for m in medians) + " |")
-    missing = ", ".join(name for name in TASKS if name not in {found["task"] for found in results})
+    missing = ", ".join(name for name in tasks if name not in {found["task"] for found in results})
     left = f"Not measured yet: {missing}. " if missing else ""
     lines += ["", f"{left}Aim: at most {AIM} in the median; {_turns.machine('Keras', 'TensorFlow')}"]
     return lines
@@ -205,25 +205,30 @@ def table(results: Sequence[Found]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
+    parser.add_argument("--development", action="store_true", help="the tasks that the rules were improved by")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--found", type=Path, help="file of the tasks that are done, to go on with")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     flags = parser.parse_args(arguments)
+    tasks = list(DEVELOPMENT if flags.development else JUDGING)
+    chosen = flags.tasks or tasks
+    if not set(chosen) <= set(tasks):
+        parser.error(f"--tasks takes some of {', '.join(tasks)}. Received: {' '.join(chosen)}")
     tf.config.threading.set_intra_op_parallelism_threads(1)  # the models are small, and the machine may be busy
     done: dict[str, Found] = {}
     if flags.found is not None and flags.found.exists():
         lines = flags.found.read_text(encoding="utf-8").splitlines()
         done = {found["task"]: found for found in map(json.loads, lines)}
-    for name in flags.tasks:
+    for name in chosen:
         if name not in done:
             done[name] = measure(name)
             if flags.found is not None:
                 with flags.found.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done[name]) + "\n")
-    lines = table([done[name] for name in flags.tasks])
+    lines = table([done[name] for name in chosen], tasks)
     print("\n".join(lines))
     if flags.write:
-        _turns.insert("\n".join(lines), "recommend")
+        _turns.insert("\n".join(lines), "recommend-development" if flags.development else "recommend")
     return 0
 
 
