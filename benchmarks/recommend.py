@@ -1,18 +1,19 @@
 """What `kopt.recommend` gives without tuning, against the best of ten rules that are tuned.
 
-    python -m benchmarks.recommend [--tasks rings prices] [--found recommend.jsonl] [--write]
+    python -m benchmarks.recommend [--development] [--tasks NAME ...] [--found recommend.jsonl [--again]] [--write]
 
 The tasks, in recommend_tasks.py, were written when the table of kopt/advice/situations.py was committed; it has not
-changed since. Each of ten rules has five trials of its learning rate, from a log-uniform space of three decades around
-its default, at the same quantiles for all, as in `kopt compare`. The target is the test loss at which the best trial of
-AdamW has done 95 % of the fall that it does in three quarters of the budget. The three rules that need the fewest steps
-to it, each at its best rate, are run with three further seeds: other first weights, another order of the examples. What
-`recommend` gives is run with these seeds alone, and AdamW with its defaults beside. Seconds are steps times the time of
-a step, for which these five take turns in one process. A figure is the median of the seeds, `inf` where most of them do
-not come to the target.
+changed since. `--development` takes the five tasks that it was improved by instead. Each of ten rules has five trials
+of its learning rate, from a log-uniform space of three decades around its default, at the same quantiles for all, as in
+`kopt compare`. The target is the test loss at which the best trial of AdamW has done 95 % of the fall that it does in
+three quarters of the budget. The three rules that need the fewest steps to it, each at its best rate, are run with
+three further seeds: other first weights, another order of the examples. What `recommend` gives is run with these seeds
+alone, and AdamW with its defaults beside. Seconds are steps times the time of a step, for which these five take turns
+in one process. A figure is the median of the seeds, `inf` where most of them do not come to the target.
 
-`--found` keeps each task that is done: the same command goes on there. `--write` puts the table into
-benchmarks/README.md.
+`--found` keeps each task that is done: the same command goes on there. `--again` keeps what stands in that file of the
+tuned rules and of AdamW, and runs only what `recommend` gives now; all times are taken again. `--write` puts the table
+into benchmarks/README.md.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import tensorflow as tf
 
 import kopt
 from benchmarks import _turns
-from benchmarks.recommend_tasks import TASKS
+from benchmarks.recommend_tasks import DEVELOPMENT, JUDGING
 from recipes.compare import protocol
 from recipes.compare.tasks import Task
 from recipes.compare.training import rate_of
@@ -138,11 +139,10 @@ def recommended(task: Task) -> Any:
 def measure(name: str) -> Found:
     """Returns steps and milliseconds of all contestants on a task."""
     keras.backend.clear_session()
-    task = TASKS[name]()
+    task = (DEVELOPMENT | JUDGING)[name]()
     contestants = {rule: Contestant(task, kopt.get(rule)) for rule in RULES}
     advice = recommended(task)
-    contestants["recommend"] = Contestant(task, advice.optimizer)
-    contestants["default"] = Contestant(task, kopt.AdamW())
+    contestants |= _untuned(task, advice)
     rates = {rule: [_rate(rule, place) for (place,) in protocol.places(TRIALS)] for rule in RULES}
     trials = {rule: {rate: contestants[rule].run(0, rate) for rate in rates[rule]} for rule in RULES}
     champion = min(trials["adamw"].values(), key=lambda curve: best_within(curve, 0.75, task.steps))
@@ -158,11 +158,36 @@ def measure(name: str) -> Found:
     final = sorted(RULES, key=score.__getitem__)[:FINALISTS]
     for rule in (*final, "recommend", "default"):
         rate = found["rates"][rule] = score[rule][-1] if rule in score else None
-        curves = [contestants[rule].run(seed, rate) for seed in SEEDS]
-        found["steps"][rule] = statistics.median(protocol.steps_to(target, curve) for curve in curves)
-        print(f"{name}: {rule} {found['steps'][rule]:.0f} steps", flush=True)
-    times = _turns.take_turns({rule: contestants[rule].milliseconds for rule in found["steps"]}, ROUNDS)
-    return found | {"milliseconds": {rule: statistics.median(t) for rule, t in times.items()}}
+        found["steps"][rule] = _steps(name, rule, contestants[rule], target, rate)
+    return found | {"milliseconds": _milliseconds({rule: contestants[rule] for rule in found["steps"]})}
+
+
+def measure_again(found: Found) -> Found:
+    """Returns what was found, but with what `recommend` gives now; the times of all are taken again, in turns."""
+    keras.backend.clear_session()
+    task = (DEVELOPMENT | JUDGING)[found["task"]]()
+    advice = recommended(task)
+    contestants = {rule: Contestant(task, kopt.get(rule)) for rule in found["steps"] if rule in RULES}
+    contestants |= _untuned(task, advice)
+    steps = _steps(found["task"], "recommend", contestants["recommend"], found["target"], None)
+    changed = {"steps": found["steps"] | {"recommend": steps}, "milliseconds": _milliseconds(contestants)}
+    return found | {"code": advice.code} | changed
+
+
+def _untuned(task: Task, advice: Any) -> dict[str, Contestant]:
+    return {"recommend": Contestant(task, advice.optimizer), "default": Contestant(task, kopt.AdamW())}
+
+
+def _steps(name: str, rule: str, contestant: Contestant, target: float, rate: float | None) -> float:
+    """Returns the median of the steps to the target."""
+    steps = statistics.median(protocol.steps_to(target, contestant.run(seed, rate)) for seed in SEEDS)
+    print(f"{name}: {rule} {steps:.0f} steps", flush=True)
+    return steps
+
+
+def _milliseconds(contestants: dict[str, Contestant]) -> dict[str, float]:
+    times = _turns.take_turns({rule: contestant.milliseconds for rule, contestant in contestants.items()}, ROUNDS)
+    return {rule: statistics.median(t) for rule, t in times.items()}
 
 
 def _rate(rule: str, place: float) -> float:
@@ -181,8 +206,8 @@ def regrets(found: Found) -> dict[str, float]:
     }
 
 
-def table(results: Sequence[Found]) -> list[str]:
-    """Returns a row a task, and the medians."""
+def table(results: Sequence[Found], tasks: Sequence[str]) -> list[str]:
+    """Returns a row a task, and the medians; it says which of the tasks are not there."""
     lines = [
         "| task | recommended | its steps | best tuned rule | its steps | steps, × the best | time, × the best "
         "| AdamW's default, steps | time |",
@@ -197,7 +222,7 @@ def table(results: Sequence[Found]) -> list[str]:
         lines.append("| " + " | ".join([*cells, *(f"{regret[c]:.2f}" for c in columns)]) + " |")
     medians = [statistics.median(regrets(found)[c] for found in results) for c in columns]
     lines.append("| median | | | | | " + " | ".join(f"**{m:.2f}**" for m in medians) + " |")
-    missing = ", ".join(name for name in TASKS if name not in {found["task"] for found in results})
+    missing = ", ".join(name for name in tasks if name not in {found["task"] for found in results})
     left = f"Not measured yet: {missing}. " if missing else ""
     lines += ["", f"{left}Aim: at most {AIM} in the median; {_turns.machine('Keras', 'TensorFlow')}"]
     return lines
@@ -205,25 +230,35 @@ def table(results: Sequence[Found]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
+    parser.add_argument("--development", action="store_true", help="the tasks that the rules were improved by")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--found", type=Path, help="file of the tasks that are done, to go on with")
+    parser.add_argument("--again", action="store_true", help="run what recommend gives now, beside what is in --found")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     flags = parser.parse_args(arguments)
+    tasks = list(DEVELOPMENT if flags.development else JUDGING)
+    chosen = flags.tasks or tasks
+    if not set(chosen) <= set(tasks):
+        parser.error(f"--tasks takes some of {', '.join(tasks)}. Received: {' '.join(chosen)}")
+    if flags.again and (flags.found is None or not flags.found.exists()):
+        parser.error(f"--again needs the file of a run before. Received: --found {flags.found}")
     tf.config.threading.set_intra_op_parallelism_threads(1)  # the models are small, and the machine may be busy
     done: dict[str, Found] = {}
     if flags.found is not None and flags.found.exists():
         lines = flags.found.read_text(encoding="utf-8").splitlines()
         done = {found["task"]: found for found in map(json.loads, lines)}
-    for name in flags.tasks:
+    for name in chosen:
         if name not in done:
             done[name] = measure(name)
             if flags.found is not None:
                 with flags.found.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done[name]) + "\n")
-    lines = table([done[name] for name in flags.tasks])
+        elif flags.again:
+            done[name] = measure_again(done[name])
+    lines = table([done[name] for name in chosen], tasks)
     print("\n".join(lines))
     if flags.write:
-        _turns.insert("\n".join(lines), "recommend")
+        _turns.insert("\n".join(lines), "recommend-development" if flags.development else "recommend")
     return 0
 
 

@@ -1,4 +1,8 @@
-"""Five small tasks for `benchmarks.recommend`, of five rows of the table of `kopt.recommend`, written after it."""
+"""The small tasks of `benchmarks.recommend`.
+
+`DEVELOPMENT` are those that the rules of `kopt.recommend` were improved by, `JUDGING` those written after the rules, of
+five rows of their table.
+"""
 
 import unicodedata
 from collections.abc import Callable
@@ -94,10 +98,79 @@ def shop() -> Task:
     return Task("ratings of a shop, factorization", make, "mse", *_split(pairs, y, 3000), 100, 260)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+def shapes() -> Task:
+    """Returns pictures of discs, squares, crosses and rings at any place, in noise."""
+    rng, size = np.random.default_rng(17), 2000
+    kind, reach = rng.integers(4, size=size), rng.uniform(2, 4, size=(size, 1, 1))
+    place = rng.uniform(4, 8, size=(2, size, 1, 1))
+    down, right = np.abs(np.arange(12)[:, None] - place[0]), np.abs(np.arange(12) - place[1])
+    radius, side = np.hypot(down, right), np.maximum(down, right)
+    cross = (np.minimum(down, right) < 0.8) & (side < reach)
+    drawn = np.stack([radius < reach, side < 0.9 * reach, cross, np.abs(radius - reach) < 0.7])
+    x = drawn[kind, np.arange(size)] + 0.4 * rng.normal(size=(size, 12, 12))
+
+    def make() -> Any:
+        body = [layers.Conv2D(16, 3, activation="relu"), layers.MaxPooling2D(), layers.Conv2D(32, 3, activation="relu")]
+        return keras.Sequential([keras.Input((12, 12, 1)), *body, layers.GlobalAveragePooling2D(), layers.Dense(4)])
+
+    parts = _split(x[..., None].astype("float32"), kind, 500)
+    return Task("shapes in noise, two convolutions", make, _classes(), *parts, 50, 200)
+
+
+def sums() -> Task:
+    """Returns sequences of numbers of which the marked ones are to be added up."""
+    rng, shape = np.random.default_rng(19), (4000, 12)
+    numbers, marks = rng.normal(size=shape), rng.random(shape) < 0.3
+    y = (numbers * marks).sum(axis=1, keepdims=True).astype("float32")
+
+    def make() -> Any:
+        return keras.Sequential([keras.Input((12, 2)), layers.GRU(32), layers.Dense(1)])
+
+    parts = _split(np.stack([numbers, marks], axis=-1).astype("float32"), y, 1000)
+    return Task("sums of marked numbers, GRU of 32", make, "mse", *parts, 50, 240)
+
+
+def wine() -> Task:
+    """Returns the cultivar of a wine from thirteen measurements."""
+    x, y = datasets.load_wine(return_X_y=True)
+    return Task("wine, dense 13-24-3", _dense(13, [24], 3, "tanh"), _classes(), *_split(_scaled(x), y, 58), 16, 140)
+
+
+def friedman() -> Task:
+    """Returns Friedman's first regression: five of ten inputs count."""
+    x, y = datasets.make_friedman1(n_samples=2000, noise=0.5, random_state=23)
+    parts = _split(_scaled(x), _scaled(y)[:, None], 500)
+    return Task("Friedman's first, dense 10-128-128-1", _dense(10, [128, 128], 1, "gelu"), "mse", *parts, 50, 240)
+
+
+def clicks() -> Task:
+    """Returns whether a visitor clicks on a page: the nearer their two places in a plane, the more often."""
+    rng = np.random.default_rng(29)
+    pairs = np.stack([rng.integers(200, size=16_000), rng.integers(120, size=16_000)], axis=1).astype("int32")
+    visitors, pages = rng.normal(size=(200, 2)), rng.normal(size=(120, 2))
+    distance = np.hypot(*(visitors[pairs[:, 0]] - pages[pairs[:, 1]]).T)
+    y = (rng.random(len(pairs)) < 1 / (1 + np.exp(4 * (distance - 1.5)))).astype("float32")[:, None]
+
+    def make() -> Any:
+        pair = keras.Input((2,), dtype="int32")
+        both = [layers.Embedding(size, 8)(pair[:, i]) for i, size in enumerate((200, 120))]
+        return keras.Model(pair, layers.Dense(1)(layers.Dense(32, "relu")(layers.Concatenate()(both))))
+
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    return Task("clicks, two tables and a dense head", make, loss, *_split(pairs, y, 3000), 64, 260)
+
+
+DEVELOPMENT: dict[str, Callable[[], Task]] = {
     "diabetes": diabetes,
     "spirals": spirals,
     "cancer": cancer,
     "names": names,
     "shop": shop,
+}
+JUDGING: dict[str, Callable[[], Task]] = {
+    "shapes": shapes,
+    "sums": sums,
+    "wine": wine,
+    "friedman": friedman,
+    "clicks": clicks,
 }

@@ -45,6 +45,7 @@ def answer_text(answer: Answer) -> str:
     if answer.rate is not None:
         warmup = f", {answer.warmup:.0%} warm-up" if answer.warmup else ""
         text += f": {answer.rate.words}{warmup}, {SCHEDULES[answer.schedule]}"
+        text += f", {answer.fall:.0%} fall" if answer.fall else ""
     if answer.whole:
         text += "; the batches of an epoch are added up for one update"
     if answer.averaged:

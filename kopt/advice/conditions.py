@@ -28,6 +28,7 @@ SHORT = Condition("weights in bfloat16 or float16", lambda facts: facts.short)
 PRETRAINED = Condition("pretrained", lambda facts: facts.pretrained)
 ATTENTION = Condition("attention", lambda facts: facts.attention)
 CONVOLUTION = Condition("convolutions", lambda facts: facts.convolution)
+NARROW = Condition("no kernel of more than 64 inputs and outputs", lambda facts: facts.width <= 64)
 RECURRENT = Condition("recurrent layers", lambda facts: facts.recurrent)
 NO_AVERAGE = Condition(
     "batch normalization, adapters or pretrained",

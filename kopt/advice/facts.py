@@ -43,6 +43,7 @@ class Facts:
         weights: trained numbers.
         tables: layouts of the tables of which a step reads rows.
         table_weights: those of the weights that are in them.
+        width: inputs or outputs, whichever are fewer, of the kernel that has the most of them; 1 without such.
         weight_bytes: of all weights, trained or not.
         gradient_bytes: of the gradients, one for each trained weight.
         attention: whether a layer is one of attention, by its name.
@@ -65,6 +66,7 @@ class Facts:
     weights: int
     tables: tuple[Layout, ...]
     table_weights: int
+    width: int
     weight_bytes: int
     gradient_bytes: int
     attention: bool
@@ -135,6 +137,7 @@ def facts_of(model: Any, **run: Any) -> Facts:
         weights=sum(math.prod(layout) for layout in known),
         tables=tuple(layout for layout in known if layout.is_table),
         table_weights=sum(math.prod(layout) for layout in known if layout.is_table),
+        width=max((min(layout.fan_in, layout.fan_out) for layout in known if layout.is_matrix), default=1),
         weight_bytes=_size(model.weights),
         gradient_bytes=_size(trained),
         attention=any("attention" in type(layer).__name__.lower() for layer in layers),

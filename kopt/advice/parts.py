@@ -48,6 +48,7 @@ class Answer:
         rate: its learning rate; `None` leaves the rule its own.
         schedule: name of the schedule, of which `rate` is the peak; `None` keeps the rate constant.
         warmup: share of the updates in which the rate rises.
+        fall: share of the updates in which the rate falls at the end, for schedules that stay at their peak until then.
         shape: other arguments of the schedule.
         arguments: other arguments of the rule.
         tables: what moves the tables of which a step reads rows; `None` is the rule itself.
@@ -59,6 +60,7 @@ class Answer:
     rate: Rate | None = None
     schedule: str | None = None
     warmup: float = 0.0
+    fall: float = 0.0
     shape: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tables: "Answer | None" = None

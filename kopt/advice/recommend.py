@@ -213,7 +213,8 @@ def _rate(answer: Answer, rate: Rate, facts: Facts) -> Any:
     steps = _updates(answer, facts)
     warmup = int(answer.warmup * steps)
     rise = {"warmup": warmup, "start": 0.1} if warmup else {}
-    return Call(answer.schedule, (peak,), {"steps": steps, **rise, **answer.shape})
+    fall = {"decay": max(1, int(answer.fall * steps))} if answer.fall else {}
+    return Call(answer.schedule, (peak,), {"steps": steps, **rise, **fall, **answer.shape})
 
 
 def _updates(answer: Answer, facts: Facts) -> int:

@@ -22,6 +22,11 @@ def dense(*body, **options):
     return model
 
 
+def wide():
+    body = [layers.Dense(80, "relu"), layers.Dense(80, "relu")]
+    return keras.Sequential([keras.Input((10,)), *body, layers.Dense(1)])
+
+
 def squares():
     model = dense()
     model.compile("sgd", "mse")
@@ -80,13 +85,14 @@ CASES = {
     "no tuning, from weights that are not to be averaged": (convolutions, RUN | {"goal": "no-tuning"}, "Prodigy"),
     "no tuning": (dense, RUN | {"goal": "no-tuning"}, "ScheduleFreeAdamW"),
     "large batches": (dense, {"batch_size": 8192, "dataset_size": 80_000}, "LAMB"),
-    "recurrent nets": (recurrent, RUN, "AdamW"),
+    "recurrent nets": (recurrent, RUN, "NadamW"),
     "a transformer, for its quality": (attention, RUN | {"goal": "generalize"}, "AdamW"),
     "a transformer from scratch": (attention, RUN, "Muon"),
     "convolutional nets, for their quality": (convolutions, RUN | {"goal": "generalize"}, "NAG"),
     "convolutional nets": (convolutions, RUN, "Muon"),
     "dense nets, for their quality": (dense, RUN | {"goal": "generalize"}, "AdamW"),
-    "anything else": (dense, RUN, "Muon"),
+    "narrow dense nets": (dense, RUN, "NadamW"),
+    "anything else": (wide, RUN, "Muon"),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -177,6 +183,18 @@ def test_rates_of_large_models_are_those_of_gpt_3():
         assert rates.BY_SIZE.of(dataclasses.replace(facts, weights=int(weights))) == pytest.approx(rate, rel=0.2)
 
 
+def test_rates_of_small_models_fall_with_the_length_of_the_run():
+    facts = dataclasses.replace(advised("narrow dense nets").facts, budget=1.0)
+    of = {n: dataclasses.replace(facts, dataset_size=16 * n) for n in (100, 800, 5000)}
+    assert [rates.BY_SIZE.of(of[n]) for n in of] == pytest.approx([0.03, 0.01 * 2.5**0.5, 0.01])
+    assert [rates.OF_TABLES.of(of[n]) for n in of] == [rates.BY_SIZE.of(of[n]) for n in of]
+
+
+def test_a_net_is_as_wide_as_its_widest_matrix():
+    assert advised("narrow dense nets").facts.width == 10 and advised("anything else").facts.width == 80
+    assert advised("tables").facts.width == 1
+
+
 def test_tables_of_a_hundred_million_numbers_are_huge():
     huge = next(row for row in SITUATIONS if row.name == "tables that fill the memory")
     facts = advised("tables").facts
@@ -226,7 +244,8 @@ def test_each_argument_changes_the_answer():
 
 def test_the_schedule_ends_with_the_budget():
     advice = advised("anything else", budget=2.5)
-    assert advice.updates == 50 and advice.schedule.steps == 50 and advice.schedule.warmup == 2
+    assert advice.updates == 50 and advice.schedule.steps == 50 and advice.schedule.warmup == 1
+    assert advice.schedule.decay == 15
     assert "epochs=1, steps_per_epoch=50" in advice.usage
     assert float(advice.schedule(50)) == 0 < float(advice.schedule(49))
     assert advised("anything else", dataset_size=321, budget=1).updates == 21
@@ -275,7 +294,7 @@ def test_a_row_is_chosen_by_what_is_trained():
     assert facts.weights == sum(np.prod(v.shape) for v in model.trainable_variables)
     assert facts.gradient_bytes < facts.weight_bytes
     assert not kopt.recommend(dense(layers.Dropout(0.0)), **ALL).facts.noise
-    assert kopt.recommend(dense(layers.Dropout(0.1)), **ALL).situation == "anything else"
+    assert kopt.recommend(dense(layers.Dropout(0.1)), **ALL).situation == "narrow dense nets"
 
 
 # ------------------------------------------------------------------------------------------------- page, errors

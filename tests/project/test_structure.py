@@ -99,7 +99,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft",
     r"kopt\.advice\.(call|facts)",
     r"kopt\.advice\.parts",
-    r"kopt\.advice\.(conditions|rates)",
+    r"kopt\.advice\.(conditions|rates|reasons)",
     r"kopt\.advice\.(additions|situations)",
     r"kopt\.advice\.recommend",
     r"kopt\.advice(\.command_line)?",
