@@ -88,6 +88,7 @@ def test_a_run_is_that_of_the_rule():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is not row-wise")  # as in the recipe
 @pytest.mark.parametrize("name", ["adam", "lbfgs", "prodigy", "schedulefreesgd", "soap", "sophiah", "adahessian"])
 def test_every_kind_of_rule_runs_on_every_kind_of_weight(name):
     import kopt
@@ -101,7 +102,7 @@ def test_every_kind_of_rule_runs_on_every_kind_of_weight(name):
         errors = [descents.error(problem, factor * rate, 1) for factor in (1.0, 10.0)]
         assert min(errors) < 0.9 * float(first)
         assert descents.error(problem, rate, 1) == errors[0]  # bit for bit
-        assert descents.error(problem, rate, 2) != errors[0]
+        assert descents.error(problem, rate, 2) != errors[0] or errors[0] == 0.0  # a bowl has one exact minimum
 
 
 @pytest.mark.slow
