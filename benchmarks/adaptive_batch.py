@@ -87,7 +87,7 @@ def train(batch: int | None, seed: int, data: Any, epochs: int) -> tuple[int, in
     return *watch.found, watch.best, sizes
 
 
-def draw(sizes: dict[int, list[float]], folder: Path) -> None:
+def draw(sizes: dict[int, list[float]]) -> None:
     """Draws the examples of each update, of all seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def draw(sizes: dict[int, list[float]], folder: Path) -> None:
     axes.set(xlabel="update", ylabel="examples of the update", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / "adaptive-batch.png", dpi=120)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "adaptive-batch.png", dpi=120)
 
 
 def main() -> None:
@@ -132,8 +132,9 @@ def main() -> None:
     lines += ["", f"At most {given.epochs} epochs of {len(data[0]):,}; {_turns.machine('Keras', 'TensorFlow')}"]
     print("\n".join(lines))
     if given.write:
+        lines += ["", "![Examples of each update](../docs/adaptive-batch.png)"]
         _turns.insert("\n".join(lines), "adaptive-batch")
-        draw(sizes, Path(__file__).parent)
+        draw(sizes)
 
 
 if __name__ == "__main__":

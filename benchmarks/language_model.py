@@ -40,7 +40,7 @@ from recipes.compare.protocol import log_uniform, p_value, places, steps_to
 
 FOLDER = Path(__file__).parent / "language_model"
 CLOCK = "milliseconds-a-step.json"
-PAGE, PICTURE = FOLDER.parent / "language-model.md", FOLDER.parent / "language-model.png"
+PAGE, PICTURE = FOLDER.parent / "language-model.md", FOLDER.parents[1] / "docs" / "language-model.png"
 COMMAND = "python -m benchmarks.language_model"
 
 BYTES = 2_000_000
@@ -281,12 +281,16 @@ def table(of: str) -> list[str]:
             f"{mean:.0f}" + (f", {missed} never" if missed else ""),
             spread,
             f"{statistics.mean(base) / mean:.2f}" if base else "",
-            f"{p_value(steps, base):.1g}" if tested else "",
+            _shown(p_value(steps, base)) if tested else "",
             f"{mean * timed[row] / 1e3:.1f}" if row in timed else "not timed",
             f"{statistics.median(r['bytes'] for r in runs):.2f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _shown(p: float) -> str:
+    return f"{p:.1g}" if p > 1e-15 else "< 1e-15"
 
 
 def draw(of: str) -> None:
@@ -309,7 +313,7 @@ def draw(of: str) -> None:
             if len(runs) > 1:
                 axes.fill_between(steps, losses.min(0), losses.max(0), color=f"C{i}", alpha=0.15, lw=0)
     axes.axhline(TARGET, color="gray", ls="--", lw=1)
-    axes.set(xlabel="step", ylabel="held-out loss, nats a byte", ylim=(TARGET - 0.65, TARGET + 1.1), xlim=(0, STEPS))
+    axes.set(xlabel="step", ylabel="held-out loss, nats a byte", ylim=(TARGET - 0.1, TARGET + 1.1), xlim=(0, STEPS))
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)
     with atomic_files.atomic_file(PICTURE) as part:
@@ -321,7 +325,7 @@ def write() -> None:
     of = protocol(text())
     draw(of)
     start, end, page = "<!-- results -->\n", "<!-- /results -->", PAGE.read_text(encoding="utf-8")
-    shown = f"![Held-out loss by step]({PICTURE.name})"
+    shown = f"![Held-out loss by step](../docs/{PICTURE.name})"
     machine = f"Text and protocol {of}; {_turns.machine('Keras', 'TensorFlow')}"
     result = "\n".join([*table(of), "", machine, "", shown])
     PAGE.write_text(f"{page.split(start)[0]}{start}{result}\n{end}{page.split(end)[1]}", encoding="utf-8")
