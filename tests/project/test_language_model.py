@@ -78,7 +78,7 @@ def test_what_is_there_is_not_run_again(small, monkeypatch, capsys):
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
     assert re.search(r"`Muon` \|.* \| 3 \| 264 \| 2.5 \| 1.01 \| 0.04 \|", page), page
     assert re.search(r"`AdamW` \|.* \| 3 \| 268 \| 2.6 \| 1.00 \|  \|", page), page
-    assert "AdamW + Hyperball" not in page and "(curves.png)" in page
+    assert "AdamW + Hyperball" not in page and "(../docs/curves.png)" in page
     assert len(drawn) == 1
 
 
