@@ -23,7 +23,9 @@ def engine_path(cls):
     return optimizer.row_wise, bool(optimizer.shared), own_step, bool(optimizer.slots), optimizer.state_dtype
 
 
-FIRST = {engine_path(cls): name for name, cls in reversed(RULES.items())}.values()
+ALONE = {name: cls for name, cls in RULES.items() if not hasattr(cls, "observe")}
+"""The rules that a gradient is enough for; the others need `kopt.Curvature`."""
+FIRST = {engine_path(cls): name for name, cls in reversed(ALONE.items())}.values()
 """One rule for each way through the engine; with the others the longer tests are slow tests."""
 
 
