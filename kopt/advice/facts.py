@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
@@ -130,9 +129,12 @@ def facts_of(model: Any, **run: Any) -> Facts:
     """
     layers, trained = flatten_layers(model), model.trainable_variables
     known = layouts(trained, [path_of(v) for v in trained])
-    has: Callable[[Any], bool] = lambda kinds: any(isinstance(layer, kinds) for layer in layers)  # noqa: E731
     loss = getattr(model, "loss", None) if getattr(model, "compiled", False) else None
     name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", None)
+
+    def has(kinds: type | tuple[type, ...]) -> bool:
+        return any(isinstance(layer, kinds) for layer in layers)
+
     return Facts(
         weights=sum(math.prod(layout) for layout in known),
         tables=tuple(layout for layout in known if layout.is_table),
