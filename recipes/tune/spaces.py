@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..run.errors import UsageError
 from ..run.optimizer_flags import find_class, peak_learning_rate
 from .tuned import OWN, Tuned
 
-FORMS = {
+Kind = Literal["log", "float", "int", "log_int", "choice"]
+FORMS: dict[Kind, str] = {
     "log": "log(1e-4, 1e-1)",
     "float": "float(0, 0.5)",
     "int": "int(1, 8)",
@@ -30,7 +31,7 @@ class Axis:
 
     name: str
     """Of the flag, as learning_rate, or of an argument that a flag gives, as opt.beta_1."""
-    kind: Literal["log", "float", "int", "log_int", "choice"]
+    kind: Kind
     values: tuple[Any, ...]
     """The lowest and the highest number, or the choices as texts."""
 
@@ -143,7 +144,7 @@ def _read(text: str) -> Axis:
         raise UsageError(f"--search {text!r}: expected the lowest number, then a higher one.")
     if kind.startswith("log") and low <= 0:
         raise UsageError(f"--search {text!r}: {kind} needs numbers of more than 0. Give {kind[4:] or 'float'}(...).")
-    return Axis(name, kind, (low, high))  # type: ignore[arg-type]
+    return Axis(name, cast(Kind, kind), (low, high))
 
 
 def usual(tuned: Tuned) -> list[Axis]:

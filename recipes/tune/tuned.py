@@ -93,6 +93,8 @@ class Tuned:
 def _fields(kind: type) -> dict[str, Any]:
     found = dict[str, Any]()
     for field in dataclasses.fields(kind):
-        nested = isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-        found |= _fields(field.type) if nested else {field.name: field.type}  # type: ignore[arg-type]
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found |= _fields(field.type)
+        else:
+            found[field.name] = field.type
     return found
