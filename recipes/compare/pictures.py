@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..run import plots
-from . import protocol
 from .functions import FUNCTIONS
 from .runs import Runs
 
@@ -70,9 +69,8 @@ def sensitivity(path: Path, runs: Runs, order: Sequence[str], metric: str) -> No
     axes, looks, shown = figure.subplots(), _looks(runs.entries), list[float]()
     axes.set_xscale("log")
     for entry in order:
-        jobs = sorted((job for job in runs.jobs("trial") if job.entry == entry), key=lambda job: job.rate)
-        found = [(job.rate / rate_of(entry), run) for job in jobs if (run := runs.read(job)) is not None]
-        ends = [(rate, math.inf if run["diverged"] else protocol.last(protocol.curve(run, 1))) for rate, run in found]
+        tried = sorted(runs.tried(entry).items())
+        ends = [(rate / rate_of(entry), runs.sign * runs.end(found)) for rate, found in tried]
         works = [(rate, end) for rate, end in ends if math.isfinite(end)]
         if works:
             shown += [runs.sign * end for _, end in works]

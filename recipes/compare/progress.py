@@ -30,7 +30,8 @@ class Progress:
     def __enter__(self) -> Self:
         if self._kind != "none":
             setting, runs = self._runs.setting, self._runs
-            each = f"{runs.trials} trials and {runs.seeds} seeds of {setting.steps} steps"
+            times = f" on {runs.trial_seeds} seeds" if runs.trial_seeds > 1 else ""
+            each = f"{runs.trials} trials{times} and {runs.seeds} further seeds of {setting.steps} steps"
             print(f"{setting.task}: {self._task.about}; {len(runs.entries)} optimizers, {each}", flush=True)
         if self._kind == "rich":
             from rich.live import Live
@@ -65,10 +66,9 @@ class Progress:
         table, runs = Table("optimizer", "trials", "seeds", "best rate", "its trial"), self._runs
         for entry in runs.entries:
             cells = [entry]
-            for kind, count in (("trial", runs.trials), ("seed", runs.seeds)):
-                jobs = runs.jobs(kind)  # type: ignore[arg-type]
-                done = sum(job.entry == entry and runs.read(job) is not None for job in jobs)
-                cells.append(f"{done} of {count}")
+            for jobs in (runs.jobs("trial"), runs.jobs("seed")):
+                made = [runs.read(job) is not None for job in jobs if job.entry == entry]
+                cells.append(f"{sum(made)} of {len(made)}")
             best = runs.best(entry)
             found = None if best is None else runs.read(best)
             cells += ["", ""] if best is None or found is None else [f"{best.rate:.2g}", self._result(found)]

@@ -38,10 +38,12 @@ class Compare:
     multimodal Route and Switch too."""
     trials: Count = 5
     """Learning rates that each optimizer has to try, from a log-uniform space around its own."""
+    trial_seeds: Count = 1
+    """Runs of each of these rates; the rate that is the best on the mean is chosen."""
     span: Annotated[float, Range(1, above=True)] = 1000.0
     """Ratio of the highest rate of that space to the lowest."""
     seeds: Count = 3
-    """Runs of the best trial, which are compared."""
+    """Runs with the best rate, by other seeds than those of the trials, which are compared."""
     steps: OptionalCount = None
     """Updates of a run. Default: those of the task."""
     batch_size: OptionalCount = None
@@ -128,7 +130,8 @@ def compare(flags: Compare, arguments: Sequence[str] | None = None) -> int:
     folder = flags.output_dir or Path("saved_models") / "compare" / flags.task.replace("/", "-").replace(":", "-")
     target = task.target if flags.target is None else flags.target
     with alone(folder, "another comparison writes there"):
-        runs = Runs(folder, setting, listed, flags.trials, flags.seeds, flags.span, target, task.sign, carried)
+        budget = (flags.trials, flags.seeds, flags.span)
+        runs = Runs(folder, setting, listed, *budget, target, task.sign, carried, flags.trial_seeds)
         processes = flags.processes or max(1, (os.cpu_count() or 1) // 2)
         words = shlex.join(arguments if arguments is not None else _given(flags))
         try:
@@ -182,6 +185,7 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, ot
         "steps": runs.setting.steps,
         "batch_size": runs.setting.batch_size,
         "trials": flags.trials,
+        "trial_seeds": flags.trial_seeds,
         "span": flags.span,
         **({} if other is None else {"carried_from": other}),
         "rows": rows,

@@ -145,11 +145,14 @@ def page(
     """
     setting, target = runs.setting, runs.sign * runs.target
     errors = "".join(f"\n- `{row['optimizer']}`: {error}" for row in found for error in row["errors"])
+    seeds = (
+        "with seed 0" if runs.trial_seeds == 1 else f"each with seeds 0 to {runs.trial_seeds - 1}, whose mean counts"
+    )
     batches = f" with batches of {setting.batch_size}" if task.train[0] is not None else ""
     about = f"""
 {task.about}; {setting.steps} steps{batches}; learning rate {setting.lr_schedule}, warm-up {setting.warmup}. Each
 optimizer has {runs.trials} trials with rates from a log-uniform space, its own rate times 1/{runs.span**0.5:.3g} to
-{runs.span**0.5:.3g}, the same places in it for all, with seed 0. The best trial is run again with other seeds,
+{runs.span**0.5:.3g}, the same places in it for all, {seeds}. The best rate is run again with other seeds,
 {runs.seeds} of them, which the table is of: steps and seconds to {task.metric} {target:.4g}, means and standard
 deviations. A run that does not reach it counts with all its steps. p: the probability of such a lead over
 `{runs.entries[0]}`, in steps, without a true one (one-sided z-test). Seconds are those of training alone, without the

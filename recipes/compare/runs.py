@@ -3,11 +3,14 @@
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
 import signal
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ class Runs:
         entries: the optimizers; the first one is the base.
         trials: rates of each.
         seeds: runs of the best trial of each.
+        trial_seeds: runs of each rate in the trials, by other seeds than those above; their mean says which is best.
         span: ratio of the highest rate to the lowest, whose middle is the optimizer's own rate.
         target: of the task; `None` takes what the base ends with.
         sign: -1 if the metric is to be large.
@@ -48,10 +52,11 @@ class Runs:
         target: float | None,
         sign: int,
         carried: Mapping[str, float] | None = None,
+        trial_seeds: int = 1,
     ) -> None:
         self.carried = dict(carried or {})
         self.folder, self.setting, self.entries = folder / RUNS, setting, list(entries)
-        self.trials, self.seeds, self.span, self.sign = trials, seeds, span, sign
+        self.trials, self.trial_seeds, self.seeds, self.span, self.sign = trials, trial_seeds, seeds, span, sign
         self._given = target
         words = json.dumps([*vars(setting).values(), trials, span])
         self.protocol = hashlib.sha256(words.encode()).hexdigest()[:16]
@@ -65,9 +70,11 @@ class Runs:
     def _jobs(self, entry: str, kind: Kind) -> list[Job]:
         middle, root = training.rate_of(entry), self.span**0.5
         rates = [protocol.log_uniform(middle / root, middle * root, place) for (place,) in protocol.places(self.trials)]
-        trials = [Job(self.setting, entry, "trial", i, rate, 0) for i, rate in enumerate(rates)]
         if kind == "trial":
-            return trials
+            numbered = itertools.product(range(self.trial_seeds), enumerate(rates))
+            return [
+                Job(self.setting, entry, "trial", i + seed * len(rates), rate, seed) for seed, (i, rate) in numbered
+            ]
         if kind == "carried":
             rate = self.carried.get(entry)
         else:
@@ -75,28 +82,44 @@ class Runs:
         return [] if rate is None else [Job(self.setting, entry, kind, i, rate, i) for i in self._numbers()]
 
     def _numbers(self) -> range:
-        return range(1, self.seeds + 1)
+        return range(self.trial_seeds, self.trial_seeds + self.seeds)
+
+    def tried(self, entry: str) -> dict[float, list[dict[str, Any]]]:
+        """Returns the runs of each rate that an optimizer has tried, in the order of the trials."""
+        found = dict[float, list[dict[str, Any]]]()
+        for job in self._jobs(entry, "trial"):
+            if (run := self.read(job)) is not None:
+                found.setdefault(job.rate, []).append(run)
+        return found
 
     @property
     def target(self) -> float:
         """Returns what is to be reached, as `protocol.curve` has it."""
         if self._given is not None:
             return self.sign * self._given
-        trials = [run for job in self._jobs(self.entries[0], "trial") if (run := self.read(job))]
-        return min((protocol.last(protocol.curve(run, self.sign)) for run in trials), default=float("inf"))
+        return min(map(self.end, self.tried(self.entries[0]).values()), default=math.inf)
+
+    def end(self, runs: Sequence[dict[str, Any]]) -> float:
+        """Returns the mean of the last values of these runs, as `protocol.curve` has them; `inf` if one diverged."""
+        return statistics.mean(
+            math.inf if run["diverged"] or run["error"] else protocol.last(protocol.curve(run, self.sign))
+            for run in runs
+        )
 
     def best(self, entry: str) -> Job | None:
-        """Returns the best trial of an optimizer: the one that needs the fewest steps, or has the least last loss."""
-        tried = {job: self.score(run) for job in self._jobs(entry, "trial") if (run := self.read(job)) is not None}
-        works = {job: score for job, score in tried.items() if score[1] < float("inf")}
-        return min(works, key=lambda job: works[job]) if works else None
+        """Returns the first run of the best rate: the one that needs the fewest steps, or has the least last loss."""
+        scores = {rate: self.score(runs) for rate, runs in self.tried(entry).items()}
+        works = {rate: score for rate, score in scores.items() if score[1] < math.inf}
+        best = min(works, key=lambda rate: works[rate]) if works else None
+        return next((job for job in self._jobs(entry, "trial") if job.rate == best), None)
 
-    def score(self, run: dict[str, Any]) -> tuple[float, float]:
-        """Returns what makes one run better than another: fewer steps, then the least last loss."""
-        curve = protocol.curve(run, self.sign)
-        ended = float("inf") if run["diverged"] or run["error"] else protocol.last(curve)
-        steps = protocol.steps_to(self.target, curve) if self._given is not None else float("inf")
-        return steps, ended
+    def score(self, runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
+        """Returns what makes one rate better than another, means of its runs: fewer steps, then the least last loss."""
+        if self._given is None:
+            return math.inf, self.end(runs)
+        return statistics.mean(
+            protocol.steps_to(self.target, protocol.curve(run, self.sign)) for run in runs
+        ), self.end(runs)
 
     def file(self, job: Job) -> Path:
         """Returns the file of a run."""
