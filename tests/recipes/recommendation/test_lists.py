@@ -188,8 +188,8 @@ def test_usage_errors_of_predict(call, flags, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, task", [("two-tower", "rating"), ("dcn", "rating"), ("two-tower", "retrieval")])
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(kind, task, precision):
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed_bfloat16", "mixed_float16"])
+def test_precision(kind, task, precision):
     keras.config.set_dtype_policy(precision)
     saved, flags = make_model(kind, task=task)
     if task == "rating":

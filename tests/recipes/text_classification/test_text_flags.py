@@ -120,7 +120,7 @@ def test_class_weights_change_the_result(train, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed_bfloat16", "mixed_float16"])
 def test_precision(precision, train):
     assert np.isfinite(train("--precision", precision, "--max-steps", "2")[0]["test_loss"])
 
