@@ -3,8 +3,9 @@
     python -m benchmarks.adaptive_batch --data mnist.npz [--seeds 5] [--epochs 10] [--write]
 
 The `mlp` of the recipe `mnist` without dropout, by AdamW at a constant rate of 1e-3 √(examples of a batch / 128), all
-by the same examples in the same order. `AdaptiveBatch` gathers batches of 32, two at first, and its rate follows the
-same root. The test digits are looked at every 6,000 examples. A run ends when 98 % are right, or after ten epochs.
+by the same examples in the same order. `AdaptiveBatch` gathers batches of 32, two at first, up to the noise scale or a
+quarter of it, and its rate follows the same root. The test digits are looked at every 6,000 examples. A run ends when
+98 % are right, or after ten epochs.
 """
 
 import argparse
@@ -27,6 +28,8 @@ FIXED = (32, 128, 512, 2048)
 SMALL, START = 32, 2
 """Examples of one of the batches that are gathered, and how many of them make the first updates."""
 RATE, AT = 1e-3, 128
+SHARES = (1.0, 0.25)
+"""Examples of an update in units of the noise scale."""
 TARGET, EVERY = 0.98, 6000
 
 
@@ -60,11 +63,11 @@ class Watch(keras.callbacks.Callback):
         self.found = (int(self.model.optimizer.iterations), self.examples)
 
 
-def train(batch: int | None, seed: int, data: Any, epochs: int) -> tuple[int, int, float, list[float]]:
+def train(batch: int | float, seed: int, data: Any, epochs: int) -> tuple[int, int, float, list[float]]:
     """Trains once; returns updates and examples, the best accuracy, and the examples of each update if they vary.
 
     Args:
-        batch: examples of an update; None where they follow the noise.
+        batch: examples of an update, an integer, or their share of the noise scale.
         seed: of weights and order.
         data: images and classes to learn, and of the test.
         epochs: the longest training.
@@ -72,14 +75,15 @@ def train(batch: int | None, seed: int, data: Any, epochs: int) -> tuple[int, in
     x, y, *test = data
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    size, model = batch or SMALL, build("mlp", 0.0)
-    rate = RATE * ((batch or SMALL * START) / AT) ** 0.5
+    fixed = isinstance(batch, int)
+    size, model = (int(batch) if fixed else SMALL), build("mlp", 0.0)
+    rate = RATE * ((size if fixed else SMALL * START) / AT) ** 0.5
     model.compile(kopt.AdamW(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     watch, sizes = Watch(*test, size), list[float]()
     callbacks = [watch]
-    if batch is None:
+    if not fixed:
         adaptive = kopt.distribution.AdaptiveBatch(
-            start=START, rule="square-root", log=lambda values, _: sizes.append(values["Batch/examples"])
+            start=START, share=batch, rule="square-root", log=lambda values, _: sizes.append(values["Batch/examples"])
         )
         callbacks.append(adaptive)
     batches = kopt.checkpoint.ShuffledBatches(x, y, batch_size=size, seed=seed)
@@ -87,16 +91,17 @@ def train(batch: int | None, seed: int, data: Any, epochs: int) -> tuple[int, in
     return *watch.found, watch.best, sizes
 
 
-def draw(sizes: dict[int, list[float]]) -> None:
-    """Draws the examples of each update, of all seeds."""
+def draw(sizes: dict[tuple[float, int], list[float]]) -> None:
+    """Draws the examples of each update, of all shares and seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure((7, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for seed, values in sizes.items():
-        axes.plot(range(1, len(values) + 1), values, lw=1, label=f"seed {seed}")
+    for (share, seed), values in sizes.items():
+        look = {"color": f"C{SHARES.index(share)}", "label": None if seed else f"{share:g} × the noise scale"}
+        axes.plot(range(1, len(values) + 1), values, lw=0.8, **look)
     axes.set(xlabel="update", ylabel="examples of the update", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -115,17 +120,17 @@ def main() -> None:
         data = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
     lines = [f"| batch | updates to {TARGET:.0%}, median | least to most | examples, median | reached |"]
     lines.append("|---|---:|---:|---:|---:|")
-    sizes: dict[int, list[float]] = {}
-    for batch in (*FIXED, None):
+    sizes: dict[tuple[float, int], list[float]] = {}
+    for batch in (*FIXED, *SHARES):
         runs = []
         for seed in range(given.seeds):
             updates, examples, best, found = train(batch, seed, data, given.epochs)
             runs.append((updates, examples, best >= TARGET))
             if found:
-                sizes[seed] = found
+                sizes[batch, seed] = found
             print(f"batch {batch}, seed {seed}: {updates} updates, {examples} examples, {best:.4f}", flush=True)
         counts, seen, reached = zip(*runs, strict=True)
-        name = "that follow the noise" if batch is None else f"{batch:,}"
+        name = f"{batch:,}" if isinstance(batch, int) else f"{batch:g} × the noise scale"
         span = f"{min(counts):,} to {max(counts):,}"
         figures = f"{statistics.median(counts):,.0f} | {span} | {statistics.median(seen):,.0f}"
         lines.append(f"| {name} | {figures} | {sum(reached)} of {len(reached)} |")

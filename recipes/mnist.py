@@ -29,7 +29,7 @@ from .run.command_line import run_command
 from .run.errors import DataError, UsageError
 from .run.facts import rows_of_card, table
 from .run.fit import Run
-from .run.flags import Count, Fraction, OptionalPath, RunFlags, refuse
+from .run.flags import Count, Fraction, OptionalPath, Range, RunFlags, refuse
 from .run.folder import load_model
 from .run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from .run.scores import Scores, predict_probabilities, score
@@ -68,6 +68,8 @@ class Train:
     """Update after 2 to 64 batches, as many as the noise of their gradients asks for; with --lr-schedule constant."""
     batch_rule: Literal["none", "square-root", "linear"] = "none"
     """How the learning rate grows with the examples of an update, with --adaptive-batch."""
+    batch_share: Annotated[float, Range(0, above=True)] = 1.0
+    """Examples of an update in units of the noise scale, with --adaptive-batch: fewer examples in all, more updates."""
     tune: AdaptFlags = dataclasses.field(default_factory=AdaptFlags)
     optim: OptimizerFlags = dataclasses.field(default_factory=lambda: OptimizerFlags(lr_schedule="cosine"))
     run: RunFlags = dataclasses.field(default_factory=RunFlags)
@@ -138,7 +140,7 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     if flags.run.early_stopping is not None and not flags.validation_split:
         raise UsageError("--early-stopping: needs a --validation-split of more than 0 to watch.")
-    refuse(flags, ("batch_rule",), not flags.adaptive_batch and "without --adaptive-batch")
+    refuse(flags, ("batch_rule", "batch_share"), not flags.adaptive_batch and "without --adaptive-batch")
     if flags.adaptive_batch and (flags.optim.lr_schedule != "constant" or flags.optim.grad_accum > 1):
         raise UsageError("--adaptive-batch: give --lr-schedule constant, and no --grad-accum.")
     adaptation.check(flags.tune)
@@ -212,7 +214,8 @@ def make_callbacks(run: Run, flags: Train, training: Any) -> list[Any]:
         return found
     from kopt.distribution import AdaptiveBatch
 
-    return [*found, AdaptiveBatch(rule=flags.batch_rule, log_dir=run.tracking.log_dir, log=run.tracking.log)]
+    logs = {"log_dir": run.tracking.log_dir, "log": run.tracking.log}
+    return [*found, AdaptiveBatch(rule=flags.batch_rule, share=flags.batch_share, **logs)]
 
 
 def split(flags: Train, data: Labelled) -> tuple[Array, Array, Array, Array, Array]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt.declare import Configurable, Convert, Count, Fraction
+from kopt.declare import Configurable, Convert, Count, Fraction, Positive
 from kopt.declare.keras_bases import KerasCallback
 from kopt.distribution.keras_internals import compiled_step
 from kopt.tensorboard.event_file import EventFile, as_folder
@@ -46,7 +46,8 @@ class AdaptiveBatch(Configurable, KerasCallback):
     The gradients of some batches are averaged and make one update, by any optimizer; under a strategy those of all
     replicas. How much the gradients of the parts differ gives the noise scale tr(Σ)/|G|²: with far fewer examples an
     update is mostly noise, with far more it is hardly better. Both quantities are averaged over updates, and the number
-    of batches follows their ratio, within bounds and by no more than a factor from one update to the next.
+    of batches follows their ratio, or a share of it, within bounds, by no more than a factor from one update to the
+    next.
 
     The optimizer counts updates, so that a schedule advances more slowly where batches grow. The gradients of rows of
     embeddings are made dense. What is gathered when `fit` ends and has made no update is not used. On the TensorFlow
@@ -57,6 +58,8 @@ class AdaptiveBatch(Configurable, KerasCallback):
         start: batches of the first updates; where there is one replica ≥ 2, for one gradient says nothing about noise.
         largest: ≥ `start`, batches of an update at most.
         growth: > 1, factor by which their number grows or shrinks at most from one update to the next.
+        share: > 0, examples of an update in units of the noise scale. By McCandlish et al. (2018) a training needs
+            1 + share times the fewest examples, and 1 + 1/share times the fewest updates.
         smoothing: weight of the averages so far in the averages of tr(Σ) and |G|².
         wait: updates before the first change.
         adapt: whether the number changes; otherwise the noise scale is only measured.
@@ -72,6 +75,7 @@ class AdaptiveBatch(Configurable, KerasCallback):
     start: Count = 2
     largest: Count = 64
     growth: Annotated[Any, Convert(_more_than_one)] = 1.5
+    share: Positive = 1.0
     smoothing: Fraction = 0.95
     wait: Count = 10
     adapt: bool = True
@@ -184,7 +188,7 @@ class AdaptiveBatch(Configurable, KerasCallback):
             rows: of one batch.
         """
         low, high = self.batches / self.growth, self.batches * self.growth
-        wanted = min(max(self.noise_scale / rows, low), high)
+        wanted = min(max(self.share * self.noise_scale / rows, low), high)
         least = 2 if self._replicas == 1 else 1
         grows = wanted > self.batches
         self.batches = int(min(max(math.ceil(wanted) if grows else round(wanted), least), self.largest))

@@ -66,6 +66,16 @@ def test_the_noise_scale_of_a_quadratic(replicas, two_devices):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_an_update_has_a_share_of_the_noise_scale(share):
+    adaptive = AdaptiveBatch(start=2, largest=1000, wait=20, growth=1.2, smoothing=0.99, share=share)
+    model = compiled(kopt.SGD(1e-6))  # the weights, and so the noise scale, stay
+    model.fit(rows(12_000), batch_size=2, shuffle=False, verbose=0, callbacks=[adaptive])
+    assert adaptive.examples == pytest.approx(share * adaptive.noise_scale, abs=2.01)
+    assert 0.5 < adaptive.noise_scale / (DIM * SIGMA**2 / 2.0**2) < 2
+
+
+@pytest.mark.slow
 def test_batches_grow_within_bounds_and_make_one_update(tmp_path):
     model, points = compiled(kopt.SGD(0.1)), []
     adaptive = AdaptiveBatch(

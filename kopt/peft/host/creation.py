@@ -32,7 +32,9 @@ def create_weights(
         full = layer.key(site, key)
         if key in own:
             options = {"regularizer": weight.penalty, "overwrite_with_gradient": weight.overwritten}
-            layer.weights_of[name][full] = layer.create_variable(name, full, values[key], weight.trainable, **options)
+            of_replicas = "sum" if weight.overwritten else "none"  # a gradient is the sum of theirs
+            made = layer.create_variable(name, full, values[key], weight.trainable, aggregation=of_replicas, **options)
+            layer.weights_of[name][full] = made
         else:
             layer.weights_of[name][full] = shared[key]
             setattr(layer, f"{name}_{key}", shared[key])
