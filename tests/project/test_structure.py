@@ -64,6 +64,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.peft\.layers\.nf4_layers",
     r"kopt\.peft\.layers",
     r"kopt\.peft\.adapter",
+    r"kopt\.peft\.requirements",
     r"kopt\.peft\.host\.(host_tensors|saving)",
     r"kopt\.peft\.host\.(pickling|creation|in_use)",
     r"kopt\.peft\.host\.(host_class|merging)",

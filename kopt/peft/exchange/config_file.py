@@ -89,7 +89,9 @@ def _is_known(name: str, value: Any, method: type[Adapter]) -> bool:
         return value is None or (type(value) is int and value == 1)
     if value is None or value is False or value in ([], {}, ""):
         return True
-    return name not in UNSUPPORTED and (name in method.fields or name in method.only_in_files or name in _KINDS)
+    if name == "use_dora":
+        return name in method.fixed
+    return name in method.fields or (name not in UNSUPPORTED and (name in method.only_in_files or name in _KINDS))
 
 
 def _check_mapping(mapping: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -19,6 +19,12 @@ from kopt.peft.methods import LoRA
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]
 PROMPT = "prompt_embeddings"
+TOKENS = "trainable_tokens_delta"
+TOKENS_BESIDE = f"token_adapter.{TOKENS}"
+"""Trainable tokens as a method, and beside a LoRA.
+
+peft gives a tied output matrix the same rows by itself; the files of the method alone have them twice.
+"""
 OUTPUT_MODULE = "lm_head"
 OUTPUT = {"lora_embedding_B": "lora_A.weight", "lora_embedding_A": "lora_B.weight"}
 """Tied embeddings: the factors of the embedding, and those of the output matrix, which are their transposes."""
@@ -252,6 +258,24 @@ def _whole_change(part: Part) -> tuple[Array, Array]:
         a = np.concatenate([a, part.values["start_A"]], -1)
         b = np.concatenate([b, -part.values["start_B"]], -2)
     return a, b
+
+
+def check_output(weights: Sequence[Mapping[str, Array]], output: Mapping[str, Array]) -> None:
+    """Raises ValueError if what a file holds for a tied output matrix is not that of the embedding.
+
+    Args:
+        weights: tensors of each module, by name.
+        output: those of the output matrix; none if the file has none.
+    """
+    rows = TOKENS in output
+    for inner, other in ({TOKENS: TOKENS} if rows else OUTPUT if output else {}).items():
+        found = [tensors[inner] if rows else tensors[inner].T for tensors in weights if inner in tensors]
+        if other not in output or not any(np.array_equal(output[other], value) for value in found):
+            what = "that of the embedding" if rows else f"the transpose of {inner}"
+            raise ValueError(
+                f"{OUTPUT_MODULE}.{other} is not {what}. In this model embedding and output matrix are one weight, so "
+                "both must change alike."
+            )
 
 
 def divide(

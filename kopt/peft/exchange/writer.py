@@ -12,7 +12,7 @@ from kopt.peft.exchange import raw_parameters, torch_layout
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names, shortest_suffixes
 from kopt.peft.exchange.placement import Port
-from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
+from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT, TOKENS, TOKENS_BESIDE
 from kopt.peft.host import AdapterLayer
 from kopt.peft.layers import stored_weights
 
@@ -26,6 +26,7 @@ _SELECTION = (
     "layers_pattern",
     "modules_to_save",
     "target_parameters",
+    "trainable_token_indices",
 )
 
 
@@ -103,16 +104,19 @@ class Writer:
                 key = f"{start}{self.names.written(module, task)}{depth}.{spelled}"
                 self._put(tensors, key, value, (f"{module}.{parameter}", spelled))
         tied = self.names.tied
-        if tied is not None and (tied.module in self.parts or tied.module in self.whole):
+        own = joined[tied.module].tensors.keys() if tied is not None and tied.module in joined else set[str]()
+        if tied is not None and TOKENS in own:
+            tensors[f"{start}{OUTPUT_MODULE}.{TOKENS}"] = joined[tied.module].tensors[TOKENS]
+        if tied is not None and (own - {TOKENS, TOKENS_BESIDE} or tied.module in self.whole):
             name = self.names.written(tied.module, task)
-            if tied.module in self.whole or set(joined[tied.module].tensors) != set(OUTPUT):
+            if tied.module in self.whole or own != OUTPUT.keys():
                 raise ValueError(
-                    f"{tied.path} is the output matrix too. peft can change both alike by LoRA only, so this adapter "
-                    "cannot be written for it."
+                    f"{tied.path} is the output matrix too. peft can change both alike by LoRA and by trainable tokens "
+                    "only, so this adapter cannot be written for it."
                 )
             self.extra["ensure_weight_tying"] = True
-            for own, other in OUTPUT.items():
-                tensors[f"{start}{OUTPUT_MODULE}.{other}"] = np.ascontiguousarray(tensors[f"{start}{name}.{own}"].T)
+            for inner, other in OUTPUT.items():
+                tensors[f"{start}{OUTPUT_MODULE}.{other}"] = np.ascontiguousarray(tensors[f"{start}{name}.{inner}"].T)
         for (module, parameter), entries in self.copies.items():
             between = ""
             if module not in self.whole:
@@ -194,10 +198,16 @@ class Writer:
         config = {key: value for key, value in adapter.get_config().items() if value is not None and key != "extra"}
         for field in _SELECTION:
             config.pop(field, None)
+        rows = {module: self.parts[module] for module in joined if TOKENS_BESIDE in joined[module].tensors}
+        joined = {module: own for module, own in joined.items() if module not in rows}
         written = {module: names.written(module, task) for module in joined}
         if not joined and self.copies:
             written = {m: names.written(m, task) for m, _ in self.copies if m not in self.whole}
         universe = [names.written(module, task) for module in names.universe()]
+        if rows:
+            named = {module: shortest_suffixes([names.written(module, task)], universe)[0] for module in rows}
+            tokens = {named[module]: parts[0].adapter.token_indices for module, parts in rows.items()}
+            config["trainable_token_indices"] = tokens
         if adapter.gated:
             config["target_modules"] = shortest_suffixes(written.values(), universe)
         if self.whole:

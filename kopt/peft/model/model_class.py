@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter, Array, adapters, require_method
+from kopt.peft.adapter import Adapter, Array, adapters
 from kopt.peft.host import TRAINABLE
 from kopt.peft.layers import (
     Nf4Kernel,
@@ -16,13 +16,15 @@ from kopt.peft.layers import (
     named_layers,
     original_class,
     pack,
+    packed_layers,
     plain_class,
     set_class,
     set_trainable,
     unpickler,
 )
-from kopt.peft.model.adapters import ModelAdapters, adapters_of, packed_layers
+from kopt.peft.model.adapters import ModelAdapters, adapters_of
 from kopt.peft.model.selection import Plan, plan
+from kopt.peft.requirements import require_method
 
 NAME = "PeftModel"
 

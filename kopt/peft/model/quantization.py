@@ -7,7 +7,6 @@ import keras
 
 from kopt.declare import Convert, checked
 from kopt.peft import targets
-from kopt.peft.adapter import require_model
 from kopt.peft.layers import (
     flatten_layers,
     forget_functions,
@@ -20,6 +19,7 @@ from kopt.peft.layers import (
 from kopt.peft.model.adapters import adapters_of
 from kopt.peft.model.choice import is_wanted, site_of
 from kopt.peft.model.model_class import pack_layers
+from kopt.peft.requirements import require_model
 from kopt.peft.targets import matches, nearest
 
 Names = Annotated[Any, Convert(targets.parse_names)]
