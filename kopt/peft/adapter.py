@@ -195,6 +195,8 @@ class Adapter(Configurable):
     """Whether `effective` can stand for the method, so that it can be merged into the kernel."""
     gated: ClassVar[bool] = True
     """Whether it is switched by a multiplication; else switching changes shapes, so that the model is traced anew."""
+    prepends: ClassVar[bool] = False
+    """Whether `prepend` changes the inputs of the whole model, through which text generation does not pass."""
     additive: ClassVar[bool] = False
     """Whether it adds to the kernel what does not depend on the kernel, so that its place among others is free."""
     batched: ClassVar[bool] = True
@@ -291,6 +293,18 @@ class Adapter(Configurable):
     def added(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Returns what the method adds to the output of the host before its activation."""
         return self.forward(x, base, p) - base(x)
+
+    def surround(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Site, p: Any
+    ) -> Any:
+        """Returns what a host without a kernel gives for the arguments of its `call`."""
+        return call(*args, **kwargs)
+
+    def extend(
+        self, key: Tensor, value: Tensor, mask: Tensor | None, site: Site, p: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the projected keys and values of an attention, and their mask, as the method has them."""
+        return key, value, mask
 
     def trains(self, name: str, targeted: bool) -> bool:
         """Returns whether a copy of the host's own variable of that name is trained.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
-from backend_models import HOSTS, bert, dense, einsum, floats, hub, llama, prompted, recurrent
+from backend_models import HOSTS, attention, bert, dense, einsum, floats, hub, llama, prompted, recurrent
 from backend_runs import Case
 from keras import layers
 
@@ -99,6 +99,20 @@ def life(make: Callable, adapter: Callable) -> Iterator[np.ndarray]:
     peft.unload(model)
     np.testing.assert_array_equal(predict(model, x), plain)
     assert type(model).__name__ in ("Functional", "Prompted")
+
+
+def prefixed(make: Callable) -> Iterator[np.ndarray]:
+    """Puts a prefix into a model of KerasHub, and takes it out."""
+    model, x = make()
+    x = {key: value[:4, :3] for key, value in x.items()}  # three of six positions are the prefix's
+    plain = predict(model, x)
+    peft.get_peft_model(model, peft.PrefixTuning(num_virtual_tokens=3, prefix_projection=True))
+    scramble(model)
+    yield predict(model, x)
+    with peft.disable_adapter(model):
+        close(predict(model, x), plain)
+    peft.unload(model)
+    np.testing.assert_array_equal(predict(model, x), plain)
 
 
 def switched() -> Iterator[np.ndarray]:
@@ -308,6 +322,9 @@ def _lives() -> dict[str, Case]:
     cases |= {
         "PromptTuning": lambda: life(prompted, lambda: peft.PromptTuning(num_virtual_tokens=3)),
         "PTuning": lambda: life(prompted, lambda: peft.PTuning(num_virtual_tokens=3, encoder_hidden_size=5)),
+        "PrefixTuning": lambda: life(attention, lambda: peft.PrefixTuning(num_virtual_tokens=3)),
+        "PrefixTuning, BertBackbone": lambda: prefixed(bert),
+        "PrefixTuning, Llama3Backbone": lambda: prefixed(llama),
         "IA3, input of Dense": lambda: life(dense, lambda: peft.IA3(**at, feedforward_modules=["host"])),
         "LoRA, bias='all', modules_to_save": lambda: life(
             dense, lambda: peft.LoRA(r=2, bias="all", modules_to_save=["head"], **at)

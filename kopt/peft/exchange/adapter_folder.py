@@ -91,7 +91,7 @@ def save_pretrained(
     }
     if rounded := rounding(writer.sampled):
         metadata[_ROUNDED] = repr(rounded)
-    if not adapter.gated:
+    if not adapter.gated and writer.parts:
         metadata[_PROMPTED] = next(iter(writer.parts))
     files = {
         WEIGHTS: encode(tensors, metadata),

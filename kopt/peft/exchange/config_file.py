@@ -2,13 +2,15 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kopt.declare.digest import Digest
 from kopt.peft.adapter import Adapter, adapters
 from kopt.peft.exchange.strict_json import read_json
 from kopt.peft.peft_fields import CARRIED, FOUND, STARTS, TRAINING, UNSUPPORTED
+from kopt.peft.targets import is_called
 
 ONLY_STARTS = ("eva",)
 """Initializations that the saved weights have replaced."""
@@ -81,6 +83,27 @@ def arguments(config: Mapping[str, Any], method: type[Adapter]) -> dict[str, Any
     if found.get("target_modules") == []:
         del found["target_modules"]
     return found
+
+
+def check_named(config: Mapping[str, Any], there: Sequence[str]) -> None:
+    """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have.
+
+    Raises:
+        ValueError: `target_parameters` names one.
+    """
+    named = config.get("target_modules")
+    for name in config.get("target_parameters") or ():
+        if not any(is_called(name, m) for m in there):
+            raise ValueError(
+                f"target_parameters of the file names {name!r}, for which it holds no weights that the model has a "
+                "place for: KerasHub's converter must move the tensor as it is, and base_model must be given."
+            )
+    if isinstance(named, list) and (idle := [n for n in named if not any(is_called(n, m) for m in there)]):
+        warnings.warn(
+            f"target_modules of the file names {', '.join(map(repr, idle))}, for which it holds no weights. They "
+            "are passed over.",
+            stacklevel=4,
+        )
 
 
 def _is_known(name: str, value: Any, method: type[Adapter]) -> bool:

@@ -1,7 +1,6 @@
 """What a file of Hugging Face peft holds for the layers of a Keras model."""
 
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 from kopt.declare.patterns import matches_whole
 from kopt.peft.adapter import Adapter, Array
 from kopt.peft.exchange import raw_parameters, torch_layout
-from kopt.peft.exchange.config_file import arguments
+from kopt.peft.exchange.config_file import arguments, check_named
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Factors
 from kopt.peft.exchange.torch_layout import OUTPUT_MODULE, PROMPT, TOKENS, TOKENS_BESIDE
-from kopt.peft.layers import child_of, find_site, own_variables, parameter_site
+from kopt.peft.layers import Site, Spot, child_of, find_place, own_variables, parameter_site
 from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan
 from kopt.peft.targets import by_pattern, is_called, matches
@@ -197,7 +196,8 @@ class Reader:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
         method, config = self.method, self.config
         fields = method.fields
-        self._look_at_names()
+        if (PROMPT, PROMPT) not in self.keys:
+            check_named(config, list(self.spelled.values()))
         taken = {*_SELECTION, *_BY_PATH, *method.patterned, *method.fixed, "peft_type", "method"}
         options = {k: v for k, v in arguments(config, method).items() if k not in taken}
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
@@ -269,24 +269,6 @@ class Reader:
         rank, alpha = (self._local(f"{module}.{name}", field) for field in ("r", "lora_alpha"))
         return raw_parameters.scaling_of(alpha, rank, bool(self.config.get("use_rslora")))
 
-    def _look_at_names(self) -> None:
-        """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have."""
-        named, there = self.config.get("target_modules"), self.spelled.values()
-        for name in self.config.get("target_parameters") or ():
-            if not any(m == name or m.endswith(f".{name}") for m in there):
-                raise ValueError(
-                    f"target_parameters of the file names {name!r}, for which it holds no weights that the model has a "
-                    "place for: KerasHub's converter must move the tensor as it is, and base_model must be given."
-                )
-        if not isinstance(named, list) or (PROMPT, PROMPT) in self.keys:
-            return
-        if idle := [n for n in named if not any(m == n or m.endswith(f".{n}") for m in there)]:
-            warnings.warn(
-                f"target_modules of the file names {', '.join(map(repr, idle))}, for which it holds no weights. They "
-                "are passed over.",
-                stacklevel=4,
-            )
-
     def _paths(self, module: str, kernels: bool = False) -> list[str]:
         ports = self.names.by_module[module]
         return list(dict.fromkeys(p.path for p in ports if not kernels or p.site is not None))
@@ -317,8 +299,9 @@ class Reader:
         missing: list[str] = []
         wrong: list[str] = []
         used: set[tuple[str, str]] = set()
+        prefixes = self._prefixes(plans, missing, used)
         for path, step in plans.items():
-            found[path] = {}
+            found[path] = {"prefix": prefixes[path]} if path in prefixes else {}
             if step.targeted:
                 self._weights_at(path, step, found[path], missing, wrong, used)
             for attr in step.parameters:
@@ -350,6 +333,19 @@ class Reader:
             raise ValueError(f"The adapter does not fit the model: {'; '.join(problems)}.")
         return found
 
+    def _prefixes(self, plans: Mapping[str, Plan], missing: list[str], used: set[tuple[str, str]]) -> dict[str, Array]:
+        """Returns the prefixes of attention layers by path, if these have any."""
+        sites = {path: _site_of(plans[path].layer) for path in self.names.paths if path in plans}
+        spots = {path: s for path, s in sites.items() if isinstance(s, Spot) and s.kind == "attention"}
+        if not spots:
+            return {}
+        if PROMPT not in self.weights:
+            missing.append(PROMPT)
+            return {}
+        used.add((PROMPT, PROMPT))
+        tokens = plans[next(iter(spots))].adapter.get_config()["num_virtual_tokens"]
+        return torch_layout.split_prefix(self.weights[PROMPT][PROMPT], self.config, spots, tokens)
+
     def _parameter_at(
         self, path: str, attr: str, adapter: Adapter, missing: list[str], used: set[tuple[str, str]]
     ) -> dict[str, Array]:
@@ -372,9 +368,8 @@ class Reader:
         wrong: list[str],
         used: set[tuple[str, str]],
     ) -> None:
-        child = child_of(step.layer)
-        site = find_site(step.layer) if child is None else child.site
-        if site is None or not step.adapter.weights(site):
+        site = _site_of(step.layer)
+        if site is None or not site.has_kernel or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]
         module = PROMPT if (PROMPT, PROMPT) in self.keys else port.module
@@ -394,6 +389,11 @@ class Reader:
             used.add(("", name))
         for name, shape in misshapen.items():
             wrong.append(f"{self.keys[module, name]} has shape {tensors[name].shape}, but {path} takes {shape}")
+
+
+def _site_of(layer: Any) -> Site | None:
+    child = child_of(layer)
+    return find_place(layer) if child is None else child.site
 
 
 def _bare(key: str) -> str:

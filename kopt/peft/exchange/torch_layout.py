@@ -13,7 +13,7 @@ import numpy as np
 
 from kopt.peft.adapter import Adapter, Weight
 from kopt.peft.exchange.placement import Factors
-from kopt.peft.layers import Site
+from kopt.peft.layers import Site, Spot
 from kopt.peft.methods import LoRA
 
 Array = np.ndarray[Any, Any]
@@ -276,6 +276,45 @@ def check_output(weights: Sequence[Mapping[str, Array]], output: Mapping[str, Ar
                 f"{OUTPUT_MODULE}.{other} is not {what}. In this model embedding and output matrix are one weight, so "
                 "both must change alike."
             )
+
+
+def join_prefix(parts: Sequence[Array]) -> Array:
+    """Returns the prefix of a whole model, [tokens, numbers], from those of its layers in their order.
+
+    Raises:
+        ValueError: layers differ in size, which files cannot say.
+    """
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(
+            "The attention layers have keys of different sizes, and a file of peft has one size for all. "
+            "model.save(...) keeps the prefix."
+        )
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), "float32")
+
+
+def split_prefix(tensor: Array, config: Mapping[str, Any], places: Mapping[str, Spot], tokens: int) -> dict[str, Array]:
+    """Returns the prefix of each layer from that of the whole model.
+
+    Args:
+        tensor: [tokens, numbers].
+        config: what the file says.
+        places: the attention layers by path, in their order.
+        tokens: number of virtual tokens.
+
+    Raises:
+        ValueError: it is of another shape, or the file says another number of heads.
+    """
+    widths = [2 * place.fan_out for place in places.values()]
+    if tensor.shape != (tokens, sum(widths)):
+        raise ValueError(
+            f"{PROMPT} has shape {tensor.shape}, but the model takes {(tokens, sum(widths))}: {tokens} virtual tokens, "
+            f"and keys and values of {len(widths)} attention layers."
+        )
+    heads = config.get("num_attention_heads")
+    if heads is not None and any(place.heads != heads for place in places.values()):
+        there = sorted({place.heads for place in places.values()})
+        raise ValueError(f"num_attention_heads of the file is {heads}, but keys of the model have {there} heads.")
+    return dict(zip(places, np.split(tensor, np.cumsum(widths)[:-1], axis=1), strict=True))
 
 
 def divide(

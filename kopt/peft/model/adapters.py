@@ -246,8 +246,9 @@ class ModelAdapters:
         for path, layer in list(self.hosts.items()):
             layer.remove(name)
             if not layer.adapters:
-                set_trainable(layer.host(), False)
+                host = layer.host()
                 self.hosts.pop(path).remove_host()
+                set_trainable(host, any(isinstance(inner, AdapterLayer) for inner in flatten_layers(host)))
         del self.adapters[name]
         self.active = [n for n in self.active if n != name]
         self.scales.pop(name, None)

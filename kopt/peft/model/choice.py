@@ -6,16 +6,16 @@ from typing import Any
 import keras
 
 from kopt.peft.adapter import Adapter, is_bias
-from kopt.peft.layers import Site, child_of, find_site, own_variables, stored_weights
+from kopt.peft.layers import Site, child_of, find_place, own_variables, stored_weights
 from kopt.peft.targets import ALL_LINEAR, by_pattern, is_called, layer_number, matches, nearest
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def site_of(layer: Any) -> Site | None:
-    """Returns the kernel of a layer; of a host the one that its adapters know."""
+    """Returns the kernel of a layer, or what adapters surround; of a host what its adapters know."""
     child = child_of(layer)
-    return find_site(layer) if child is None else child.site
+    return find_place(layer) if child is None else child.site
 
 
 def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:

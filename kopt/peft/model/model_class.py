@@ -34,7 +34,7 @@ def add_adapter(
 ) -> ModelAdapters:
     """Adds an adapter to a model without making it the active one; `targets` is that of `plan`."""
     require_method(model, adapter)
-    if hasattr(model, "call_with_cache") and not adapter.gated:
+    if hasattr(model, "call_with_cache") and adapter.prepends:
         raise ValueError(f"{type(adapter).__name__} cannot reach text generation, which does not pass through `call`.")
     found = adapters_of(model)
     current = found or ModelAdapters(model)
