@@ -58,7 +58,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.training\.(sam|curvature|memory_report|remat)",
     r"kopt\.training\.averages",
     r"kopt\.training",
-    r"kopt\.peft\.(targets|peft_fields|layers\.(keras_internals|nf4))",
+    r"kopt\.peft\.(targets|peft_fields|layers\.(keras_internals|nf4|on_tensorflow))",
     r"kopt\.peft\.layers\.(layer_paths|quantized)",
     r"kopt\.peft\.layers\.site",
     r"kopt\.peft\.layers\.(nf4_layers|attention)",
@@ -127,6 +127,7 @@ CATALOGUED = [i for i, pattern in enumerate(LAYERS) if pattern.endswith("[a-z]\\
 """The layers of the rules and of the methods, of which one may build on another; circles are looked for apart."""
 MAY_IMPORT_TENSORFLOW = {
     "kopt.optimizers.engine.backends.on_tensorflow",
+    "kopt.peft.layers.on_tensorflow",
     "kopt.training.sam",
     "kopt.training.curvature",
     "kopt.training.remat",

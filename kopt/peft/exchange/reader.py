@@ -335,7 +335,9 @@ class Reader:
 
     def _prefixes(self, plans: Mapping[str, Plan], missing: list[str], used: set[tuple[str, str]]) -> dict[str, Array]:
         """Returns the prefixes of attention layers by path, if these have any."""
-        sites = {path: _site_of(plans[path].layer) for path in self.names.paths if path in plans}
+        sites = {
+            path: _site_of(plans[path].layer) for path in self.names.paths if path in plans and plans[path].targeted
+        }
         spots = {path: s for path, s in sites.items() if isinstance(s, Spot) and s.kind == "attention"}
         if not spots:
             return {}

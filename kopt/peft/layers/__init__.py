@@ -35,6 +35,7 @@ from kopt.peft.layers.layer_paths import named_layers as named_layers
 from kopt.peft.layers.nf4_layers import Nf4Kernel as Nf4Kernel
 from kopt.peft.layers.nf4_layers import pack as pack
 from kopt.peft.layers.nf4_layers import packed_layers as packed_layers
+from kopt.peft.layers.on_tensorflow import let_caches_learn as let_caches_learn
 from kopt.peft.layers.quantized import ROUNDINGS as ROUNDINGS
 from kopt.peft.layers.quantized import QuantizedKernel as QuantizedKernel
 from kopt.peft.layers.quantized import kernels_shown as kernels_shown

@@ -12,9 +12,10 @@ from typing_extensions import override
 
 from kopt.declare import Range
 from kopt.peft.adapter import Adapter, Array, Length, Weight, constant, normal, uniform, zeros
-from kopt.peft.layers import Site, Spot, Tensor
+from kopt.peft.layers import Site, Spot, Tensor, let_caches_learn
 
-SELF, ACROSS = "Prefix tuning is for self-attention", "cross_attention"
+ACROSS = "cross_attention"
+"""What KerasHub calls the attention of a decoder to its encoder."""
 _INNER, _OUTER = "transform_0", "transform_2"
 
 
@@ -28,8 +29,8 @@ class PrefixTuning(Adapter):
     The tokens come behind the prefix: their positions, rotary or of KerasHub's `PositionEmbedding`, are higher by
     `num_virtual_tokens`, and every token sees the whole prefix. Inputs and outputs have the same shapes as without, and
     text generation works. Hosts are `keras.layers.MultiHeadAttention`, as in BERT and RoBERTa of KerasHub, and the
-    attentions of its GPT-2, GPT-OSS, Llama, SmolLM2, Mistral, Mixtral, Gemma, Gemma 2, Qwen 2 and Qwen 3: as
-    self-attention, in encoders and in decoders, not in models with both.
+    attentions of its GPT-2, GPT-OSS, Llama, SmolLM2, Mistral, Mixtral, Gemma, Gemma 2, Qwen 2 and Qwen 3; not those of
+    models with an encoder and a decoder.
 
     Weights: K₀, V₀ as [num_virtual_tokens, 2 out] at each attention, for out = heads · size of a key; they are drawn
     from N(0, 1), as in torch. With `prefix_projection` E [num_virtual_tokens, out], W₁ [out, h] and c₁ [h] that all
@@ -90,13 +91,14 @@ class PrefixTuning(Adapter):
             raise ValueError(f"{type(self).__name__} finds no attention. It takes {self.takes}.")
         if across := [site.layer.path for site in inside if ACROSS in site.layer.name]:
             raise ValueError(
-                f"{SELF}, and {across[0]} attends to another sequence. Models with encoder and decoder are not "
-                "supported; target_modules can name the layers of one of them."
+                f"{across[0]} attends from a decoder to an encoder, where peft does something else than in "
+                "self-attention. Name the layers of one of both in target_modules."
             )
         if self.prefix_projection and len({site.fan_out for site in inside}) > 1:
             raise ValueError(
                 "prefix_projection takes attention layers of one size. Leave it out, or name fewer layers."
             )
+        let_caches_learn()
         return self
 
     def prefix(self, p: Any) -> Tensor:
@@ -122,21 +124,18 @@ class PrefixTuning(Adapter):
         """Returns what an attention gives behind its prefix, or the positions of tokens that come behind it."""
         site, given = cast(Spot, site), inspect.signature(call).bind(*args, **kwargs)
         options = given.arguments
-        x = next(iter(options.values()))
         if site.kind == "positions":
-            self._move(options, x, site)
+            self._move(options, site)
         elif site.cached:
-            return self._behind_cache(call, options, x, site, p)
-        else:
-            _check_self(options, x)
+            return self._behind_cache(call, options, site, p)
         return call(*given.args, **given.kwargs)
 
-    def _move(self, options: dict[str, Any], x: Tensor, site: Spot) -> None:
+    def _move(self, options: dict[str, Any], site: Spot) -> None:
         n, most = self.num_virtual_tokens, site.layer.sequence_length
         if options.get("positions") is not None:
             options["positions"] = options["positions"] + n
             return
-        start, length = options.get("start_index", 0), x.shape[-2]
+        start, length = options.get("start_index", 0), options["inputs"].shape[-2]
         if isinstance(start, int) and isinstance(length, int) and start + length + n > most:
             raise ValueError(
                 f"{site.layer.path} has {most} positions, too few for {length} tokens behind {n} virtual ones. Use "
@@ -144,16 +143,16 @@ class PrefixTuning(Adapter):
             )
         options["start_index"] = start + n
 
-    def _behind_cache(self, call: Callable[..., Any], options: dict[str, Any], x: Tensor, site: Spot, p: Any) -> Any:
+    def _behind_cache(self, call: Callable[..., Any], options: dict[str, Any], site: Spot, p: Any) -> Any:
         """Hands the prefix over as the keys and values of earlier tokens, which makes the positions right, too."""
-        _check_self(options, x)
+        x = options.get("value", next(iter(options.values())))
         n, cache, dtype = self.num_virtual_tokens, options.get("cache"), site.layer.compute_dtype
         rows, length = ops.shape(x)[0], ops.shape(x)[1]
         front = ops.expand_dims(self.keys_and_values(site, p), 0)
         front = ops.broadcast_to(front, (rows, 2, n, site.heads, site.head_size))
         room = ops.zeros((rows, 2, length, site.heads, site.head_size), dtype) if cache is None else cache
         if cache is not None and options.get("cache_update_index") is None:
-            raise ValueError(f"{SELF}. Received by {site.layer.path}: cache without cache_update_index")
+            raise ValueError(f"{site.layer.path}: a cache behind a prefix needs its cache_update_index.")
         options["cache_update_index"] = n + (0 if cache is None else options["cache_update_index"])
         options["cache"] = ops.concatenate([front, ops.cast(room, dtype)], axis=2)
         options["attention_mask"] = in_front(options.get("attention_mask"), n)
@@ -196,9 +195,3 @@ def in_front(mask: Tensor | None, n: int) -> Tensor | None:
     if mask is None:
         return None
     return ops.concatenate([ops.ones((*ops.shape(mask)[:-1], n), mask.dtype), mask], axis=-1)
-
-
-def _check_self(options: Mapping[str, Any], x: Tensor) -> None:
-    """Raises ValueError if keys or values come from another sequence than queries."""
-    if any(options.get(name) is not None and options[name] is not x for name in ("value", "key")):
-        raise ValueError(f"{SELF}: query, key and value must be one tensor.")
