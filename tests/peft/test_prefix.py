@@ -172,7 +172,7 @@ def test_gradients_pass_through_the_cache(name, hub):
     np.testing.assert_allclose(found, slope, rtol=0.02, atol=1e-4)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
 def test_text_is_generated_behind_the_prefix(name, hub):
     """Token by token, with the cache of keys and values, as without it."""
@@ -180,7 +180,7 @@ def test_text_is_generated_behind_the_prefix(name, hub):
     peft.get_peft_model(model, peft.PrefixTuning(num_virtual_tokens=3))
     ids = np.array([[7, 9, 11, 0, 0, 0, 0, 0]], "int32")
     given = {"token_ids": ids, "padding_mask": (ids > 0).astype("int32")}
-    model.compile(sampler="greedy", run_eagerly=name != "gemma")
+    model.compile(sampler="greedy", run_eagerly=name == "gpt2")
     model.preprocessor = None
     found = np.asarray(model.generate(given, stop_token_ids=None)["token_ids"])
     for place in range(3, 8):
@@ -228,6 +228,7 @@ def test_keys_and_values_of_two_sizes_have_no_place_in_files():
     assert not attention.is_attention(layer)
 
 
+@pytest.mark.slow
 def test_a_quantized_attention_has_a_prefix(hub):
     model, x = hub("llama")
     peft.quantize(model, "int8")
