@@ -155,6 +155,7 @@ VALUES = {
     | {"r": 4, "mask_type": "own", "random_seed": 3, "fan_in_fan_out": True, "init_weights": False},
     "TrainableTokensConfig": {k: v for k, v in COMMON.items() if k not in ("exclude_modules", "modules_to_save")}
     | {"token_indices": [3], "init_weights": False},
+    "PrefixTuningConfig": PROMPT | {"encoder_hidden_size": 8, "prefix_projection": True, "init_weights": "zero"},
     "PromptEncoderConfig": PROMPT
     | {
         "encoder_reparameterization_type": "LSTM",
@@ -293,6 +294,7 @@ def test_every_field_of_peft(name, tmp_path):
             "velora_config",
         },
         "PromptTuningConfig": {"num_transformer_submodules"},
+        "PrefixTuningConfig": {"num_transformer_submodules"},
         "PromptEncoderConfig": {"num_transformer_submodules"},
         "LoHaConfig": {"use_effective_conv2d"},
         "LoKrConfig": {"use_effective_conv2d"},

@@ -335,14 +335,11 @@ class Reader:
 
     def _prefixes(self, plans: Mapping[str, Plan], missing: list[str], used: set[tuple[str, str]]) -> dict[str, Array]:
         """Returns the prefixes of attention layers by path, if these have any."""
-        sites = {
-            path: _site_of(plans[path].layer) for path in self.names.paths if path in plans and plans[path].targeted
-        }
+        steps = [(path, plans[path]) for path in self.names.paths if path in plans and plans[path].targeted]
+        sites = {path: _site_of(step.layer) for path, step in steps}
         spots = {path: s for path, s in sites.items() if isinstance(s, Spot) and s.kind == "attention"}
-        if not spots:
-            return {}
-        if PROMPT not in self.weights:
-            missing.append(PROMPT)
+        if not spots or PROMPT not in self.weights:
+            missing += [PROMPT] if spots else []
             return {}
         used.add((PROMPT, PROMPT))
         tokens = plans[next(iter(spots))].adapter.get_config()["num_virtual_tokens"]
