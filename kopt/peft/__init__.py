@@ -36,6 +36,8 @@ from kopt.peft.methods import MissConfig as MissConfig
 from kopt.peft.methods import OFTConfig as OFTConfig
 from kopt.peft.methods import ParallelAdapter as ParallelAdapter
 from kopt.peft.methods import Pfeiffer as Pfeiffer
+from kopt.peft.methods import PrefixTuning as PrefixTuning
+from kopt.peft.methods import PrefixTuningConfig as PrefixTuningConfig
 from kopt.peft.methods import PromptEncoderConfig as PromptEncoderConfig
 from kopt.peft.methods import PromptTuning as PromptTuning
 from kopt.peft.methods import PromptTuningConfig as PromptTuningConfig

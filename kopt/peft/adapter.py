@@ -6,7 +6,7 @@ writes it, and tests hold it to `effective`. Injection, switching, merging, coun
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -195,6 +195,8 @@ class Adapter(Configurable):
     """Whether `effective` can stand for the method, so that it can be merged into the kernel."""
     gated: ClassVar[bool] = True
     """Whether it is switched by a multiplication; else switching changes shapes, so that the model is traced anew."""
+    prepends: ClassVar[bool] = False
+    """Whether `prepend` changes the inputs of the whole model, through which text generation does not pass."""
     additive: ClassVar[bool] = False
     """Whether it adds to the kernel what does not depend on the kernel, so that its place among others is free."""
     batched: ClassVar[bool] = True
@@ -292,6 +294,18 @@ class Adapter(Configurable):
         """Returns what the method adds to the output of the host before its activation."""
         return self.forward(x, base, p) - base(x)
 
+    def surround(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Site, p: Any
+    ) -> Any:
+        """Returns what a host without a kernel gives for the arguments of its `call`."""
+        return call(*args, **kwargs)
+
+    def extend(
+        self, key: Tensor, value: Tensor, mask: Tensor | None, site: Site, p: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the projected keys and values of an attention, and their mask, as the method has them."""
+        return key, value, mask
+
     def trains(self, name: str, targeted: bool) -> bool:
         """Returns whether a copy of the host's own variable of that name is trained.
 
@@ -305,8 +319,13 @@ class Adapter(Configurable):
         """Returns whether the method can be used on a layer; one that trains copies needs no kernel."""
         return site is not None and site.kind in self.kinds and (self.batched or not site.batch)
 
-    def at(self, path: str) -> Self:
-        """Returns the method with the arguments that hold at `path`."""
+    @property
+    def beside(self) -> Sequence[str]:
+        """The names of layers that have another method, which `at` gives, whatever `target_modules` says."""
+        return ()
+
+    def at(self, path: str) -> "Adapter":
+        """Returns the method with the arguments that hold at `path`, or the method that is there in its place."""
         usual = {pattern: getattr(self, field) for pattern, field in self.patterned.items()}
         local = {
             field: targets.by_pattern(getattr(self, pattern), path, usual[pattern])
@@ -348,49 +367,6 @@ class Adapter(Configurable):
 def is_bias(name: str) -> bool:
     """Returns whether a variable of that name is added to activations: also the shift of a normalization."""
     return name in ("bias", "beta")
-
-
-def check_names(adapter: Adapter, declared: Iterable[str], copied: Iterable[str], path: str) -> None:
-    """Raises ValueError if a weight that a method declares at a layer has a name that cannot be told from another.
-
-    Args:
-        adapter: the method.
-        declared: names of its weights there.
-        copied: attributes of the layer's own variables that are trained there as copies.
-        path: of the layer.
-    """
-    taken = {"gate", "dropout", *(attr.lstrip("_") for attr in copied)}
-    for name in declared:
-        if not name.isidentifier() or name.lstrip("_") in taken:
-            raise ValueError(
-                f"{type(adapter).__name__} cannot have a weight {name!r} at {path}. Its name must be a Python name, as "
-                "'adapter_scale', and none of 'gate', 'dropout' and the layer's trained weights."
-            )
-
-
-def require_method(model: Any, adapter: Any) -> None:
-    """Raises ValueError, which says what to write, if these are not a model and a method."""
-    if isinstance(adapter, Adapter) and hasattr(model, "layers"):
-        return
-    name = next((c.__name__ for c in (model, adapter) if isinstance(c, type) and issubclass(c, Adapter)), "LoRA")
-    text, received = f"Expected an adapter, as in get_peft_model(model, kopt.peft.{name}(r=8))", f"{adapter!r}"
-    if isinstance(model, Adapter) or (isinstance(model, type) and issubclass(model, Adapter)):
-        text, received = "Expected the model first: get_peft_model(model, adapter)", f"{model!r}, {adapter!r}"
-    elif isinstance(adapter, Adapter):
-        text, received = "Expected a Keras model", repr(model)
-    elif isinstance(adapter, type) and issubclass(adapter, Adapter):
-        text = f"Expected an adapter, not its class: write {name}() or {name}(argument=...)"
-    elif isinstance(adapter, Mapping):
-        text = "Expected an adapter, not its arguments: write kopt.peft.LoraConfig(**arguments)"
-    elif hasattr(adapter, "peft_type"):
-        text = f"Expected an adapter of kopt: write kopt.peft.{type(adapter).__name__}(...) with the same arguments"
-    raise ValueError(f"{text}. Received: {received}")
-
-
-def require_model(model: Any) -> None:
-    """Raises ValueError if this is no model: the functions of kopt take it first."""
-    if not hasattr(type(model), "layers"):
-        raise ValueError(f"Expected a Keras model as the first argument. Received: {model!r}")
 
 
 def adapters() -> dict[str, type[Adapter]]:

@@ -66,5 +66,5 @@ UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-"""Change the result, so no file of peft with them can be read. kopt does not do them."""
+"""Change the result, so no file of peft with them can be read, but for a method that has them as arguments."""
 FIELDS = (*CARRIED, *FOUND, *STARTS, *TRAINING, *UNSUPPORTED)

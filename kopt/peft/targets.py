@@ -81,6 +81,15 @@ def parse_tokens(value: Any) -> list[int]:
     return items
 
 
+def parse_token_table(value: Any) -> list[int] | dict[str, list[int]] | None:
+    """Returns the numbers of tokens as a list, or as lists by the names of embeddings; None if there are none."""
+    if not isinstance(value, dict):
+        return (parse_tokens(value) or None) if value is not None else None
+    if len(value) > MOST or any(not isinstance(name, str) or not 0 < len(name) <= LONGEST for name in value):
+        raise ValueError(f"a mapping of at most {MOST} names of embeddings to lists of numbers of tokens")
+    return {name: parse_tokens(tokens) for name, tokens in value.items() if list(tokens)} or None
+
+
 def parse_numbers(kind: Any) -> Callable[[Any], dict[str, Any]]:
     """Returns a function that reads a mapping from regular expressions to numbers of a kind."""
 
@@ -107,6 +116,11 @@ def matches(spec: str | Sequence[str] | None, path: str) -> bool:
     parts = path.split(".")
     prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return any(prefix == name or prefix.endswith(f".{name}") for prefix in prefixes for name in spec)
+
+
+def is_called(name: str, path: str) -> bool:
+    """Returns whether `name` is the path of a layer or its end."""
+    return path == name or path.endswith(f".{name}")
 
 
 def by_pattern(patterns: dict[str, float], path: str, default: float) -> float:

@@ -183,18 +183,44 @@ def test_names_below_a_head(architecture, tmp_path):
     assert base.difference(ours, base.torch_output(inside, base.inputs)) < LIMIT
 
 
-def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
-    """Keras has one weight for both; peft changes both alike if asked to."""
+def tied(tmp_path):
     tiny = TINY["llama"][0](tmp_path / "base")
-    base = dataclasses.replace(
+    return dataclasses.replace(
         tiny,
         torch_model=lambda: transformers.AutoModelForCausalLM.from_pretrained(
             tiny.directory, attn_implementation="eager", dtype=torch.float32
         ),
         keras_model=lambda: keras_hub.models.Llama3CausalLM(tiny.keras_model()),
     )
+
+
+def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
+    """Keras has one weight for both; peft changes both alike if asked to."""
     config = peft.LoraConfig(
         r=2, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM", ensure_weight_tying=True
     )
-    saved = check_both_ways(base, config, tmp_path, same_count=False)  # peft counts the shared ones twice
+    saved = check_both_ways(tied(tmp_path), config, tmp_path, same_count=False)  # peft counts the shared ones twice
     assert saved["ensure_weight_tying"]
+
+
+@pytest.mark.parametrize("kind", ["list", "named", "alone"])
+def test_tokens_of_an_embedding_that_is_the_output_matrix_too(kind, tmp_path):
+    """peft gives both the new rows, without being asked."""
+    base = tied(tmp_path)
+    tokens, task = base.inputs["ids"][0, :3].tolist(), {"task_type": "CAUSAL_LM"}
+    indices = tokens if kind == "list" else {"embed_tokens": tokens}
+    config = peft.TrainableTokensConfig(token_indices=tokens, target_modules=["embed_tokens"], **task)
+    if kind != "alone":
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=indices, **task)
+    saved = check_both_ways(base, config, tmp_path)
+    assert saved.get("trainable_token_indices", saved.get("token_indices")) in ({"embed_tokens": tokens}, tokens)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_tokens_beside_lora(architecture, tmp_path):
+    make, targets = TINY[architecture]
+    base = make(tmp_path / "base")
+    tokens = {targets[-1]: base.inputs["ids"][0, :3].tolist()}
+    config = peft.LoraConfig(r=3, target_modules=targets[:-1], trainable_token_indices=tokens)
+    saved = check_both_ways(base, config, tmp_path, same_count=architecture != "gpt2")
+    assert saved["trainable_token_indices"] == tokens

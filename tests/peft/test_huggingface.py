@@ -90,6 +90,11 @@ METHODS = {
     "tokens": lambda: peft.TrainableTokensConfig(
         token_indices=text_inputs(20000, low=1000)["ids"][0, :3].tolist(), target_modules=["word_embeddings"]
     ),
+    "lora_and_tokens": lora(
+        trainable_token_indices={"word_embeddings": text_inputs(20000, low=1000)["ids"][0, :3].tolist()},
+        rank_pattern={"layer.0.attention.self.query": 6},
+    ),
+    "dora_and_tokens": lora(trainable_token_indices=[1, 2000, 103], use_dora=True),
     "layer_norm": lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, task_type="FEATURE_EXTRACTION"),
     "p_tuning": lambda: peft.PromptEncoderConfig(

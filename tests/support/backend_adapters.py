@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
-from backend_models import HOSTS, bert, dense, einsum, floats, hub, llama, prompted, recurrent
+from backend_models import HOSTS, attention, bert, dense, einsum, floats, hub, llama, prompted, recurrent
 from backend_runs import Case
 from keras import layers
 
@@ -99,6 +99,22 @@ def life(make: Callable, adapter: Callable) -> Iterator[np.ndarray]:
     peft.unload(model)
     np.testing.assert_array_equal(predict(model, x), plain)
     assert type(model).__name__ in ("Functional", "Prompted")
+
+
+def prefixed(make: Callable) -> Iterator[np.ndarray]:
+    """Trains a prefix of a model of KerasHub, and takes it out."""
+    backbone, model, x = hub(make)
+    x = {key: value[:, :3] for key, value in x.items()}  # three of six positions are the prefix's
+    plain = predict(model, x)
+    peft.get_peft_model(backbone, peft.PrefixTuning(num_virtual_tokens=3, prefix_projection=True))
+    scramble(backbone)
+    model.layers[-1].trainable = False
+    train(compiled(model), x, epochs=1)
+    yield predict(model, x)
+    yield from weights(backbone)
+    peft.unload(backbone)
+    compiled(model)  # what holds a model is not told of its prefix
+    np.testing.assert_array_equal(predict(model, x), plain)
 
 
 def switched() -> Iterator[np.ndarray]:
@@ -308,6 +324,9 @@ def _lives() -> dict[str, Case]:
     cases |= {
         "PromptTuning": lambda: life(prompted, lambda: peft.PromptTuning(num_virtual_tokens=3)),
         "PTuning": lambda: life(prompted, lambda: peft.PTuning(num_virtual_tokens=3, encoder_hidden_size=5)),
+        "PrefixTuning": lambda: life(attention, lambda: peft.PrefixTuning(num_virtual_tokens=3)),
+        "PrefixTuning, BertBackbone": lambda: prefixed(bert),
+        "PrefixTuning, Llama3Backbone": lambda: prefixed(llama),
         "IA3, input of Dense": lambda: life(dense, lambda: peft.IA3(**at, feedforward_modules=["host"])),
         "LoRA, bias='all', modules_to_save": lambda: life(
             dense, lambda: peft.LoRA(r=2, bias="all", modules_to_save=["head"], **at)

@@ -38,7 +38,7 @@ class MixedBatch(keras.Model):
             if copied or not adapter.gated:
                 raise ValueError(
                     f"Rows cannot have the adapter {name!r}, which "
-                    f"{'trains copies of weights of the base' if copied else 'changes the inputs of the whole model'}."
+                    f"{'trains copies of weights of the base' if copied else 'is in front of all tokens'}."
                 )
         self.inner = model
         self.names: list[str] = list(current.adapters)

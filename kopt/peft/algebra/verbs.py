@@ -192,7 +192,7 @@ def _check(current: ModelAdapters, name: str, lora: bool) -> None:
     """Raises ValueError if an adapter cannot be combined."""
     current.require_mergeable(name)
     adapter = current.adapters[name]
-    if lora and (not isinstance(adapter, LoRA) or isinstance(adapter, DoRA) or adapter.lora_bias):
+    if lora and (not isinstance(adapter, LoRA) or isinstance(adapter, DoRA) or adapter.lora_bias or adapter.beside):
         raise ValueError(
             f"The adapter {name!r} is {adapter!r}. This combination adds the factors of plain LoRA; take 'svd', which "
             "adds the changes of any method."

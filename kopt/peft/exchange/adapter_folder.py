@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from kopt.checkpoint.atomic_files import write_files
-from kopt.peft.adapter import require_model
 from kopt.peft.exchange import kerashub_converter
 from kopt.peft.exchange.config_file import digest_of, find_method, read_config
 from kopt.peft.exchange.fingerprint import find_differences, fingerprint, rounding
@@ -20,6 +19,7 @@ from kopt.peft.exchange.reader import Reader
 from kopt.peft.exchange.tensor_file import LONGEST_NAME, encode, read_tensors
 from kopt.peft.exchange.writer import Writer
 from kopt.peft.model import plan, put_adapter, require_adapters
+from kopt.peft.requirements import require_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
@@ -91,7 +91,7 @@ def save_pretrained(
     }
     if rounded := rounding(writer.sampled):
         metadata[_ROUNDED] = repr(rounded)
-    if not adapter.gated:
+    if not adapter.gated and writer.parts:
         metadata[_PROMPTED] = next(iter(writer.parts))
     files = {
         WEIGHTS: encode(tensors, metadata),

@@ -2,13 +2,15 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kopt.declare.digest import Digest
 from kopt.peft.adapter import Adapter, adapters
 from kopt.peft.exchange.strict_json import read_json
 from kopt.peft.peft_fields import CARRIED, FOUND, STARTS, TRAINING, UNSUPPORTED
+from kopt.peft.targets import is_called
 
 ONLY_STARTS = ("eva",)
 """Initializations that the saved weights have replaced."""
@@ -83,13 +85,36 @@ def arguments(config: Mapping[str, Any], method: type[Adapter]) -> dict[str, Any
     return found
 
 
+def check_named(config: Mapping[str, Any], there: Sequence[str]) -> None:
+    """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have.
+
+    Raises:
+        ValueError: `target_parameters` names one.
+    """
+    named = config.get("target_modules")
+    for name in config.get("target_parameters") or ():
+        if not any(is_called(name, m) for m in there):
+            raise ValueError(
+                f"target_parameters of the file names {name!r}, for which it holds no weights that the model has a "
+                "place for: KerasHub's converter must move the tensor as it is, and base_model must be given."
+            )
+    if isinstance(named, list) and (idle := [n for n in named if not any(is_called(n, m) for m in there)]):
+        warnings.warn(
+            f"target_modules of the file names {', '.join(map(repr, idle))}, for which it holds no weights. They "
+            "are passed over.",
+            stacklevel=4,
+        )
+
+
 def _is_known(name: str, value: Any, method: type[Adapter]) -> bool:
     """Returns whether an entry is honoured, or is known to change nothing."""
     if name == "num_transformer_submodules":  # 2 is a prompt for the encoder and another for the decoder
         return value is None or (type(value) is int and value == 1)
     if value is None or value is False or value in ([], {}, ""):
         return True
-    return name not in UNSUPPORTED and (name in method.fields or name in method.only_in_files or name in _KINDS)
+    if name == "use_dora":
+        return name in method.fixed
+    return name in method.fields or (name not in UNSUPPORTED and (name in method.only_in_files or name in _KINDS))
 
 
 def _check_mapping(mapping: Mapping[str, Any], path: pathlib.Path) -> None:

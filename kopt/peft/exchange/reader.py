@@ -1,7 +1,6 @@
 """What a file of Hugging Face peft holds for the layers of a Keras model."""
 
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,20 +9,20 @@ import numpy as np
 from kopt.declare.patterns import matches_whole
 from kopt.peft.adapter import Adapter, Array
 from kopt.peft.exchange import raw_parameters, torch_layout
-from kopt.peft.exchange.config_file import arguments
+from kopt.peft.exchange.config_file import arguments, check_named
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Factors
-from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
-from kopt.peft.layers import child_of, find_site, own_variables, parameter_site
+from kopt.peft.exchange.torch_layout import OUTPUT_MODULE, PROMPT, TOKENS, TOKENS_BESIDE
+from kopt.peft.layers import Site, Spot, child_of, find_place, own_variables, parameter_site
 from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan
-from kopt.peft.targets import by_pattern, matches
+from kopt.peft.targets import by_pattern, is_called, matches
 
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.weight)?")
 """What the weights of peft are called, whatever the method of the file."""
 _SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-_BY_PATH = ("feedforward_modules",)
+_BY_PATH = ("feedforward_modules", "trainable_token_indices")
 
 
 class Reader:
@@ -59,9 +58,9 @@ class Reader:
         self.keys: dict[tuple[str, str], str] = {}
         self.spelled: dict[str, str] = {}
         output: dict[str, Array] = {}
-        if config.get("ensure_weight_tying") and OUTPUT_MODULE not in names.by_module:
-            prefix = f"{OUTPUT_MODULE}."
-            output = {k: v for k, v in tensors.items() if _bare(k).startswith(prefix)}
+        if OUTPUT_MODULE not in names.by_module:
+            taken = f"{OUTPUT_MODULE}." if config.get("ensure_weight_tying") else f"{OUTPUT_MODULE}.{TOKENS}"
+            output = {k: v for k, v in tensors.items() if _bare(k).startswith(taken)}
         wrapped = self._take_parameters(tensors) if config.get("target_parameters") else set[str]()
         rest = {key: value for key, value in tensors.items() if key not in output and key not in wrapped}
         unknown = [key for key, value in rest.items() if not self._take(key, value)]
@@ -84,23 +83,19 @@ class Reader:
                 local = adapter.at(port.path)
                 own |= dict.fromkeys(torch_layout.spelled(local, port.site))
                 common |= torch_layout.shared(local, port.site).keys()
+        own |= dict.fromkeys([TOKENS_BESIDE] if self.config.get("trainable_token_indices") else [])
         return sorted(own, key=len, reverse=True), common
 
     def _check_output(self, output: Mapping[str, Array]) -> None:
         """Raises ValueError if an embedding that is the output matrix too would have to change in one place only."""
         tied = self.names.tied
-        if tied is not None and not output and (tied.module in self.weights or tied.module in self.copies):
+        own = set[str]() if tied is None else self.weights.get(tied.module, {}).keys() - {TOKENS, TOKENS_BESIDE}
+        if tied is not None and not output and (own or tied.module in self.copies):
             raise ValueError(
                 f"The adapter changes {self.spelled[tied.module]} but not the output matrix, which is the same weight "
                 "in this model. Train it in peft with ensure_weight_tying=True."
             )
-        for own, other in OUTPUT.items() if output else ():
-            found = [tensors[own] for tensors in self.weights.values() if own in tensors]
-            if other not in output or not any(np.array_equal(output[other], value.T) for value in found):
-                raise ValueError(
-                    f"{OUTPUT_MODULE}.{other} is not the transpose of {own}. In this model embedding and output matrix "
-                    "are one weight, so both must change alike."
-                )
+        torch_layout.check_output(list(self.weights.values()), output)
 
     def _take_parameters(self, tensors: Mapping[str, Array]) -> set[str]:
         """Keeps the factors of parameters that are no module's weight, and returns their keys.
@@ -164,7 +159,7 @@ class Reader:
                 self._keep(self.weights, module, spelled, found[1], key, value)
             return module is not None
         name, _, parameter = name.rpartition(".")
-        plain = re.sub(r"\.(base_layer|ln_tuning_layers|modules_to_save)$", "", name)
+        plain = re.sub(r"(\.token_adapter)?\.(base_layer|ln_tuning_layers|modules_to_save)$", "", name)
         module = self.names.find(plain)
         if module is None or all(p.parameter != parameter for p in self.names.by_module[module]):
             return False
@@ -201,7 +196,8 @@ class Reader:
         """Returns the adapter that the file describes, on Keras paths, and its arguments by path."""
         method, config = self.method, self.config
         fields = method.fields
-        self._look_at_names()
+        if (PROMPT, PROMPT) not in self.keys:
+            check_named(config, list(self.spelled.values()))
         taken = {*_SELECTION, *_BY_PATH, *method.patterned, *method.fixed, "peft_type", "method"}
         options = {k: v for k, v in arguments(config, method).items() if k not in taken}
         options["extra"] = {k: v for k, v in config.items() if k not in fields and k not in taken}
@@ -219,18 +215,34 @@ class Reader:
         adapted = self.weights or {m: t for m, t in self.copies.items() if m not in whole and not self.raw}
         paths = {module: self._paths(module, bool(self.weights)) for module in adapted}
         targets: dict[str, dict[str, Any]] = {path: {} for module in paths for path in paths[module]}
-        options["target_modules"] = sorted(targets) or None
+        tokens = {module: self._tokens(module) for module in adapted if TOKENS_BESIDE in self.weights.get(module, {})}
+        by_path = {path: own for module, own in tokens.items() for path in paths[module]}
+        adapted = {module: own for module, own in adapted.items() if module not in tokens}
+        options["target_modules"] = sorted(targets.keys() - by_path.keys()) or None
+        if by_path:
+            options["trainable_token_indices"] = by_path
         for pattern, field in method.patterned.items():
             for module in adapted:
                 for path in paths[module]:
                     targets[path][field] = self._local(module, field)
-            options[pattern] = {re.escape(path): local[field] for path, local in targets.items()}
+            options[pattern] = {re.escape(p): local[field] for p, local in targets.items() if p not in by_path}
         if self.raw:
             self._select_parameters(method, options, targets)
         if "feedforward_modules" in fields:
             inner = [path for module in adapted if self._is_inner(module) for path in paths[module]]
             options["feedforward_modules"] = sorted(inner) or None
         return method(**options), targets
+
+    def _tokens(self, module: str) -> list[int]:
+        """Returns the numbers of the tokens that the file has rows of at an embedding."""
+        given, spelled = self.config["trainable_token_indices"], self.spelled[module]
+        own = next((v for k, v in given.items() if is_called(k, spelled)), None) if isinstance(given, dict) else given
+        if own is None:
+            raise ValueError(
+                f"{self.keys[module, TOKENS_BESIDE]} has rows of tokens whose numbers the file does not say: its "
+                f"trainable_token_indices names {', '.join(map(repr, given))}."
+            )
+        return list(own)
 
     def _select_parameters(
         self, method: type[Adapter], options: dict[str, Any], targets: dict[str, dict[str, Any]]
@@ -256,24 +268,6 @@ class Reader:
         """Returns the factor s that the file gives to a parameter."""
         rank, alpha = (self._local(f"{module}.{name}", field) for field in ("r", "lora_alpha"))
         return raw_parameters.scaling_of(alpha, rank, bool(self.config.get("use_rslora")))
-
-    def _look_at_names(self) -> None:
-        """Warns of targets that no tensor belongs to: peft's files may name modules that only other models have."""
-        named, there = self.config.get("target_modules"), self.spelled.values()
-        for name in self.config.get("target_parameters") or ():
-            if not any(m == name or m.endswith(f".{name}") for m in there):
-                raise ValueError(
-                    f"target_parameters of the file names {name!r}, for which it holds no weights that the model has a "
-                    "place for: KerasHub's converter must move the tensor as it is, and base_model must be given."
-                )
-        if not isinstance(named, list) or (PROMPT, PROMPT) in self.keys:
-            return
-        if idle := [n for n in named if not any(m == n or m.endswith(f".{n}") for m in there)]:
-            warnings.warn(
-                f"target_modules of the file names {', '.join(map(repr, idle))}, for which it holds no weights. They "
-                "are passed over.",
-                stacklevel=4,
-            )
 
     def _paths(self, module: str, kernels: bool = False) -> list[str]:
         ports = self.names.by_module[module]
@@ -305,8 +299,9 @@ class Reader:
         missing: list[str] = []
         wrong: list[str] = []
         used: set[tuple[str, str]] = set()
+        prefixes = self._prefixes(plans, missing, used)
         for path, step in plans.items():
-            found[path] = {}
+            found[path] = {"prefix": prefixes[path]} if path in prefixes else {}
             if step.targeted:
                 self._weights_at(path, step, found[path], missing, wrong, used)
             for attr in step.parameters:
@@ -338,6 +333,18 @@ class Reader:
             raise ValueError(f"The adapter does not fit the model: {'; '.join(problems)}.")
         return found
 
+    def _prefixes(self, plans: Mapping[str, Plan], missing: list[str], used: set[tuple[str, str]]) -> dict[str, Array]:
+        """Returns the prefixes of attention layers by path, if these have any."""
+        steps = [(path, plans[path]) for path in self.names.paths if path in plans and plans[path].targeted]
+        sites = {path: _site_of(step.layer) for path, step in steps}
+        spots = {path: s for path, s in sites.items() if isinstance(s, Spot) and s.kind == "attention"}
+        if not spots or PROMPT not in self.weights:
+            missing += [PROMPT] if spots else []
+            return {}
+        used.add((PROMPT, PROMPT))
+        tokens = plans[next(iter(spots))].adapter.get_config()["num_virtual_tokens"]
+        return torch_layout.split_prefix(self.weights[PROMPT][PROMPT], self.config, spots, tokens)
+
     def _parameter_at(
         self, path: str, attr: str, adapter: Adapter, missing: list[str], used: set[tuple[str, str]]
     ) -> dict[str, Array]:
@@ -360,9 +367,8 @@ class Reader:
         wrong: list[str],
         used: set[tuple[str, str]],
     ) -> None:
-        child = child_of(step.layer)
-        site = find_site(step.layer) if child is None else child.site
-        if site is None or not step.adapter.weights(site):
+        site = _site_of(step.layer)
+        if site is None or not site.has_kernel or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]
         module = PROMPT if (PROMPT, PROMPT) in self.keys else port.module
@@ -382,6 +388,11 @@ class Reader:
             used.add(("", name))
         for name, shape in misshapen.items():
             wrong.append(f"{self.keys[module, name]} has shape {tensors[name].shape}, but {path} takes {shape}")
+
+
+def _site_of(layer: Any) -> Site | None:
+    child = child_of(layer)
+    return find_place(layer) if child is None else child.site
 
 
 def _bare(key: str) -> str:

@@ -13,12 +13,18 @@ import numpy as np
 
 from kopt.peft.adapter import Adapter, Weight
 from kopt.peft.exchange.placement import Factors
-from kopt.peft.layers import Site
+from kopt.peft.layers import Site, Spot
 from kopt.peft.methods import LoRA
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | str, ...]
 PROMPT = "prompt_embeddings"
+TOKENS = "trainable_tokens_delta"
+TOKENS_BESIDE = f"token_adapter.{TOKENS}"
+"""Trainable tokens as a method, and beside a LoRA.
+
+peft gives a tied output matrix the same rows by itself; the files of the method alone have them twice.
+"""
 OUTPUT_MODULE = "lm_head"
 OUTPUT = {"lora_embedding_B": "lora_A.weight", "lora_embedding_A": "lora_B.weight"}
 """Tied embeddings: the factors of the embedding, and those of the output matrix, which are their transposes."""
@@ -252,6 +258,63 @@ def _whole_change(part: Part) -> tuple[Array, Array]:
         a = np.concatenate([a, part.values["start_A"]], -1)
         b = np.concatenate([b, -part.values["start_B"]], -2)
     return a, b
+
+
+def check_output(weights: Sequence[Mapping[str, Array]], output: Mapping[str, Array]) -> None:
+    """Raises ValueError if what a file holds for a tied output matrix is not that of the embedding.
+
+    Args:
+        weights: tensors of each module, by name.
+        output: those of the output matrix; none if the file has none.
+    """
+    rows = TOKENS in output
+    for inner, other in ({TOKENS: TOKENS} if rows else OUTPUT if output else {}).items():
+        found = [tensors[inner] if rows else tensors[inner].T for tensors in weights if inner in tensors]
+        if other not in output or not any(np.array_equal(output[other], value) for value in found):
+            what = "that of the embedding" if rows else f"the transpose of {inner}"
+            raise ValueError(
+                f"{OUTPUT_MODULE}.{other} is not {what}. In this model embedding and output matrix are one weight, so "
+                "both must change alike."
+            )
+
+
+def join_prefix(parts: Sequence[Array]) -> Array:
+    """Returns the prefix of a whole model, [tokens, numbers], from those of its layers in their order.
+
+    Raises:
+        ValueError: layers differ in size, which files cannot say.
+    """
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(
+            "The attention layers have keys of different sizes, and a file of peft has one size for all. "
+            "model.save(...) keeps the prefix."
+        )
+    return np.ascontiguousarray(np.concatenate(parts, axis=1), "float32")
+
+
+def split_prefix(tensor: Array, config: Mapping[str, Any], places: Mapping[str, Spot], tokens: int) -> dict[str, Array]:
+    """Returns the prefix of each layer from that of the whole model.
+
+    Args:
+        tensor: [tokens, numbers].
+        config: what the file says.
+        places: the attention layers by path, in their order.
+        tokens: number of virtual tokens.
+
+    Raises:
+        ValueError: it is of another shape, or the file says another number of heads.
+    """
+    widths = [2 * place.fan_out for place in places.values()]
+    if tensor.shape != (tokens, sum(widths)):
+        raise ValueError(
+            f"{PROMPT} has shape {tensor.shape}, but the model takes {(tokens, sum(widths))}: {tokens} virtual tokens, "
+            f"and keys and values of {len(widths)} attention layers."
+        )
+    heads = config.get("num_attention_heads")
+    if heads is not None and any(place.heads != heads for place in places.values()):
+        there = sorted({place.heads for place in places.values()})
+        raise ValueError(f"num_attention_heads of the file is {heads}, but keys of the model have {there} heads.")
+    return dict(zip(places, np.split(tensor, np.cumsum(widths)[:-1], axis=1), strict=True))
 
 
 def divide(

@@ -12,9 +12,9 @@ from kopt.peft.exchange import raw_parameters, torch_layout
 from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names, shortest_suffixes
 from kopt.peft.exchange.placement import Port
-from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT
+from kopt.peft.exchange.torch_layout import OUTPUT, OUTPUT_MODULE, PROMPT, TOKENS, TOKENS_BESIDE
 from kopt.peft.host import AdapterLayer
-from kopt.peft.layers import stored_weights
+from kopt.peft.layers import Spot, is_attention, stored_weights
 
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _TASKS = (*_WITH_HEAD, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
@@ -26,6 +26,7 @@ _SELECTION = (
     "layers_pattern",
     "modules_to_save",
     "target_parameters",
+    "trainable_token_indices",
 )
 
 
@@ -44,6 +45,8 @@ class Writer:
         self.whole: dict[str, None] = {}
         self.shared: dict[str, Array] = {}
         """Those that all layers have in common."""
+        self.prefixes: dict[str, tuple[Spot, Array]] = {}
+        """Those of attention layers, by path."""
         self.sampled: list[Port] = []
         self.extra: dict[str, Any] = {}
         self.entries: dict[str, tuple[str, str]] = {}
@@ -61,6 +64,9 @@ class Writer:
         for site in layer.sites.values():
             weights = layer.weights_at(name, site)
             if not weights:
+                continue
+            if isinstance(site, Spot):
+                self._add_prefix(path, site, layer.adapters[name], weights)
                 continue
             port = names.ports[path, site.attr]
             if (raw := site is not layer.site) and port.record is None:
@@ -81,6 +87,12 @@ class Writer:
         if not whole:
             self.sampled += [names.ports[path, attr] for attr in stored_weights(layer.host())]
 
+    def _add_prefix(self, path: str, site: Spot, adapter: Adapter, weights: Mapping[str, Any]) -> None:
+        if site.kind == "attention":
+            values = adapter.fold({k: np.asarray(v.numpy(), "float32") for k, v in weights.items()})
+            self.prefixes[path] = site, values["prefix"]
+            self.sampled += [p for (inner, _), p in self.names.ports.items() if inner.startswith(f"{path}.")]
+
     def finish(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Returns the tensors by key, and the configuration."""
         self._check_names()
@@ -93,6 +105,8 @@ class Writer:
             for spelled, value in joined[module].tensors.items():
                 key = spelled if spelled == PROMPT else f"{start}{self.names.written(module, task)}.{spelled}"
                 self._put(tensors, key, value, (PROMPT if spelled == PROMPT else module, spelled))
+        if self.prefixes:
+            self._put(tensors, PROMPT, self._whole_prefix(), (PROMPT, PROMPT))
         for shared, value in self.shared.items():
             self._put(tensors, f"base_model.{shared}", np.ascontiguousarray(value), ("", shared))
         raw = {entry: torch_layout.combine(parts, None) for entry, parts in self.parameters.items()}
@@ -103,16 +117,19 @@ class Writer:
                 key = f"{start}{self.names.written(module, task)}{depth}.{spelled}"
                 self._put(tensors, key, value, (f"{module}.{parameter}", spelled))
         tied = self.names.tied
-        if tied is not None and (tied.module in self.parts or tied.module in self.whole):
+        own = joined[tied.module].tensors.keys() if tied is not None and tied.module in joined else set[str]()
+        if tied is not None and TOKENS in own:
+            tensors[f"{start}{OUTPUT_MODULE}.{TOKENS}"] = joined[tied.module].tensors[TOKENS]
+        if tied is not None and (own - {TOKENS, TOKENS_BESIDE} or tied.module in self.whole):
             name = self.names.written(tied.module, task)
-            if tied.module in self.whole or set(joined[tied.module].tensors) != set(OUTPUT):
+            if tied.module in self.whole or own != OUTPUT.keys():
                 raise ValueError(
-                    f"{tied.path} is the output matrix too. peft can change both alike by LoRA only, so this adapter "
-                    "cannot be written for it."
+                    f"{tied.path} is the output matrix too. peft can change both alike by LoRA and by trainable tokens "
+                    "only, so this adapter cannot be written for it."
                 )
             self.extra["ensure_weight_tying"] = True
-            for own, other in OUTPUT.items():
-                tensors[f"{start}{OUTPUT_MODULE}.{other}"] = np.ascontiguousarray(tensors[f"{start}{name}.{own}"].T)
+            for inner, other in OUTPUT.items():
+                tensors[f"{start}{OUTPUT_MODULE}.{other}"] = np.ascontiguousarray(tensors[f"{start}{name}.{inner}"].T)
         for (module, parameter), entries in self.copies.items():
             between = ""
             if module not in self.whole:
@@ -132,6 +149,14 @@ class Writer:
                 "its method declares another name, as adapter_scale. Nothing was written."
             )
         tensors[key], self.entries[key] = value, entry
+
+    def _whole_prefix(self) -> Array:
+        named = self.names.paths
+        if left := [p for p, x in named.items() if p not in self.prefixes and is_attention(x)]:
+            raise ValueError(
+                f"{left[0]} has no prefix, and a file of peft has one for every attention. model.save(...) keeps it."
+            )
+        return torch_layout.join_prefix([self.prefixes[path][1] for path in named if path in self.prefixes])
 
     def _check_names(self) -> None:
         for module, parts in self.parts.items():
@@ -194,10 +219,16 @@ class Writer:
         config = {key: value for key, value in adapter.get_config().items() if value is not None and key != "extra"}
         for field in _SELECTION:
             config.pop(field, None)
+        rows = {module: self.parts[module] for module in joined if TOKENS_BESIDE in joined[module].tensors}
+        joined = {module: own for module, own in joined.items() if module not in rows}
         written = {module: names.written(module, task) for module in joined}
         if not joined and self.copies:
             written = {m: names.written(m, task) for m, _ in self.copies if m not in self.whole}
         universe = [names.written(module, task) for module in names.universe()]
+        if rows:
+            named = {module: shortest_suffixes([names.written(module, task)], universe)[0] for module in rows}
+            tokens = {named[module]: parts[0].adapter.token_indices for module, parts in rows.items()}
+            config["trainable_token_indices"] = tokens
         if adapter.gated:
             config["target_modules"] = shortest_suffixes(written.values(), universe)
         if self.whole:
@@ -223,8 +254,10 @@ class Writer:
         if not adapter.gated:
             if self.task_type is None and task:
                 raise ValueError("A prompt for a model with a head needs its task_type, as in task_type='SEQ_CLS'.")
-            (module,) = joined.values()
-            config |= {"token_dim": module.tensors[PROMPT].shape[1], "num_transformer_submodules": 1}
+            spots = [spot for spot, _ in self.prefixes.values()]
+            width = spots[0].fan_out if spots else next(iter(joined.values())).tensors[PROMPT].shape[1]
+            config |= {"token_dim": width, "num_transformer_submodules": 1}
+            config |= {"num_layers": len(spots), "num_attention_heads": spots[0].heads} if spots else {}
             self.task_type = self.task_type or "FEATURE_EXTRACTION"
         if not adapter.in_peft:
             config["method"] = type(adapter).__name__.lower()

@@ -39,12 +39,14 @@ from kopt.peft.host.host_tensors import Bits, Stored, as_kernel, between, dtype_
 from kopt.peft.host.in_use import kernel_in_use, kernels_in_use, mixed, rows_in_use
 from kopt.peft.host.merging import merge_host, unmerge_host
 from kopt.peft.host.saving import read_weights, write_weights
+from kopt.peft.host.surrounding import surrounded
 from kopt.peft.layers import (
     Site,
+    Spot,
     Tensor,
     attach,
     detach,
-    find_site,
+    find_place,
     holder_of,
     in_forward_pass,
     is_trainable,
@@ -71,7 +73,7 @@ class AdapterLayer(keras.layers.Layer):
     host: Callable[[], Any]
     """Returns the host."""
     site: Site | None
-    """The kernel that the host itself applies."""
+    """The kernel that the host itself applies; a `Spot` where it has none and is surrounded."""
     sites: dict[str, Site]
     """All adapted kernels by attribute: beside `site` those that the host's `call` only reads."""
     owned: dict[str, keras.Variable]
@@ -118,13 +120,13 @@ class AdapterLayer(keras.layers.Layer):
 
     def _look_at(self, layer: Any) -> type:
         """Takes the kernel and the variables of the host as they are now, and returns the class that it needs."""
-        site = find_site(layer)
+        site = find_place(layer)
         self.__dict__.update(site=site, owned=own_variables(layer))
         if site is not None:
             self.sites[site.attr] = site
         read = {*self.owned, *({ACTIVATION} if ACTIVATION in holder_of(layer, ACTIVATION) else ())}
         kernel = site.variable.name if site is not None and site.is_quantized else None
-        return host_class(original_class(layer), frozenset(read), kernel)
+        return host_class(original_class(layer), frozenset(read), kernel, isinstance(site, Spot) and site.extensible)
 
     def look_again(self) -> None:
         """Goes on with the kernel that the host has now, of the same shape, after it was dequantized."""
@@ -241,8 +243,9 @@ class AdapterLayer(keras.layers.Layer):
         if list(wanted.items()) != list(self.merged.items()):
             unmerge_host(self)
             merge_host(self, wanted)
-        self.active[:] = [name for name in active if name in self.adapters]
-        self.trained[:] = [name for name in self.active if name in trained]
+        here = [name for name in active if name in self.adapters]
+        self.active[:] = [name for name in here if self.adapters[name].gated or name in scales]
+        self.trained[:] = [name for name in here if name in trained]
         for name, gate in self.gates.items():
             gate.assign(0.0 if name in self.merged else scales.get(name, 0.0))
         self.freeze()
@@ -375,7 +378,8 @@ class AdapterLayer(keras.layers.Layer):
             kwargs: those by name.
             floating: how its class computes with a float kernel, if it is quantized; None is `call`.
         """
-        site = self.site
+        if (site := self.site) is not None and not site.has_kernel:
+            return surrounded(self, call, args, kwargs)
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
         chain = self.chain(site) if site is not None and site.kind != "opaque" else []

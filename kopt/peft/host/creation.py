@@ -5,9 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kopt.peft.adapter import Adapter, check_names
+from kopt.peft.adapter import Adapter
 from kopt.peft.host.host_tensors import as_float32
 from kopt.peft.layers import Site
+from kopt.peft.requirements import check_names
 
 
 def create_weights(

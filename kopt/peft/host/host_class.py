@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 from kopt.peft.host.host_tensors import tensor_of
 from kopt.peft.host.pickling import reduced
 from kopt.peft.host.saving import mark, without_mark
+from kopt.peft.host.surrounding import extension
 from kopt.peft.layers import (
+    attention_through,
     child_layers,
     child_of,
     flatten_layers,
@@ -136,7 +138,7 @@ def container_class(base: Any) -> type:
 
 
 @functools.cache
-def host_class(base: Any, attributes: frozenset[str], kernel: str | None) -> type:
+def host_class(base: Any, attributes: frozenset[str], kernel: str | None, attends: bool = False) -> type:
     """Returns the subclass of `base` for hosts whose own variables are `attributes`.
 
     It has the name and the module of `base`: Keras' files contain them.
@@ -145,6 +147,7 @@ def host_class(base: Any, attributes: frozenset[str], kernel: str | None) -> typ
         base: the class without adapters.
         attributes: attributes that read as what the adapters make of them.
         kernel: the attribute under which `base` shows a quantized kernel; None if it is not quantized.
+        attends: whether it is an attention of Keras, whose keys and values adapters may extend.
     """
 
     class Host(base):
@@ -181,6 +184,8 @@ def host_class(base: Any, attributes: frozenset[str], kernel: str | None) -> typ
     Host.__name__, Host.__qualname__, Host.__module__ = base.__name__, base.__qualname__, base.__module__
     for name in attributes:
         setattr(Host, name, _Attribute(name))
+    if attends:
+        attention_through(Host, lambda host: extension(child_of(host)))
     if kernel is not None:
         setattr(Host, kernel, _Kernel(kernel))
     return Host

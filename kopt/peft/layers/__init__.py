@@ -1,7 +1,11 @@
 """The layers of Keras as adapters see them: their kernels, their paths, and what Keras does not document."""
 
+from kopt.peft.layers.attention import Spot as Spot
+from kopt.peft.layers.attention import find_place as find_place
+from kopt.peft.layers.attention import is_attention as is_attention
 from kopt.peft.layers.keras_internals import TAKES_WEIGHTS_BY_PLACE as TAKES_WEIGHTS_BY_PLACE
 from kopt.peft.layers.keras_internals import attach as attach
+from kopt.peft.layers.keras_internals import attention_through as attention_through
 from kopt.peft.layers.keras_internals import child_layers as child_layers
 from kopt.peft.layers.keras_internals import child_of as child_of
 from kopt.peft.layers.keras_internals import compilation as compilation
@@ -30,6 +34,8 @@ from kopt.peft.layers.keras_internals import untrack as untrack
 from kopt.peft.layers.layer_paths import named_layers as named_layers
 from kopt.peft.layers.nf4_layers import Nf4Kernel as Nf4Kernel
 from kopt.peft.layers.nf4_layers import pack as pack
+from kopt.peft.layers.nf4_layers import packed_layers as packed_layers
+from kopt.peft.layers.on_tensorflow import let_caches_learn as let_caches_learn
 from kopt.peft.layers.quantized import ROUNDINGS as ROUNDINGS
 from kopt.peft.layers.quantized import QuantizedKernel as QuantizedKernel
 from kopt.peft.layers.quantized import kernels_shown as kernels_shown

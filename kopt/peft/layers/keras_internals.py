@@ -8,7 +8,7 @@ import contextlib
 import functools
 import gc
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -50,6 +50,32 @@ def plain_class(layer: Any) -> Any:
 def set_class(layer: Any, cls: Any) -> None:
     """Changes the class of a layer or model, which stays the same object."""
     object.__setattr__(layer, "__class__", cls)  # past Keras' own __setattr__, which tracks what it is given
+
+
+def attention_through(cls: Any, find: Callable[[Any], Callable[..., tuple[Any, Any, Any]] | None]) -> None:
+    """Lets a subclass of Keras' `MultiHeadAttention` change keys, values and mask once these are computed.
+
+    Keras says of `_compute_attention` that users can override it.
+
+    Args:
+        cls: the class.
+        find: returns, for a layer, the function that changes them; None changes nothing.
+    """
+    before = cls._compute_attention
+
+    @functools.wraps(before)
+    def compute(
+        self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **options: Any
+    ) -> Any:
+        change = find(self)
+        if change is not None:
+            if options.pop("use_causal_mask", False):  # a kernel for it would count the keys that are added
+                causal = self._compute_causal_mask(query, value)
+                attention_mask = causal if attention_mask is None else ops.logical_and(attention_mask, causal)
+            key, value, attention_mask = change(key, value, attention_mask)
+        return before(self, query, key, value, attention_mask, *args, **options)
+
+    cls._compute_attention = compute
 
 
 # ------------------------------------------------------------------------------------- the child that holds adapters

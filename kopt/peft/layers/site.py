@@ -61,6 +61,11 @@ class Site:
         self._order = (*self.batch_axes, *self.in_axes, *self.out_axes)
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether there is a kernel; else the layer is surrounded as a whole."""
+        return True
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the kernel is stored in a few bits a weight."""
         return isinstance(self.variable, QuantizedKernel)

@@ -15,6 +15,7 @@ from kopt.peft.methods.configs import LoKrConfig as LoKrConfig
 from kopt.peft.methods.configs import LoraConfig as LoraConfig
 from kopt.peft.methods.configs import MissConfig as MissConfig
 from kopt.peft.methods.configs import OFTConfig as OFTConfig
+from kopt.peft.methods.configs import PrefixTuningConfig as PrefixTuningConfig
 from kopt.peft.methods.configs import PromptEncoderConfig as PromptEncoderConfig
 from kopt.peft.methods.configs import PromptTuningConfig as PromptTuningConfig
 from kopt.peft.methods.configs import RandLoraConfig as RandLoraConfig
@@ -33,6 +34,7 @@ from kopt.peft.methods.lora_fa import LoRAFA as LoRAFA
 from kopt.peft.methods.miss import MiSS as MiSS
 from kopt.peft.methods.oft import OFT as OFT
 from kopt.peft.methods.p_tuning import PTuning as PTuning
+from kopt.peft.methods.prefix import PrefixTuning as PrefixTuning
 from kopt.peft.methods.prompt import PromptTuning as PromptTuning
 from kopt.peft.methods.randlora import RandLoRA as RandLoRA
 from kopt.peft.methods.shira import SHiRA as SHiRA

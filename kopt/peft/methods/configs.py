@@ -16,6 +16,7 @@ from kopt.peft.methods.lora import LoRA
 from kopt.peft.methods.miss import MiSS
 from kopt.peft.methods.oft import OFT
 from kopt.peft.methods.p_tuning import PTuning
+from kopt.peft.methods.prefix import PrefixTuning
 from kopt.peft.methods.prompt import PromptTuning
 from kopt.peft.methods.randlora import RandLoRA
 from kopt.peft.methods.shira import SHiRA
@@ -70,6 +71,15 @@ def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in pe
         ValueError: a field is unknown or out of range, or asks for what kopt does not do.
     """
     return _from_peft("PromptTuningConfig", PromptTuning, options)
+
+
+def PrefixTuningConfig(**options: Any) -> PrefixTuning:  # noqa: N802 - as in peft
+    """Returns `PrefixTuning(**options)` from any fields of peft's `PrefixTuningConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("PrefixTuningConfig", PrefixTuning, options)
 
 
 def AdaLoraConfig(**options: Any) -> AdaLoRA:  # noqa: N802 - as in peft

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from kopt.peft.adapter import (
     zeros,
 )
 from kopt.peft.layers import Site, Tensor
+from kopt.peft.methods.trainable_tokens import TokenRows
 
 FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
 """Initializations that `initialize` computes, from batches or from what rounding takes."""
@@ -66,6 +67,9 @@ class LoRA(Adapter):
             "cell.recurrent_kernel" of an LSTM or "expert_bank.expert_feedforward_gate_dense" of a mixture of experts:
             matrices [in, out] or [batch, in, out], which need not be those of a layer that adapters know. Without
             `target_modules` nothing else is adapted. The layer computes with W', and `lora_dropout` has no effect.
+        trainable_token_indices: numbers of tokens whose embeddings are trained too, as copies, as new words of a
+            vocabulary need it; see `TrainableTokens`. A list is of the embedding called "token_embedding", a mapping
+            gives lists by the names of embeddings. These take no factors: `target_modules` must leave them out.
 
     Differs from Hugging Face peft: "pissa" and "olora" do not rewrite the base, and are saved as plain LoRA of rank
     2 r. A file of peft that says "pissa" lacks A₀, B₀. They are found anew, and where two singular values are close,
@@ -80,7 +84,7 @@ class LoRA(Adapter):
     fixed: ClassVar[dict[str, Any]] = {"use_dora": False}
     additive = True
     patterned = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
-    selects = (*Adapter.selects, "bias", "init_lora_weights", *patterned)
+    selects = (*Adapter.selects, "bias", "init_lora_weights", "trainable_token_indices", *patterned)
     default_targets = ("query", "value")
 
     r: Length = 8
@@ -93,6 +97,7 @@ class LoRA(Adapter):
     alpha_pattern: Annotated[Any, Convert(targets.parse_numbers(Scale))] = {}
     target_parameters: Annotated[Any, Convert(targets.parse_name_list)] = None
     lora_bias: bool = False
+    trainable_token_indices: Annotated[Any, Convert(targets.parse_token_table)] = None
 
     def __post_init__(self) -> None:
         if self.lora_bias and (self.fixed["use_dora"] or not isinstance(self.init_lora_weights, bool)):
@@ -100,6 +105,23 @@ class LoRA(Adapter):
                 "LoRA: lora_bias=True goes with plain LoRA, started with init_lora_weights=True or False. Received: "
                 f"{type(self).__name__}, init_lora_weights={self.init_lora_weights!r}"
             )
+
+    @property
+    def _tokens(self) -> dict[str, list[int]]:
+        given = self.trainable_token_indices or {}
+        return given if isinstance(given, dict) else dict.fromkeys(TokenRows.default_targets, given)
+
+    @property
+    @override
+    def beside(self) -> Sequence[str]:
+        """The embeddings of `trainable_token_indices`."""
+        return list(self._tokens)
+
+    @override
+    def at(self, path: str) -> Adapter:
+        """Returns the method with the rank and α that hold at `path`, or trainable tokens at their embeddings."""
+        tokens = next((own for name, own in self._tokens.items() if targets.is_called(name, path)), None)
+        return super().at(path) if tokens is None else TokenRows(token_indices=tokens)
 
     @property
     def scaling(self) -> float:

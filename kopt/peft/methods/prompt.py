@@ -32,6 +32,7 @@ class PromptTuning(Adapter):
     in_peft = True
     mergeable = False
     gated = False
+    prepends = True
     kinds = ("embedding",)
     default_targets = ("token_embedding",)
 

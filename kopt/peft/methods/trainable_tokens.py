@@ -24,7 +24,7 @@ class TrainableTokens(Adapter):
         token_indices: the numbers of the tokens, each once and less than the vocabulary.
         init_weights: False draws c from N(0, 1), which is not the identity.
 
-    An embedding that is the output matrix too gets the new rows in both places; files of peft cannot say that.
+    An embedding that is the output matrix too gets the new rows in both places, as in peft.
     Reference: Hugging Face peft, `TrainableTokensConfig`; as a method, the embeddings that are learned for new words in
     Gal et al., 2022, arXiv:2208.01618.
     """
@@ -71,3 +71,17 @@ class TrainableTokens(Adapter):
         rows = ops.take(ops.cast(p.trainable_tokens_delta, y.dtype), ops.maximum(place, 0), axis=0)
         change = ops.cast(p.gate, y.dtype) * (rows - y)
         return ops.where(ops.expand_dims(place, -1) >= 0, y + change, y)
+
+
+class TokenRows(TrainableTokens):
+    """The trainable tokens of a `LoRA`, which has them beside its factors: `trainable_token_indices`.
+
+    They are no method that a configuration could ask for alone, and have another name in files.
+    """
+
+    peft_type = ""
+
+    @override
+    def spell(self, name: str, site: Site) -> str:
+        """Returns peft's name."""
+        return f"token_adapter.{name}"

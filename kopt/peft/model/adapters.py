@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kopt.peft.adapter import Adapter, require_model
+from kopt.peft.adapter import Adapter
 from kopt.peft.host import (
     AdapterLayer,
     changed_by,
@@ -33,19 +33,18 @@ from kopt.peft.host import (
     unmerge_host,
 )
 from kopt.peft.layers import (
-    Nf4Kernel,
     direct_variables,
     flatten_layers,
     is_trainable,
-    named_layers,
     original_class,
-    quantized_kernel,
+    packed_layers,
     register_weights,
     set_class,
     set_trainable,
 )
 from kopt.peft.model.optimizers import Optimizers
 from kopt.peft.model.selection import plan
+from kopt.peft.requirements import require_model
 
 _ADAPTERS = "kopt_peft"
 """The attribute under which a model keeps its `ModelAdapters`."""
@@ -247,8 +246,9 @@ class ModelAdapters:
         for path, layer in list(self.hosts.items()):
             layer.remove(name)
             if not layer.adapters:
-                set_trainable(layer.host(), False)
+                host = layer.host()
                 self.hosts.pop(path).remove_host()
+                set_trainable(host, any(isinstance(inner, AdapterLayer) for inner in flatten_layers(host)))
         del self.adapters[name]
         self.active = [n for n in self.active if n != name]
         self.scales.pop(name, None)
@@ -367,11 +367,6 @@ def adapters_of(model: Any) -> ModelAdapters | None:
     require_model(model)
     found: ModelAdapters | None = vars(model).get(_ADAPTERS)
     return found
-
-
-def packed_layers(model: Any) -> dict[str, Any]:
-    """Returns the layers of a model in a format of kopt, which its files must say, by path."""
-    return {path: layer for path, layer in named_layers(model) if isinstance(quantized_kernel(layer), Nf4Kernel)}
 
 
 @contextlib.contextmanager

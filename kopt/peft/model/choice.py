@@ -6,24 +6,55 @@ from typing import Any
 import keras
 
 from kopt.peft.adapter import Adapter, is_bias
-from kopt.peft.layers import Site, child_of, find_site, own_variables, stored_weights
-from kopt.peft.targets import ALL_LINEAR, by_pattern, layer_number, matches, nearest
+from kopt.peft.layers import Site, child_of, find_place, own_variables, stored_weights
+from kopt.peft.targets import ALL_LINEAR, by_pattern, is_called, layer_number, matches, nearest
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def site_of(layer: Any) -> Site | None:
-    """Returns the kernel of a layer; of a host the one that its adapters know."""
+    """Returns the kernel of a layer, or what adapters surround; of a host what its adapters know."""
     child = child_of(layer)
-    return find_site(layer) if child is None else child.site
+    return find_place(layer) if child is None else child.site
 
 
 def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
     """Returns the paths of the layers that the adapter goes to.
 
     Raises:
-        ValueError: there are none, one cannot host the method, or a name, pattern or number matches nothing.
+        ValueError: there are none, one cannot host the method, a name, pattern or number matches nothing, or a layer
+            that has another method beside is a target too.
     """
+    beside, targeted = _select_beside(adapter, named), _select_targets(adapter, named)
+    twice = beside & (targeted | select_parameters(adapter, named).keys() | _saved_whole(adapter, beside))
+    if twice:
+        raise ValueError(
+            f"{type(adapter).__name__}: {', '.join(sorted(twice))} has trainable_token_indices, so that "
+            "target_modules, target_parameters and modules_to_save must leave it out. Name it in exclude_modules, or "
+            "leave out its tokens."
+        )
+    return targeted | beside
+
+
+def _saved_whole(adapter: Adapter, paths: Iterable[str]) -> set[str]:
+    return {path for path in paths if matches(adapter.modules_to_save, path)}
+
+
+def _select_beside(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
+    """Returns the paths of the layers that have another method beside, which are embeddings."""
+    possible = [path for path, layer in named.items() if (s := site_of(layer)) is not None and s.kind == "embedding"]
+    found = {name: [path for path in possible if is_called(name, path)] for name in adapter.beside}
+    for name, paths in found.items():
+        if not paths:
+            raise ValueError(
+                f"trainable_token_indices: {name!r} matches no embedding. Name it, as in trainable_token_indices="
+                f"{{'name': [...]}}. Closest layer names: {nearest(name, possible) or 'none'}."
+            )
+    return {path for paths in found.values() for path in paths}
+
+
+def _select_targets(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
+    """Returns the paths of the layers that `target_modules` selects."""
     parameters = getattr(adapter, "target_parameters", None)
     if parameters and adapter.target_modules is None:
         _check_names(adapter, named, [])
@@ -34,7 +65,7 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
     wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer)]
     wanted = [p for p in wanted if not matches(adapter.exclude_modules, p) and not matches(adapter.modules_to_save, p)]
     if isinstance(spec, list):
-        named_alone = [p for p in wanted if any(p == n or p.endswith(f".{n}") for n in spec)]
+        named_alone = [p for p in wanted if any(is_called(n, p) for n in spec)]
         if refused := [p for p in named_alone if p not in set(possible) and stored_weights(named[p])]:
             kind = type(named[refused[0]]).__name__
             takes = adapter.takes or f"layers whose kernel is of the kinds: {', '.join(adapter.kinds)}"

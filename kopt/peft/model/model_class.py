@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kopt.peft.adapter import Adapter, Array, adapters, require_method
+from kopt.peft.adapter import Adapter, Array, adapters
 from kopt.peft.host import TRAINABLE
 from kopt.peft.layers import (
     Nf4Kernel,
@@ -16,13 +16,15 @@ from kopt.peft.layers import (
     named_layers,
     original_class,
     pack,
+    packed_layers,
     plain_class,
     set_class,
     set_trainable,
     unpickler,
 )
-from kopt.peft.model.adapters import ModelAdapters, adapters_of, packed_layers
+from kopt.peft.model.adapters import ModelAdapters, adapters_of
 from kopt.peft.model.selection import Plan, plan
+from kopt.peft.requirements import require_method
 
 NAME = "PeftModel"
 
@@ -32,7 +34,7 @@ def add_adapter(
 ) -> ModelAdapters:
     """Adds an adapter to a model without making it the active one; `targets` is that of `plan`."""
     require_method(model, adapter)
-    if hasattr(model, "call_with_cache") and not adapter.gated:
+    if hasattr(model, "call_with_cache") and adapter.prepends:
         raise ValueError(f"{type(adapter).__name__} cannot reach text generation, which does not pass through `call`.")
     found = adapters_of(model)
     current = found or ModelAdapters(model)

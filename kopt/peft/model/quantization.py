@@ -7,7 +7,6 @@ import keras
 
 from kopt.declare import Convert, checked
 from kopt.peft import targets
-from kopt.peft.adapter import require_model
 from kopt.peft.layers import (
     flatten_layers,
     forget_functions,
@@ -20,6 +19,7 @@ from kopt.peft.layers import (
 from kopt.peft.model.adapters import adapters_of
 from kopt.peft.model.choice import is_wanted, site_of
 from kopt.peft.model.model_class import pack_layers
+from kopt.peft.requirements import require_model
 from kopt.peft.targets import matches, nearest
 
 Names = Annotated[Any, Convert(targets.parse_names)]
@@ -114,7 +114,8 @@ def dequantize(model: Any) -> Any:
 
 def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, Any]:
     """Returns the layers to quantize by path."""
-    possible = {path: layer for path, layer in named_layers(model) if site_of(layer) is not None}
+    sites = [(path, layer, site_of(layer)) for path, layer in named_layers(model)]
+    possible = {path: layer for path, layer, site in sites if site is not None and site.has_kernel}
     for spec, field in ((target_modules, "target_modules"), (exclude_modules, "exclude_modules")):
         for name in spec if isinstance(spec, list) else ():
             if not any(matches([name], path) for path in possible):

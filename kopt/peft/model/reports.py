@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kopt.peft.adapter import require_model
 from kopt.peft.host import AdapterLayer
 from kopt.peft.layers import flatten_layers, named_layers, original_class, quantized_kernel
 from kopt.peft.model.adapters import adapters_of, require_adapters
+from kopt.peft.requirements import require_model
 
 _SHOWN = 20
 """Layers that a table shows unless all are asked for."""

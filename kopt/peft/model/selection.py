@@ -66,7 +66,7 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         changed = targeted and site is not None and local.weights(site)
         if not trained and not changed and not parameters:
             continue
-        if getattr(layer, "quantization_mode", None):
+        if getattr(layer, "quantization_mode", None) and (site is None or site.has_kernel):
             _check_quantized(model, path, layer, whole or any(adapter.trains(v, targeted) for v in _KERNELS))
         plans[path] = Plan(layer, local, targeted, whole, tuple(parameters))
     sites = [site_of(step.layer) for step in plans.values() if step.targeted]

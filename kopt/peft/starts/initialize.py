@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from kopt.peft.adapter import Adapter, require_method
+from kopt.peft.adapter import Adapter
 from kopt.peft.layers import child_of, find_site
 from kopt.peft.methods import LoRA
 from kopt.peft.model import Plan, plan, put_adapter
+from kopt.peft.requirements import require_method
 from kopt.peft.starts.batches import lora_of
 from kopt.peft.starts.corda import corda
 from kopt.peft.starts.eva import eva
@@ -71,9 +72,11 @@ def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: 
             f"get_peft_model(model, adapter). Received: {adapter!r}"
         )
     kind, plans = str(adapter.init_lora_weights), plan(model, adapter)
-    targeted = {path: step for path, step in plans.items() if step.targeted}
+    beside = {path for path, step in plans.items() if step.targeted and not isinstance(step.adapter, LoRA)}
+    targeted = {path: step for path, step in plans.items() if step.targeted and path not in beside}
     for path, step in plans.items():
-        _check(kind, path, step)
+        if path not in beside:
+            _check(kind, path, step)
     starts = _STARTS[kind](model, targeted, batches, **options)
     own = {path: {key: start.pop(key) for key in ("r", "lora_alpha") if key in start} for path, start in starts.items()}
     config = adapter.get_config() | {"target_modules": sorted(own)}
@@ -84,6 +87,7 @@ def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: 
         if kind in ("corda", "lora_ga"):
             start |= {"start_A": start["lora_A"], "start_B": start["lora_B"]}
         starts[path] = {key: np.asarray(value, "float32") for key, value in start.items()}
+    own |= {path: {} for path in beside}
     put_adapter(model, type(adapter)(**config), adapter_name, own, starts, True)
     return model
 
