@@ -129,10 +129,10 @@ def best_within(curve: Sequence[tuple[float, float]], share: float, steps: int) 
 
 def recommended(task: Task) -> Any:
     """Returns what `recommend` says about a task: its model, its batch, its data and its budget, no more."""
-    size = len(task.train[1])
-    per_epoch = max(1, size // task.batch_size)
+    per_epoch = len(task.train[1]) // task.batch_size  # as in `batches`: what is left of an epoch is not read
     model = task.model()
     model.compile("sgd", task.loss)
+    size = per_epoch * task.batch_size
     return kopt.recommend(model, batch_size=task.batch_size, dataset_size=size, budget=task.steps / per_epoch)
 
 

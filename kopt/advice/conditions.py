@@ -24,6 +24,10 @@ HUGE_TABLES = Condition(
     "tables of 100 million numbers and more, or goal memory",
     lambda facts: facts.table_weights >= 10**8 or facts.goal == "memory",
 )
+HEAD = Condition(
+    "dense layers behind them, without attention, convolutions or recurrent layers",
+    lambda facts: facts.width > 1 and not (facts.attention or facts.convolution or facts.recurrent),
+)
 SHORT = Condition("weights in bfloat16 or float16", lambda facts: facts.short)
 PRETRAINED = Condition("pretrained", lambda facts: facts.pretrained)
 ATTENTION = Condition("attention", lambda facts: facts.attention)

@@ -92,7 +92,7 @@ class Facts:
     @property
     def updates(self) -> int:
         """Updates within the budget, one a batch."""
-        return max(1, math.ceil(self.budget * self.batches))
+        return max(1, math.ceil(round(self.budget * self.batches, 6)))  # 260 / 203 epochs of 203 batches are 260
 
     @property
     def full_batch(self) -> bool:

@@ -145,7 +145,6 @@ def test_steps_of_an_epoch_are_no_batches():
     network(kopt.LBFGS()).fit(whole, steps_per_epoch=5, shuffle=False, verbose=0)
 
 
-
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     "optimizer",

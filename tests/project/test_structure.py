@@ -100,6 +100,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.advice\.(call|facts)",
     r"kopt\.advice\.parts",
     r"kopt\.advice\.(conditions|rates|reasons)",
+    r"kopt\.advice\.tables",
     r"kopt\.advice\.(additions|situations)",
     r"kopt\.advice\.recommend",
     r"kopt\.advice(\.command_line)?",
