@@ -129,16 +129,19 @@ def compare(flags: Compare, arguments: Sequence[str] | None = None) -> int:
     target = task.target if flags.target is None else flags.target
     with alone(folder, "another comparison writes there"):
         runs = Runs(folder, setting, listed, flags.trials, flags.seeds, flags.span, target, task.sign, carried)
-        processes = flags.processes or max(1, (os.cpu_count() or 1) // 2)
         words = shlex.join(arguments if arguments is not None else _given(flags))
         try:
             with Progress(flags.progress, runs, task) as progress:
                 for kind in ("trial", "seed", "carried"):
-                    runs.make(kind, processes, progress.add)
+                    runs.make(kind, _processes(flags), progress.add)
         except signals.Interrupted as error:
             error.left = f"{folder} has the runs so far; the same command goes on."
             raise
         return _finish(folder, runs, task, flags, f"{program('compare')} {words}".rstrip(), other)
+
+
+def _processes(flags: Compare) -> int:
+    return flags.processes or max(1, (os.cpu_count() or 1) // 2)
 
 
 def _identity(flags: Compare) -> str:
@@ -204,4 +207,5 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, ot
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (default: the program's arguments) and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_command("compare", arguments, {Compare: functools.partial(compare, arguments=arguments)})
+    command = functools.partial(compare, arguments=arguments)
+    return run_command("compare", arguments, {Compare: command}, trains=lambda flags: _processes(flags) == 1)
