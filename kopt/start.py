@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 COMMANDS = ("kopt", "recipes")
-"""Packages whose modules are commands."""
+"""Packages whose modules are commands: recipes of a clone are started by their own name, too."""
 
 
 def is_command(words: Sequence[str]) -> bool:
