@@ -144,7 +144,7 @@ def _launch(argv: list[str]) -> int:
         parser.error(f"{given.recipe}: {why}. Give one of {', '.join(known)}")
     if given.workers < 1 or given.restarts < 0:
         parser.error("--workers is at least 1, --restarts at least 0")
-    names = [word.partition("=")[0] for word in given.arguments]
+    names = [word.partition("=")[0].replace("_", "-") for word in given.arguments]  # flags may have either
     if taken := {"--distribute", "--worker-index", "--workers"} & set(names):
         parser.error(f"{', '.join(sorted(taken))}: set by launch; leave it out")
     if given.restarts and not {"--run-name", "--output-dir"} & set(names):

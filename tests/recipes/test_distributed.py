@@ -123,6 +123,7 @@ def test_a_worker_that_never_comes_is_named(data, capsys):
         (["compare"], "compare: not started by launch. Give one of images, mnist, "),
         (["--workers", "0", "mnist"], "--workers is at least 1"),
         (["mnist", "--worker-index=1"], "--worker-index: set by launch; leave it out"),
+        (["mnist", "--worker_index=1"], "--worker-index: set by launch; leave it out"),
         (["--restarts", "1", "mnist"], "--restarts: give --run-name or --output-dir"),
     ],
 )

@@ -105,6 +105,7 @@ def make(found, trials, processes=1):
         ("mnist --search run_name=choice(a,b)", "cannot be searched"),
         ("mnist --search dropout=float(0,0.5) --search dropout=float(0,0.4)", "is there twice"),
         ("mnist --search epochs=int(1,3) -- --epochs 2", "all trials have --epochs"),
+        ("mnist --search batch_size=int(8,9) -- --batch_size=8", "all trials have --batch-size"),
         ("mnist -- --run-name a", "--run-name: is not for"),
     ],
 )
