@@ -218,6 +218,22 @@ def test_a_net_is_as_wide_as_its_widest_matrix():
     assert advised("tables").facts.width == 1
 
 
+def test_least_squares_are_of_one_output_and_of_nothing_else():
+    x = keras.Input((3,))
+    several = keras.Model(x, [layers.Dense(1)(x), layers.Dense(2)(x)])
+    penalized = keras.Sequential([keras.Input((3,)), layers.Dense(1, kernel_regularizer="l2")])
+    for model in (several, penalized):
+        model.compile("sgd", "mse")
+        assert kopt.recommend(model, **ALL, goal="exact").situation == "a loss to many digits"
+
+
+def test_a_line_search_sees_the_same_batches_where_their_statistics_count():
+    normalized = dense(layers.BatchNormalization())
+    assert "shuffle=False" in kopt.recommend(normalized, **RUN, goal="exact").usage
+    for model, run in ((normalized, ALL), (dense(), RUN)):
+        assert "shuffle" not in kopt.recommend(model, **run, goal="exact").usage
+
+
 def test_tables_of_a_hundred_million_numbers_are_huge():
     huge = next(row for row in SITUATIONS if row.name == "tables that fill the memory")
     facts = advised("tables").facts
