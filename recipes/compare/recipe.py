@@ -198,7 +198,7 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, ot
         print(results.table(rows, task.metric))
         if other is not None:
             print(f"\nrates carried over from {other}:\n\n{results.table_of_carried(rows, task.metric)}\n")
-        print(f"saved in {folder}; curves and rates: tensorboard --logdir {folder / results.LOGS}")
+        print(f"saved in {folder}; curves and rates: tensorboard --logdir {shlex.quote(str(folder / results.LOGS))}")
     if all(row["learning_rate"] is None for row in rows):
         raise RecipeError("no optimizer has a run that works.")
     return 0
