@@ -217,8 +217,8 @@ SITUATIONS: tuple[Situation, ...] = (
         (
             Reason("In the eigenbases of Shampoo, Adam needs 40 % fewer steps on language models.", "arXiv:2409.11321"),
             Reason(
-                "A step in time waits for the one before, so that the optimizer is a small part of a training step: on "
-                "a GRU of 32 that with SOAP took as long as that with NadamW, and half of the steps were enough.",
+                "A step in time waits for the one before, so that the optimizer is a small part of a training step; on "
+                "a GRU of 32 a third of NadamW's steps was enough.",
                 "benchmarks/README.md#what-recommend-gives",
             ),
             Reason("Gradients through time explode now and then: their norm is clipped.", "arXiv:1211.5063"),

@@ -38,7 +38,7 @@ TABLES: tuple[Situation, ...] = (
             ),
             Reason("Wide & Deep trains tables and dense layers with it.", "arXiv:1606.07792"),
             Reason(
-                "Clicks were learnt in 0.6 times the steps of LazyAdam. For products of rows it is too slow.",
+                "Clicks were learnt in 0.6 times the steps of LazyAdam.",
                 "benchmarks/README.md#what-recommend-gives",
             ),
             HELD,
