@@ -6,7 +6,7 @@ Each model has data and optimizer of its own, and is trained for 200 steps with 
 apart, and with the suggestion, from the same first weights and over the same batches. The target is the loss at which
 the rate with the least last loss is after 100 steps, a mean over ten batches. The suggestion must reach it, without
 diverging, within twice the steps of the best rate of the grid; else the exit code is 1. The linear model is known not
-to: its loss is convex, and by plain SGD it learns fastest close to the rates at which it diverges. `--write` puts the
+to: its loss is convex, and by plain SGD it learns fastest at rates at which the loss rises at first. `--write` puts the
 table into benchmarks/README.md. Data come with scikit-learn, or are drawn, or are the source of Python's standard
 library.
 """

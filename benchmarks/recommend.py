@@ -3,7 +3,7 @@
     python -m benchmarks.recommend [--development] [--tasks NAME ...] [--found recommend.jsonl [--again]] [--write]
 
 The tasks, in recommend_tasks.py, were written when the table of kopt/advice/situations.py was committed; it has not
-changed since. `--development` takes the five tasks that it was improved by instead. Each of ten rules has five trials
+changed since. `--development` takes the ten tasks that it was improved by instead. Each of ten rules has five trials
 of its learning rate, from a log-uniform space of three decades around its default, at the same quantiles for all, as in
 `kopt compare`. The target is the test loss at which the best trial of AdamW has done 95 % of the fall that it does in
 three quarters of the budget. The three rules that need the fewest steps to it, each at its best rate, are run with
@@ -129,10 +129,10 @@ def best_within(curve: Sequence[tuple[float, float]], share: float, steps: int) 
 
 def recommended(task: Task) -> Any:
     """Returns what `recommend` says about a task: its model, its batch, its data and its budget, no more."""
-    size = len(task.train[1])
-    per_epoch = max(1, size // task.batch_size)
+    per_epoch = len(task.train[1]) // task.batch_size  # as in `batches`: what is left of an epoch is not read
     model = task.model()
     model.compile("sgd", task.loss)
+    size = per_epoch * task.batch_size
     return kopt.recommend(model, batch_size=task.batch_size, dataset_size=size, budget=task.steps / per_epoch)
 
 

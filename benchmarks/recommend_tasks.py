@@ -1,7 +1,7 @@
 """The small tasks of `benchmarks.recommend`.
 
-`DEVELOPMENT` are those that the rules of `kopt.recommend` were improved by, `JUDGING` those written after the rules, of
-five rows of their table.
+`DEVELOPMENT` are those that the rules of `kopt.recommend` were improved by: five at first, then the five by which
+what came of it was judged. `JUDGING` are those written after the rules, of five rows of their table.
 """
 
 import unicodedata
@@ -160,17 +160,103 @@ def clicks() -> Task:
     return Task("clicks, two tables and a dense head", make, loss, *_split(pairs, y, 3000), 64, 260)
 
 
+def figures() -> Task:
+    """Returns figures as a pen draws them: circles either way round, eights and zigzags, begun anywhere."""
+    rng, size = np.random.default_rng(41), 3000
+    kind = rng.integers(4, size=size)
+    turns, begun = rng.uniform(0.8, 1.6, size=(size, 1)), rng.uniform(0, 2 * np.pi, size=(size, 1))
+    angle = begun + 2 * np.pi * turns * np.linspace(0, 1, 20)
+    zigzag = np.stack([np.linspace(-1, 1, 20) + 0 * angle, 2 * np.abs(2 * ((2 * angle / np.pi) % 1) - 1) - 1])
+    circle, eight = np.stack([np.cos(angle), np.sin(angle)]), np.stack([np.sin(angle), np.sin(2 * angle)])
+    drawn = np.stack([circle, circle * [[[1]], [[-1]]], eight, zigzag])[kind, :, np.arange(size)]
+    x = drawn.transpose(0, 2, 1) + 0.3 * rng.normal(size=(size, 20, 2))
+
+    def make() -> Any:
+        return keras.Sequential([keras.Input((20, 2)), layers.LSTM(24), layers.Dense(4)])
+
+    parts = _split(x.astype("float32"), kind, 600)
+    return Task("figures of a pen, LSTM of 24", make, _classes(), *parts, 50, 240)
+
+
+def kinds() -> Task:
+    """Returns four kinds of things, told apart by eight of twenty measurements."""
+    x, y = datasets.make_classification(900, 20, n_informative=8, n_redundant=4, n_classes=4, random_state=43)
+    parts = _split(_scaled(x), y, 250)
+    return Task("four kinds, dense 20-32-16-4", _dense(20, [32, 16], 4, "relu"), _classes(), *parts, 32, 160)
+
+
+def orders() -> Task:
+    """Returns whether a customer orders an article on a day of the week: by tastes, by prices, more on some days."""
+    rng, sizes = np.random.default_rng(47), (250, 180, 7)
+    rows = np.stack([rng.integers(n, size=18_000) for n in sizes], axis=1).astype("int32")
+    tastes, articles = rng.normal(size=(250, 2)), rng.normal(size=(180, 2))
+    means, prices, days = rng.normal(size=250), rng.normal(size=180), rng.normal(size=7)
+    customer, article, day = rows.T
+    fits = (tastes[customer] * articles[article]).sum(axis=1)
+    logits = 1.5 * fits - 1.5 * np.maximum(prices[article] - means[customer], 0) + days[day]
+    y = (rng.random(len(rows)) < 1 / (1 + np.exp(-logits))).astype("float32")[:, None]
+
+    def make() -> Any:
+        row = keras.Input((3,), dtype="int32")
+        tables = [layers.Embedding(size, 6)(row[:, i]) for i, size in enumerate(sizes)]
+        return keras.Model(row, layers.Dense(1)(layers.Dense(24, "relu")(layers.Concatenate()(tables))))
+
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    return Task("orders, three tables and a dense head", make, loss, *_split(rows, y, 3000), 64, 260)
+
+
+def mirrored() -> Task:
+    """Returns rows of eight letters, each to be written backwards."""
+    rng = np.random.default_rng(53)
+    rows = rng.integers(8, size=(4000, 8)).astype("int32")
+
+    def make() -> Any:
+        letters = keras.Input((8,), dtype="int32")
+        x = layers.Embedding(8, 24)(letters) + layers.Embedding(8, 24)(keras.ops.arange(8))
+        x = x + layers.MultiHeadAttention(2, 12)(layers.LayerNormalization()(x), x)
+        x = x + layers.Dense(24)(layers.Dense(48, "gelu")(layers.LayerNormalization()(x)))
+        return keras.Model(letters, layers.Dense(8)(x))
+
+    parts = _split(rows, rows[:, ::-1].copy(), 500)
+    return Task("letters backwards, one block of attention", make, _classes(), *parts, 50, 240)
+
+
+def beats() -> Task:
+    """Returns signals in which one of four pulses comes twice, in noise."""
+    rng, size = np.random.default_rng(59), 2500
+    kind, t = rng.integers(4, size=size), np.arange(48)
+    at, width = rng.uniform(6, 42, size=(2, size, 1)), rng.uniform(1.5, 3, size=(size, 1))
+    pulses = np.zeros((4, size, 48))
+    for place in at:
+        u = (t - place) / width
+        hill = np.exp(-(u**2))
+        pulses += np.stack([hill, hill * u * 2, hill * (1 - 2 * u**2), (np.abs(u) < 1) * 0.8])
+    x = pulses[kind, np.arange(size)] + 0.25 * rng.normal(size=(size, 48))
+
+    def make() -> Any:
+        body = [layers.Conv1D(16, 5, activation="relu"), layers.MaxPooling1D(), layers.Conv1D(32, 5, activation="relu")]
+        return keras.Sequential([keras.Input((48, 1)), *body, layers.GlobalMaxPooling1D(), layers.Dense(4)])
+
+    parts = _split(x[..., None].astype("float32"), kind, 500)
+    return Task("beats in noise, two convolutions in time", make, _classes(), *parts, 50, 200)
+
+
 DEVELOPMENT: dict[str, Callable[[], Task]] = {
     "diabetes": diabetes,
     "spirals": spirals,
     "cancer": cancer,
     "names": names,
     "shop": shop,
-}
-JUDGING: dict[str, Callable[[], Task]] = {
     "shapes": shapes,
     "sums": sums,
     "wine": wine,
     "friedman": friedman,
     "clicks": clicks,
+}
+JUDGING: dict[str, Callable[[], Task]] = {
+    "figures": figures,
+    "kinds": kinds,
+    "orders": orders,
+    "mirrored": mirrored,
+    "beats": beats,
 }

@@ -16,11 +16,21 @@ SCHEDULES = {
 
 def decision_table() -> str:
     """Returns the situations as Markdown, in the order in which they are looked at."""
-    lines = ["| | situation | when | optimizer | why | or |", "|---:|---|---|---|---|---|"]
+    lines = ["| when | optimizer |", "|---|---|"]
     for number, row in enumerate(SITUATIONS, 1):
         when = "; ".join(condition.words for condition in row.when) or "none of the above"
-        cells = (row.name, when, answer_text(row.answer), _reasons(row.reasons), _alternatives(row.alternatives))
-        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+        rules = f"`{row.answer.rule}`" + (f", tables `{row.answer.tables.rule}`" if row.answer.tables else "")
+        lines.append(f"| {number}. **{row.name}**: {when} | {rules} |")
+    return "\n".join([*lines, ""])
+
+
+def explanations() -> str:
+    """Returns as Markdown, for each situation, the answer with its rate, the reasons, and what else there is."""
+    lines = list[str]()
+    for number, row in enumerate(SITUATIONS, 1):
+        lines.append(f"{number}. **{row.name}**: {answer_text(row.answer)}")
+        reasons = map(_reason, row.reasons)
+        lines += [f"    - {text}" for text in (*reasons, *(f"Or {other}" for other in _alternatives(row.alternatives)))]
     return "\n".join([*lines, ""])
 
 
@@ -28,13 +38,13 @@ def addition_table() -> str:
     """Returns what is added to any answer, and what takes the place of one that does not fit, as Markdown."""
     lines = ["| when | what | or |", "|---|---|---|"]
     for addition in ADDITIONS:
-        cells = (addition.when.words, _reasons((addition.reason,)), _alternatives((addition.alternative,)))
+        cells = (addition.when.words, _reason(addition.reason), *_alternatives((addition.alternative,)))
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| what does not fit within `memory_limit` gives way to | why |", "|---|---|"]
     for answer, reason in SMALLER:
         given = ", ".join(f"`{k}={v!r}`" for k, v in answer.items()) if not isinstance(answer, Answer) else ""
         text = f"the same rule with {given}" if given else answer_text(answer)
-        lines.append(f"| {text} | {_reasons((reason,))} |")
+        lines.append(f"| {text} | {_reason(reason)} |")
     return "\n".join([*lines, ""])
 
 
@@ -71,12 +81,12 @@ def linked(source: str) -> str:
     return "; ".join(parts)
 
 
-def _reasons(reasons: tuple[Reason, ...]) -> str:
-    return "<br>".join(f"{reason.text} {linked(reason.source)}" for reason in reasons)
+def _reason(reason: Reason) -> str:
+    return f"{reason.text} {linked(reason.source)}"
 
 
-def _alternatives(alternatives: tuple[Alternative, ...]) -> str:
-    return "<br>".join(
+def _alternatives(alternatives: tuple[Alternative, ...]) -> list[str]:
+    return [
         f"`{other.code}`: {re.sub(r'arXiv:[0-9.]+[0-9]|[a-z]+/README.md#[a-z-]+', lambda m: linked(m[0]), other.when)}"
         for other in alternatives
-    )
+    ]

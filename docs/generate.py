@@ -119,6 +119,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
         text[README] = replaced(text[README], "mnist", headline("kopt mnist", found[command]))
     text[OPTIMIZERS] = replaced(text[OPTIMIZERS], "optimizers", optimizer_tables())
     text[CHOOSING] = replaced(text[CHOOSING], "situations", choosing_table.decision_table())
+    text[CHOOSING] = replaced(text[CHOOSING], "explanations", choosing_table.explanations())
     text[CHOOSING] = replaced(text[CHOOSING], "additions", choosing_table.addition_table())
     text[PARITY] = replaced(
         text[PARITY], "parity", parity_table("" if "parity" in measure else section(text[PARITY], "parity"))

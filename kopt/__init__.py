@@ -1,5 +1,6 @@
 """kopt: optimizers and parameter-efficient fine-tuning for Keras 3."""
 
+from kopt import start as start  # isort: skip  # before anything that loads Keras
 from kopt import board as board
 from kopt import checkpoint as checkpoint
 from kopt import declare as declare

@@ -39,6 +39,8 @@ EXTRAS = {
     "tune": ["tune"],
 }
 """What of pyproject.toml's optional dependencies a recipe needs beside `recipes`."""
+ALONE = ("bench", "compare", "generation", "tune")
+"""Recipes that `kopt launch` cannot start: they train on one device, or start processes of their own."""
 INSIDE, BESIDE = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes"
 """Where the recipes are: inside of kopt where it was installed from a wheel, beside it in a clone."""
 
@@ -133,14 +135,16 @@ def _launch(argv: list[str]) -> int:
         help="start all again from their common checkpoint, at most so often, if one is killed; needs --run-name or "
         "--output-dir of the recipe",
     )
-    parser.add_argument("recipe", help=f"{', '.join(name.replace('_', '-') for name in recipes())}")
+    known = [name.replace("_", "-") for name in recipes() if name not in ALONE]
+    parser.add_argument("recipe", help=", ".join(known))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="flags of the recipe")
     given = parser.parse_args(argv)
-    if given.recipe.replace("-", "_") not in recipes():
-        parser.error(f"no recipe {given.recipe!r}")
+    if (recipe := given.recipe.replace("_", "-")) not in known:
+        why = "not started by launch" if recipe.replace("-", "_") in ALONE else "no recipe"
+        parser.error(f"{given.recipe}: {why}. Give one of {', '.join(known)}")
     if given.workers < 1 or given.restarts < 0:
         parser.error("--workers is at least 1, --restarts at least 0")
-    names = [word.partition("=")[0] for word in given.arguments]
+    names = [word.partition("=")[0].replace("_", "-") for word in given.arguments]  # flags may have either
     if taken := {"--distribute", "--worker-index", "--workers"} & set(names):
         parser.error(f"{', '.join(sorted(taken))}: set by launch; leave it out")
     if given.restarts and not {"--run-name", "--output-dir"} & set(names):

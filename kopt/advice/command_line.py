@@ -29,7 +29,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         model = _load(path)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        print(f"error: --model {path}: {' '.join(str(error).split())}", file=sys.stderr)
+        reason = " ".join(str(error).split())
+        if isinstance(error, TypeError):  # it knows no class of the user's
+            reason = f"classes of your own? Call kopt.recommend(model) in a program that has them. {reason[:300]}"
+        print(f"error: --model {path}: {reason}", file=sys.stderr)
         return DATA
     try:
         advice = recommend(model, **flags)

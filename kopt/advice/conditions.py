@@ -14,7 +14,7 @@ def goal(*names: str) -> Condition:
 FULL_BATCH = Condition("all examples in one batch", lambda facts: facts.full_batch and facts.workers == 1)
 FEW_WEIGHTS = Condition("at most a million weights", lambda facts: facts.weights <= 10**6)
 STEADY = Condition("neither dropout nor batch normalization", lambda facts: not facts.noise and not facts.batch_norm)
-SQUARES = Condition("compiled with mean squared error", lambda facts: facts.squares)
+SQUARES = Condition("compiled with mean squared error alone", lambda facts: facts.squares)
 ADAPTERS = Condition("adapters of kopt.peft", lambda facts: facts.adapters)
 TABLES = Condition(
     "at least half of the weights in embedding tables (nine tenths beside attention)",
@@ -23,6 +23,10 @@ TABLES = Condition(
 HUGE_TABLES = Condition(
     "tables of 100 million numbers and more, or goal memory",
     lambda facts: facts.table_weights >= 10**8 or facts.goal == "memory",
+)
+HEAD = Condition(
+    "dense layers behind them, without attention, convolutions or recurrent layers",
+    lambda facts: facts.width > 1 and not (facts.attention or facts.convolution or facts.recurrent),
 )
 SHORT = Condition("weights in bfloat16 or float16", lambda facts: facts.short)
 PRETRAINED = Condition("pretrained", lambda facts: facts.pretrained)

@@ -53,7 +53,8 @@ class Facts:
         adapters: whether the model has adapters of `kopt.peft`.
         short: whether trained weights are bfloat16 or float16.
         float16: whether a layer computes in float16.
-        squares: whether the model is compiled with the mean of squared errors.
+        squares: whether the model is compiled with the mean of squared errors, has one output, and adds no loss of its
+            own, as a regularizer does.
         goal: see `recommend`, as all that follows.
         batch_size: examples a step.
         dataset_size: examples.
@@ -92,7 +93,7 @@ class Facts:
     @property
     def updates(self) -> int:
         """Updates within the budget, one a batch."""
-        return max(1, math.ceil(self.budget * self.batches))
+        return max(1, math.ceil(round(self.budget * self.batches, 6)))  # 260 / 203 epochs of 203 batches are 260
 
     @property
     def full_batch(self) -> bool:
@@ -132,6 +133,8 @@ def facts_of(model: Any, **run: Any) -> Facts:
     loss = getattr(model, "loss", None) if getattr(model, "compiled", False) else None
     name = loss if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", None)
 
+    alone = len(getattr(model, "outputs", None) or [model]) == 1 and not model.losses
+
     def has(kinds: type | tuple[type, ...]) -> bool:
         return any(isinstance(layer, kinds) for layer in layers)
 
@@ -150,7 +153,7 @@ def facts_of(model: Any, **run: Any) -> Facts:
         adapters=adapters_of(model) is not None,
         short=any(keras.backend.standardize_dtype(v.dtype) in SHORT for v in trained),
         float16=any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers),
-        squares=str(name) in ("mse", "MSE", "mean_squared_error", "MeanSquaredError"),
+        squares=alone and str(name) in ("mse", "MSE", "mean_squared_error", "MeanSquaredError"),
         **run,
     )
 

@@ -18,6 +18,10 @@ BY_SIZE = Rate(
     "0.002 √(10⁷/weights), at most 0.01, for less than 2,000 updates at most 0.01 √(2,000/updates) and 0.03",
     lambda f: min(_of_small_models(f.updates), 0.002 * math.sqrt(1e7 / f.weights)),
 )
+OF_SOAP = Rate(
+    "0.005 √(10⁷/weights), at most 0.025, for less than 2,000 updates at most 0.025 √(2,000/updates) and 0.075",
+    lambda f: 2.5 * BY_SIZE.of(f),
+)
 BY_BATCH = Rate("0.1 · batch/256, at most 3.2", lambda f: min(3.2, 0.1 * f.batch_size / 256))
 BY_ROOT_OF_BATCH = Rate("0.005 √(batch/32,768)", lambda f: 0.005 * math.sqrt(f.batch_size / 32768))
 OF_TABLES = Rate(

@@ -262,6 +262,8 @@ def _usage(answer: Answer, code: str, facts: Facts) -> Iterator[str]:
     length = f"epochs={math.ceil(facts.budget)}"  # of arrays, Keras reads no second time within an epoch
     if facts.budget < 1:
         length = f"epochs=1, steps_per_epoch={facts.updates}"
+    if answer.whole and facts.batch_norm and not facts.full_batch:
+        length += ", shuffle=False"  # a line search compares losses, which depend on who is in a batch with whom
     yield "model.compile(optimizer, loss=...)"
     averages = ", callbacks=[kopt.AveragedWeights()]" if answer.averaged else ""
     yield f"model.fit(x, y, batch_size={facts.batch_size}, {length}{averages})"

@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from kopt.declare import Configurable, Count, Positive
+from kopt.declare.fields import as_code
 from kopt.declare.keras_bases import KerasSchedule
 from kopt.declare.registry import SCHEDULES
 from kopt.schedules.curve import draw_curve
@@ -35,6 +36,11 @@ class Schedule(Configurable, KerasSchedule):
     def __call__(self, step: Any) -> Tensor:
         """Returns the rate of the update after `step` updates, a float32 scalar."""
         return self.peak_learning_rate * self.factor(ops.cast(step, "float32"))
+
+    def _changed(self, *left_out: str) -> list[str]:
+        """Returns the code of the arguments; the peak is shown though it be the default: it is what one looks for."""
+        peak = f"peak_learning_rate={as_code(self.peak_learning_rate)}"
+        return [peak, *super()._changed("peak_learning_rate", *left_out)]
 
     def factor(self, t: Tensor) -> Tensor:
         """Returns the share of the peak after t updates."""

@@ -49,7 +49,8 @@ class LearningRateFinder(Configurable):
 
     The rate is one for a constant learning rate or the peak of a schedule. It belongs to the batch size, and to what
     else surrounds the rule (decay, clipping, multipliers). For `Route` and `Switch` it is a factor of all their rates.
-    Plain SGD on a convex loss may take several times as much. Rules with a line search, such as `LBFGS`, need none.
+    Plain SGD on a convex loss may take several times as much: the loss rises at first, and falls all the faster. Rules
+    with a line search, such as `LBFGS`, need none.
 
     Args:
         lowest: > 0, the first rate.

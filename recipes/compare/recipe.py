@@ -132,16 +132,19 @@ def compare(flags: Compare, arguments: Sequence[str] | None = None) -> int:
     with alone(folder, "another comparison writes there"):
         budget = (flags.trials, flags.seeds, flags.span)
         runs = Runs(folder, setting, listed, *budget, target, task.sign, carried, flags.trial_seeds)
-        processes = flags.processes or max(1, (os.cpu_count() or 1) // 2)
         words = shlex.join(arguments if arguments is not None else _given(flags))
         try:
             with Progress(flags.progress, runs, task) as progress:
                 for kind in ("trial", "seed", "carried"):
-                    runs.make(kind, processes, progress.add)
+                    runs.make(kind, _processes(flags), progress.add)
         except signals.Interrupted as error:
             error.left = f"{folder} has the runs so far; the same command goes on."
             raise
         return _finish(folder, runs, task, flags, f"{program('compare')} {words}".rstrip(), other)
+
+
+def _processes(flags: Compare) -> int:
+    return flags.processes or max(1, (os.cpu_count() or 1) // 2)
 
 
 def _identity(flags: Compare) -> str:
@@ -199,7 +202,7 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, ot
         print(results.table(rows, task.metric))
         if other is not None:
             print(f"\nrates carried over from {other}:\n\n{results.table_of_carried(rows, task.metric)}\n")
-        print(f"saved in {folder}; curves and rates: tensorboard --logdir {folder / results.LOGS}")
+        print(f"saved in {folder}; curves and rates: tensorboard --logdir {shlex.quote(str(folder / results.LOGS))}")
     if all(row["learning_rate"] is None for row in rows):
         raise RecipeError("no optimizer has a run that works.")
     return 0
@@ -208,4 +211,5 @@ def _finish(folder: Path, runs: Any, task: Any, flags: Compare, command: str, ot
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (default: the program's arguments) and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_command("compare", arguments, {Compare: functools.partial(compare, arguments=arguments)})
+    command = functools.partial(compare, arguments=arguments)
+    return run_command("compare", arguments, {Compare: command}, trains=lambda flags: _processes(flags) == 1)

@@ -161,7 +161,7 @@ class Runs:
 
 def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Yields runs as they are done; with one process they are made in this one."""
-    if processes == 1 or len(jobs) < 2:
+    if processes == 1:
         for job in jobs:
             yield job, training.run(job)
         return
@@ -182,7 +182,7 @@ def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dic
 
 
 def _begin(threads: int) -> None:
-    """Is what a process begins with: its share of the cores; Ctrl-C is for the process that started it."""
+    """Is what a process begins with: its share of cores and GPUs; Ctrl-C is for the process that started it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -190,3 +190,5 @@ def _begin(threads: int) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    for gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes the memory of all
+        tf.config.experimental.set_memory_growth(gpu, True)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -42,6 +43,13 @@ class Task(NamedTuple):
     def sign(self) -> int:
         """Returns -1 if the metric is to be large."""
         return -1 if self.metric == "accuracy" else 1
+
+    @property
+    def size(self) -> int:
+        """Returns the number of examples to train with."""
+        import keras
+
+        return len(keras.tree.flatten(self.train[1])[0])
 
 
 REQUIRED = ("model", "loss", "train", "test")
@@ -255,4 +263,38 @@ def _of_file(name: str) -> Task:
         )
     if found.get("metric", "loss") not in ("loss", "accuracy"):
         raise UsageError(f"--task {name}: metric must be loss or accuracy. Received: {found['metric']!r}")
-    return Task(**{"about": function, "batch_size": 32, "steps": 500, **found})
+    return _checked(name, Task(**{"about": function, "batch_size": 32, "steps": 500, **found}))
+
+
+def _checked(name: str, task: Task) -> Task:
+    """Returns a task with arrays for data frames and tensors.
+
+    Raises:
+        UsageError: a value is none that a task can have.
+        DataError: there are no examples, or not as many inputs as targets.
+    """
+    import keras
+
+    if isinstance(task.model, keras.Model) or not callable(task.model):
+        raise UsageError(f"--task {name}: model must be a function that makes the model. Received: {task.model!r}")
+    for key in ("batch_size", "steps"):
+        value = getattr(task, key)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"--task {name}: {key} must be a whole number of at least 1. Received: {value!r}")
+    if task.target is not None and not (isinstance(task.target, (int, float)) and math.isfinite(task.target)):
+        raise UsageError(f"--task {name}: target must be a finite number. Received: {task.target!r}")
+    return task._replace(train=_examples(name, "train", task.train), test=_examples(name, "test", task.test))
+
+
+def _examples(name: str, key: str, pair: Any) -> Any:
+    import keras
+
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise UsageError(f"--task {name}: {key} must be a pair of inputs and targets. Received: {type(pair).__name__}")
+    arrays = keras.tree.map_structure(np.asarray, tuple(pair))
+    shapes = [array.shape for array in keras.tree.flatten(arrays)]
+    rows = {shape[:1] for shape in shapes}
+    if len(rows) != 1 or rows & {(), (0,)}:
+        told = ", ".join(map(str, shapes[:6]))
+        raise DataError(f"--task {name}: {key} must be arrays with a row an example, one or more. Shapes: {told}")
+    return arrays

@@ -88,7 +88,7 @@ def _on_task(job: Job, task: tasks.Task) -> dict[str, Any]:
     keras.backend.clear_session()
     keras.utils.set_random_seed(job.seed)
     x, y = task.train
-    size, rng = len(y), np.random.default_rng(job.seed)
+    size, rng = task.size, np.random.default_rng(job.seed)
     sizes: dict[str, Any] = {"examples": size, "batch_size": setting.batch_size}
     optimizer = make_optimizer(flags_of(job.entry, setting, job.rate), setting.steps, **sizes)
     model = task.model()

@@ -1,5 +1,6 @@
 """The model card of a run on pictures."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ All measures of quality are of the test set.
 
 The classes, in the order of the logits, are in `labels.json`: {shown}.
 
-    {program("images")} predict --model {folder} PICTURE
+    {program("images")} predict --model {shlex.quote(str(folder))} PICTURE
 {use}
 Recall on the test set: {", ".join(f"{name} {share:.1%}" for name, share in recall)}.
 The worst errors are in `errors.png`, all by class in `confusion.png`, the settings in `config.yaml`.

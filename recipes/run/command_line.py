@@ -10,8 +10,7 @@ import inspect
 import io
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def run_command(
     arguments: Sequence[str],
     commands: Commands,
     check: Callable[[Any], None] | None = None,
-    trains: bool = True,
+    trains: Callable[[Any], bool] = lambda flags: True,
 ) -> int:
     """Runs the command that the arguments name, by default the first one, and returns the exit code.
 
@@ -165,7 +164,8 @@ def run_command(
         arguments: those of the command line, without the program's name.
         commands: function of the flags, by dataclass; the command is called as the dataclass in lower case.
         check: function of the flags, called before TensorFlow is loaded.
-        trains: whether this process is the one that trains; else the GPUs stay free for those that do.
+        trains: function of the flags: whether this process is the one that trains; else the GPUs stay free for those
+            that do.
     """
 
     def run() -> int:
@@ -177,7 +177,7 @@ def run_command(
             check(flags)
         with signals.held(""):
             # Workers must find each other before TensorFlow looks for devices.
-            _import_quietly(getattr(getattr(flags, "run", None), "distribute", "none") != "multiworker", trains)
+            _import_quietly(getattr(getattr(flags, "run", None), "distribute", "none") != "multiworker", trains(flags))
         signals.check()
         return commands[type(flags)](flags)
 
@@ -237,7 +237,9 @@ def _import_quietly(devices: bool, trains: bool) -> None:
         trains: whether GPUs are for this process.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _filtered_stderr():
+    from kopt.start import filtered_stderr
+
+    with filtered_stderr():
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -245,25 +247,3 @@ def _import_quietly(devices: bool, trains: bool) -> None:
             tf.config.set_visible_devices([], "GPU")
         if devices:
             tf.config.list_logical_devices()
-
-
-@contextlib.contextmanager
-def _filtered_stderr() -> Iterator[None]:
-    """Holds back what native code writes to stderr, then prints it without the lines that are known noise."""
-    noise: tuple[str, ...] = ("absl::InitializeLog()", "cudart_stub.cc", "CUDA_ERROR_NO_DEVICE", "oneDNN custom")
-    if not Path("/dev/nvidiactl").exists():  # on a machine with a GPU a failing driver is news
-        noise += ("cuInit",)
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if not any(known in line for known in noise):
-                    print(line, file=sys.stderr)

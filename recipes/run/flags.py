@@ -117,17 +117,19 @@ def check_bounds(flags: Any) -> None:
     """Checks each number in a dataclass of flags, and in the dataclasses in it, against the bounds of its kind.
 
     Raises:
-        UsageError: one is out of bounds.
+        UsageError: one is out of bounds, or not finite.
     """
     for name, kind in get_type_hints(type(flags), include_extras=True).items():
         value = getattr(flags, name)
         if dataclasses.is_dataclass(value):
             check_bounds(value)
-        for bounds in _ranges(kind):
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and not (math.isfinite(number) and number in bounds):
-                    expected = bounds if math.isfinite(number) else "a finite number"
-                    raise UsageError(f"--{name.replace('_', '-')} {number}: expected {expected}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            flag = f"--{name.replace('_', '-')} {number}"
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{flag}: expected a finite number.")
+            for bounds in _ranges(kind):
+                if number is not None and number not in bounds:
+                    raise UsageError(f"{flag}: expected {bounds}.")
 
 
 def _ranges(kind: Any) -> Iterator[Range]:
@@ -171,6 +173,11 @@ def check_rate(flags: Any) -> None:
         raise UsageError(f"--lr-find finds the learning rate. Leave it out, or --learning-rate {given}.")
     if flags.optim.lr_find and flags.run.distribute != "none":
         raise UsageError("--lr-find: sweeps on one device. Find the rate without --distribute, and give it.")
+
+
+def flag_words(words: Iterable[str]) -> list[str]:
+    """Returns the flags on a command line as they are documented: `--batch_size=8` is `--batch-size`."""
+    return [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
 
 
 def flatten(flags: Any) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Tuning:
         pictures.history(folder / PICTURES[0], study, importances)
         pictures.slices(folder / PICTURES[1], study)
         file = folder / "best.yaml"
-        use = f"{program(study.tuned.name)} --config {file}"
+        use = f"{program(study.tuned.name)} --config {shlex.quote(str(file))}"
         kept: dict[str, Any] = {}
         if best is not None:
             results.write_best(file, study, best, self.command)
@@ -165,7 +165,10 @@ class Tuning:
             tests = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in kept.items() if isinstance(v, float))
             if best is not None:
                 print(f"best: trial {best.number}; {tests}. Train with its flags: {use}")
-            print(f"saved in {folder}; all trials: tensorboard --logdir {folder / results.LOGS}", flush=True)
+            print(
+                f"saved in {folder}; all trials: tensorboard --logdir {shlex.quote(str(folder / results.LOGS))}",
+                flush=True,
+            )
 
 
 def _processes() -> int:
@@ -194,4 +197,4 @@ def _code(study: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (default: the program's arguments) and returns the exit code."""
     tuning = Tuning(sys.argv[1:] if argv is None else argv)
-    return run_command("tune", tuning.own, {Tune: tuning.run}, check=tuning.check, trains=False)
+    return run_command("tune", tuning.own, {Tune: tuning.run}, check=tuning.check, trains=lambda _: False)

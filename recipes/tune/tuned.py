@@ -11,7 +11,7 @@ from typing import Any
 
 from ..run.command_line import PACKAGE, parse, program
 from ..run.errors import UsageError
-from ..run.flags import flatten
+from ..run.flags import flag_words, flatten
 from ..run.optimizer_flags import check_names
 
 OWN = ("output_dir", "run_name", "overwrite", "resume", "dry_run", "progress", "distribute", "workers", "worker_index")
@@ -65,8 +65,8 @@ class Tuned:
 
     def gives(self, flag: str) -> bool:
         """Returns whether a flag is among those that all trials have."""
-        word = "--" + flag.replace("_", "-")
-        return any(given.partition("=")[0] in (word, word.replace("--", "--no-", 1)) for given in self.words)
+        word = flag.replace("_", "-")
+        return bool({f"--{word}", f"--no-{word}"} & set(flag_words(self.words)))
 
     def with_flags(self, words: Sequence[str], source: str) -> Any:
         """Returns the flags of a trial.

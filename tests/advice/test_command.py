@@ -34,6 +34,17 @@ def test_json_has_what_the_flags_say(file, capsys):
     assert found["facts"]["goal"] == "memory" and found["facts"]["squares"] and found["reasons"][0]["source"]
 
 
+def test_a_model_with_classes_of_its_own(tmp_path, capsys):
+    class Own(layers.Layer):
+        def call(self, x):
+            return x
+
+    path = tmp_path / "own.keras"
+    keras.Sequential([keras.Input((2,)), Own(), layers.Dense(1)]).save(path)
+    assert main(["recommend", "--model", str(path), *RUN]) == 3
+    assert "classes of your own? Call kopt.recommend(model)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

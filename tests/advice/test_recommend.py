@@ -45,14 +45,20 @@ def attention():
     return keras.Model(tokens, layers.Dense(30)(layers.Dense(16, "gelu")(x)))
 
 
-def recurrent():
-    return keras.Sequential([keras.Input((5, 3)), layers.LSTM(8), layers.Dense(1)])
+def recurrent(width=8):
+    return keras.Sequential([keras.Input((5, 3)), layers.LSTM(width), layers.Dense(1)])
 
 
 def tables():
     pair = keras.Input((2,), dtype="int32")
     user, item = (layers.Embedding(400, 8)(pair[:, i]) for i in range(2))
     return keras.Model(pair, layers.Dense(1)(layers.Concatenate()([user, item])))
+
+
+def clicks():
+    pair = keras.Input((2,), dtype="int32")
+    both = [layers.Embedding(400, 8)(pair[:, i]) for i in range(2)]
+    return keras.Model(pair, layers.Dense(1)(layers.Dense(8, "relu")(layers.Concatenate()(both))))
 
 
 def factors():
@@ -77,6 +83,7 @@ CASES = {
     "all examples at once": (dense, ALL, "LBFGS"),
     "adapters": (adapters, RUN, "AdamW"),
     "tables that fill the memory": (tables, RUN | {"goal": "memory"}, "Route"),
+    "tables before dense layers": (clicks, RUN, "AdaGrad"),
     "tables": (factors, RUN, "LazyAdam"),
     "fine-tuning of a transformer": (attention, RUN | {"pretrained": True}, "AdamW"),
     "fine-tuning of another model": (convolutions, RUN | {"pretrained": True}, "Momentum"),
@@ -85,7 +92,8 @@ CASES = {
     "no tuning, from weights that are not to be averaged": (convolutions, RUN | {"goal": "no-tuning"}, "Prodigy"),
     "no tuning": (dense, RUN | {"goal": "no-tuning"}, "ScheduleFreeAdamW"),
     "large batches": (dense, {"batch_size": 8192, "dataset_size": 80_000}, "LAMB"),
-    "recurrent nets": (recurrent, RUN, "NadamW"),
+    "narrow recurrent nets": (recurrent, RUN, "SOAP"),
+    "recurrent nets": (lambda: recurrent(80), RUN, "NadamW"),
     "a transformer, for its quality": (attention, RUN | {"goal": "generalize"}, "AdamW"),
     "a transformer from scratch": (attention, RUN, "Muon"),
     "convolutional nets, for their quality": (convolutions, RUN | {"goal": "generalize"}, "NAG"),
@@ -188,11 +196,42 @@ def test_rates_of_small_models_fall_with_the_length_of_the_run():
     of = {n: dataclasses.replace(facts, dataset_size=16 * n) for n in (100, 800, 5000)}
     assert [rates.BY_SIZE.of(of[n]) for n in of] == pytest.approx([0.03, 0.01 * 2.5**0.5, 0.01])
     assert [rates.OF_TABLES.of(of[n]) for n in of] == [rates.BY_SIZE.of(of[n]) for n in of]
+    assert [rates.OF_SOAP.of(of[n]) for n in of] == pytest.approx([0.075, 0.025 * 2.5**0.5, 0.025])
+
+
+def test_updates_are_those_of_the_steps_that_a_budget_was_made_from():
+    known = advised("narrow dense nets").facts
+    for batches in range(1, 400):
+        facts = dataclasses.replace(known, batch_size=1, dataset_size=batches, budget=260 / batches)
+        assert facts.updates == 260
+
+
+def test_tables_before_other_than_dense_layers_keep_their_rule():
+    facts = advised("tables before dense layers").facts
+    row = next(row for row in SITUATIONS if row.name == "tables before dense layers")
+    for kind in ("attention", "convolution", "recurrent"):
+        assert row.holds(facts) and not row.holds(dataclasses.replace(facts, **{kind: True}))
 
 
 def test_a_net_is_as_wide_as_its_widest_matrix():
     assert advised("narrow dense nets").facts.width == 10 and advised("anything else").facts.width == 80
     assert advised("tables").facts.width == 1
+
+
+def test_least_squares_are_of_one_output_and_of_nothing_else():
+    x = keras.Input((3,))
+    several = keras.Model(x, [layers.Dense(1)(x), layers.Dense(2)(x)])
+    penalized = keras.Sequential([keras.Input((3,)), layers.Dense(1, kernel_regularizer="l2")])
+    for model in (several, penalized):
+        model.compile("sgd", "mse")
+        assert kopt.recommend(model, **ALL, goal="exact").situation == "a loss to many digits"
+
+
+def test_a_line_search_sees_the_same_batches_where_their_statistics_count():
+    normalized = dense(layers.BatchNormalization())
+    assert "shuffle=False" in kopt.recommend(normalized, **RUN, goal="exact").usage
+    for model, run in ((normalized, ALL), (dense(), RUN)):
+        assert "shuffle" not in kopt.recommend(model, **run, goal="exact").usage
 
 
 def test_tables_of_a_hundred_million_numbers_are_huge():

@@ -140,6 +140,12 @@ def test_full_batch_rules_warn_of_mini_batches(optimizer):
         network(optimizer()).fit(regression(), shuffle=False, verbose=0)
 
 
+@pytest.mark.parametrize("rule", [kopt.BGD, pytest.param(kopt.LBFGS, marks=pytest.mark.slow)])
+def test_steps_of_an_epoch_are_no_batches(rule):
+    whole = regression().unbatch().batch(64).repeat()  # each of five steps sees all examples
+    network(rule()).fit(whole, steps_per_epoch=5, shuffle=False, verbose=0)
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     "optimizer",

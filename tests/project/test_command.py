@@ -15,6 +15,7 @@ from problems import rules
 import kopt
 from kopt import catalogue, peft
 from kopt.__main__ import INSIDE, load, main, recipes
+from kopt.start import filtered_stderr, is_command
 
 ROOT = pathlib.Path(kopt.__file__).parents[1]
 CLASSES = [cls for family in catalogue.FAMILIES for cls in catalogue.classes(family).values()]
@@ -32,6 +33,37 @@ def python(*arguments, cwd=ROOT, **variables):
     """Starts Python with kopt from here, and returns what it printed."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+# ------------------------------------------------------------------------------------------------- how it begins
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("python -m kopt mnist", True),
+        ("python -P -X dev -m recipes.mnist --epochs 3", True),
+        ("python -Werror /usr/bin/kopt optimizers", True),
+        ("python train.py -m kopt", False),
+        ("python -m pytest -k kopt", False),
+        ("python -c pass", False),
+        ("python -m", False),
+        ("python", False),
+    ],
+)
+def test_which_process_is_a_command(words, found):
+    assert is_command(words.split()) is found
+
+
+def test_notes_of_native_code_are_held_back_and_other_lines_are_not(capfd):
+    with filtered_stderr():
+        os.write(2, b"I0000 port.cc:153] oneDNN custom operations are on.\nthe disk is full\n")
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_a_command_prints_nothing_but_its_own():
+    done = python("-m", "kopt", "schedules")
+    assert done.returncode == 0 and not done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- what there is

@@ -1,5 +1,7 @@
 """Recipes that several workers train: flags, the result of one process, kills, and `kopt launch`."""
 
+import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -16,7 +18,8 @@ from events import read
 from workers import addresses, environment
 
 from kopt import distribution
-from kopt.__main__ import main
+from kopt.__main__ import ALONE, main
+from kopt.__main__ import recipes as recipes_of_kopt
 from recipes import mnist
 from recipes.run import signals, workers
 from recipes.run.flags import RunFlags
@@ -116,9 +119,11 @@ def test_a_worker_that_never_comes_is_named(data, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nothing"], "no recipe 'nothing'"),
+        (["nothing"], "nothing: no recipe. Give one of images, mnist, "),
+        (["compare"], "compare: not started by launch. Give one of images, mnist, "),
         (["--workers", "0", "mnist"], "--workers is at least 1"),
         (["mnist", "--worker-index=1"], "--worker-index: set by launch; leave it out"),
+        (["mnist", "--worker_index=1"], "--worker-index: set by launch; leave it out"),
         (["--restarts", "1", "mnist"], "--restarts: give --run-name or --output-dir"),
     ],
 )
@@ -140,6 +145,15 @@ def test_a_signal_is_agreed_on(monkeypatch):
         assert [step for step in range(1, 33) if found.stopped(step)] == [16, 32]
         assert signals.received() == signal.SIGTERM
     assert asked == [[0], [1]]
+
+
+def test_launch_knows_the_recipes_that_several_workers_can_train():
+    together = set[str]()
+    for name in recipes_of_kopt():
+        train = getattr(importlib.import_module(f"recipes.{name}"), "Train", None)
+        if train is not None and "run" in {field.name for field in dataclasses.fields(train)}:
+            together.add(name)
+    assert set(recipes_of_kopt()) - set(ALONE) == together - {"generation"}, "generation refuses --distribute"
 
 
 # ------------------------------------------------------------------------------------------------- launching

@@ -135,6 +135,11 @@ def test_config_round_trip(name):
     assert name in repr(schedule)
 
 
+def test_repr_shows_the_peak_though_it_be_the_default():
+    assert repr(schedules.WarmupCosine(steps=300)) == "WarmupCosine(peak_learning_rate=0.001, steps=300)"
+    assert "(peak_learning_rate=0.001, steps=9)" in repr(kopt.Adam(schedules.WarmupLinear(steps=9)))
+
+
 @every_schedule
 def test_every_argument_changes_the_rates(name):
     plain = {"peak_learning_rate": 0.5, "steps": 300, "warmup": 20, "mode": "exponential", "decay": 50}

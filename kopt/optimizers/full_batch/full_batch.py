@@ -64,7 +64,7 @@ class FullBatch(Optimizer, abstract=True):
         return super().scale_loss(loss)
 
     def check_batches(self, update: int) -> None:
-        """Warns if the `fit` that is calling has more or fewer batches in an epoch than make an update."""
+        """Warns if the data of the `fit` that is calling have more or fewer batches than make an update."""
         steps = steps_of_fit()
         if steps is not None and steps != update and not self.takes_minibatches:
             warnings.warn(
@@ -126,11 +126,14 @@ def put_back(setup: Setup, prefix: str = "") -> None:
 
 
 def steps_of_fit() -> int | None:
-    """Returns the number of batches of an epoch of the `fit` that is calling; None outside, or where it is unknown."""
+    """Returns the number of batches of the data of the `fit` that is calling; None outside, or where it is unknown.
+
+    So it is with `steps_per_epoch`: a dataset that repeats one batch of all examples may have any number of steps.
+    """
     frame = inspect.currentframe()
     while frame is not None:
         callbacks = frame.f_locals.get("callbacks")
         if frame.f_code.co_name == "fit" and isinstance(callbacks, keras.callbacks.CallbackList):
-            return callbacks.params.get("steps")
+            return callbacks.params.get("steps") if frame.f_locals.get("steps_per_epoch") is None else None
         frame = frame.f_back
     return None

@@ -285,6 +285,7 @@ def test_functions_are_zero_at_their_minimum_and_not_where_they_begin():
         "--optimizers adamw,adamw",
         "--optimizers adamw,,lion,adamw  beta_3=1",
         "--span 1",
+        "--target nan",
         "--trials 0",
         "--warmup 200%",
     ],
@@ -348,3 +349,27 @@ def test_every_task_is_learnt(name):
     run = training.run(training.Job(setting, "adamw", "trial", 0, 3e-3, 0))
     curve = protocol.curve(run, tasks.load(name, "auto").sign)
     assert run["error"] is None and curve[-1][1] < curve[0][1]
+
+
+# ------------------------------------------------------------------------------------------------- GPUs
+
+
+@pytest.mark.parametrize(("processes", "trains"), [("1", True), ("2", False)])
+def test_the_gpus_are_for_the_processes_that_train(processes, trains, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("recipes.run.command_line._import_quietly", lambda devices, trains: seen.append(trains))
+    assert compare.main(["--task", "nothing", "--processes", processes]) == 2
+    assert seen == [trains]
+
+
+def test_processes_share_the_memory_of_a_gpu(monkeypatch):
+    import tensorflow as tf
+
+    grown = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *given: grown.append(given))
+    for name in ("intra", "inter"):
+        monkeypatch.setattr(tf.config.threading, f"set_{name}_op_parallelism_threads", lambda threads: None)
+    monkeypatch.setattr("signal.signal", lambda *given: None)
+    runs._begin(1)
+    assert grown == [("GPU", True)]

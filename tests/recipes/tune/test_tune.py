@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def make(found, trials, processes=1):
         ("mnist --search run_name=choice(a,b)", "cannot be searched"),
         ("mnist --search dropout=float(0,0.5) --search dropout=float(0,0.4)", "is there twice"),
         ("mnist --search epochs=int(1,3) -- --epochs 2", "all trials have --epochs"),
+        ("mnist --search batch_size=int(8,9) -- --batch_size=8", "all trials have --batch-size"),
         ("mnist -- --run-name a", "--run-name: is not for"),
     ],
 )
@@ -205,25 +207,27 @@ def test_wrong_flags_end_the_search_at_the_first_trial_alone(pretended, tmp_path
     assert {2, 3} <= {trial.number for trial in told if trial.ended == "failed"} and told[1].error.startswith("--drop")
 
 
-def test_all_that_is_written(pretended, tmp_path):
+def test_all_that_is_written(pretended, tmp_path, capsys):
     argv = ["mnist", "--trials", "8", *(word for text in SEARCH for word in ("--search", text)), "--output-dir", "out"]
     command = tune.recipe.Tuning([*argv, "--pruner", "none", "--", "--epochs", str(EPOCHS)])
-    flags = tune.Tune("mnist", search=tuple(SEARCH), trials=8, output_dir=tmp_path / "out", pruner="none")
+    flags = tune.Tune("mnist", search=tuple(SEARCH), trials=8, output_dir=tmp_path / "an out", pruner="none")
     command.check(flags)
-    found = some(tmp_path / "out")
+    found = some(tmp_path / "an out")
     make(found, 8)
     for number in range(1, 9):
         (found.place(number) / "metrics.json").write_text('{"validation_loss": 0.5, "test_loss": 0.6}')
     assert command.run(flags) == 0
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "an out/metrics.json").read_text())
     assert metrics["best"]["number"] == found.best().number and len(metrics["trials"]) == 8
-    best = yaml.safe_load((tmp_path / "out/best.yaml").read_text())
+    best = yaml.safe_load((tmp_path / "an out/best.yaml").read_text())
     assert best["epochs"] == EPOCHS and float(best["learning_rate"]) == found.best().values["learning_rate"]
     assert set(best) == {"epochs", "learning_rate", "optimizer"}
-    page = (tmp_path / "out/README.md").read_text()
+    page = (tmp_path / "an out/README.md").read_text()
     for name in ("history.png", "slices.png"):
-        assert f"({name})" in page and (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
+        assert f"({name})" in page and (tmp_path / "an out" / name).read_bytes()[:4] == b"\x89PNG"
     assert page.count("\n| ") == 8 + 2 and "python -m recipes.tune mnist" in page
+    told = shlex.split(capsys.readouterr().out)
+    assert str(tmp_path / "an out/best.yaml") in told and str(tmp_path / "an out/logs") in told, "to be copied"
 
 
 def test_a_line_for_each_end():

@@ -1,0 +1,61 @@
+"""Keeps the notes that TensorFlow writes when it is loaded out of what the commands print.
+
+The first import of the package: Python loads all of it before the first line of a command runs.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+COMMANDS = ("kopt", "recipes")
+"""Packages whose modules are commands: recipes of a clone are started by their own name, too."""
+
+
+def is_command(words: Sequence[str]) -> bool:
+    """Returns whether this process is a command of kopt, and no program that imports it.
+
+    Args:
+        words: what Python was started with, as `sys.orig_argv`.
+    """
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "-m":
+            return next(rest, "").partition(".")[0] in COMMANDS
+        if not word.startswith("-"):
+            return Path(word).stem == COMMANDS[0]
+        if word in ("-W", "-X"):
+            next(rest, None)
+    return False
+
+
+@contextlib.contextmanager
+def filtered_stderr() -> Iterator[None]:
+    """Holds back what native code writes to stderr, then prints it without the lines that are known noise.
+
+    `TF_CPP_MIN_LOG_LEVEL` does not reach them: they are written before TensorFlow has read it.
+    """
+    noise: tuple[str, ...] = ("absl::InitializeLog()", "cudart_stub.cc", "CUDA_ERROR_NO_DEVICE", "oneDNN custom")
+    if not Path("/dev/nvidiactl").exists():  # on a machine with a GPU a failing driver is news
+        noise += ("cuInit",)
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not any(known in line for known in noise):
+                    print(line, file=sys.stderr)
+
+
+if is_command(sys.orig_argv):
+    with filtered_stderr():
+        import keras  # noqa: F401
