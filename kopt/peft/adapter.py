@@ -307,6 +307,8 @@ class Adapter(Configurable):
 
     def at(self, path: str) -> Self:
         """Returns the method with the arguments that hold at `path`."""
+        if not any(getattr(self, pattern) for pattern in self.patterned):
+            return self
         usual = {pattern: getattr(self, field) for pattern, field in self.patterned.items()}
         local = {
             field: targets.by_pattern(getattr(self, pattern), path, usual[pattern])

@@ -224,7 +224,9 @@ class Reader:
             for module in adapted:
                 for path in paths[module]:
                     targets[path][field] = self._local(module, field)
-            options[pattern] = {re.escape(path): local[field] for path, local in targets.items()}
+            usual = options.get(field, fields[field].default)
+            differ = any(local[field] != usual for local in targets.values())
+            options[pattern] = {re.escape(p): local[field] for p, local in targets.items()} if differ else {}
         if self.raw:
             self._select_parameters(method, options, targets)
         if "feedforward_modules" in fields:

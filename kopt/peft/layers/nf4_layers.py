@@ -14,6 +14,7 @@ from keras import ops
 
 from kopt.peft.layers import nf4
 from kopt.peft.layers.keras_internals import all_variables, exchange_variables, plain_class, say_quantized, set_class
+from kopt.peft.layers.layer_paths import named_layers
 from kopt.peft.layers.quantized import Array, QuantizedKernel, Tensor, keep_quantized, quantized_kernel
 from kopt.peft.layers.site import Site, find_site
 
@@ -161,3 +162,8 @@ def _applied(layer: Any, site: Site, x: Tensor) -> Tensor:
     y = ops.reshape(y, (*lead, *(site.shape[i] for i in site.out_axes)))
     y = y if layer.bias is None else ops.add(y, layer.bias)
     return y if layer.activation is None else layer.activation(y)
+
+
+def packed_layers(model: Any) -> dict[str, Any]:
+    """Returns the layers of a model in a format of kopt, which its files must say, by path."""
+    return {path: layer for path, layer in named_layers(model) if isinstance(quantized_kernel(layer), Nf4Kernel)}

@@ -18,8 +18,8 @@ def site_of(layer: Any) -> Site | None:
     return find_site(layer) if child is None else child.site
 
 
-def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
-    """Returns the paths of the layers that the adapter goes to.
+def select(adapter: Adapter, named: Mapping[str, Any], sites: Mapping[str, Site | None]) -> set[str]:
+    """Returns the paths of the layers that the adapter goes to, among `named`, whose kernels are `sites`.
 
     Raises:
         ValueError: there are none, one cannot host the method, or a name, pattern or number matches nothing.
@@ -30,8 +30,8 @@ def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
         _check_numbers(adapter, {p: layer_number(p, adapter.layers_pattern) for p in _parameters(adapter, named)})
         return set()
     spec = adapter.target_modules or list(adapter.default_targets) or None
-    possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, site_of(layer))]
-    wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer)]
+    possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, sites[path])]
+    wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer, sites[path])]
     wanted = [p for p in wanted if not matches(adapter.exclude_modules, p) and not matches(adapter.modules_to_save, p)]
     if isinstance(spec, list):
         named_alone = [p for p in wanted if any(p == n or p.endswith(f".{n}") for n in spec)]
@@ -69,10 +69,10 @@ def _check_numbers(adapter: Adapter, numbers: Mapping[str, int | None]) -> None:
             )
 
 
-def is_wanted(spec: Any, path: str, layer: Any) -> bool:
-    """Returns whether `target_modules` selects a layer."""
+def is_wanted(spec: Any, path: str, layer: Any, site: Site | None) -> bool:
+    """Returns whether `target_modules` selects a layer, whose kernel is `site`."""
     if spec == ALL_LINEAR:
-        return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site_of(layer) is not None
+        return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site is not None
     return spec is None or matches(spec, path)
 
 
