@@ -174,7 +174,7 @@ class AdapterLayer(keras.layers.Layer):
             for attr in [*([self.site.attr] if targeted and self.site is not None else []), *parameters]:
                 create_weights(self, name, adapter, self.sites[attr], rng, shared, values)
             if rate := getattr(adapter, "dropout", 0.0):
-                setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
+                setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().compute_dtype))
         self.adapters[name], self.given[name] = adapter, (targeted, whole, tuple(parameters))
 
     def key(self, site: Site, key: str) -> str:
