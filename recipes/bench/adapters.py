@@ -107,10 +107,12 @@ def run(name: str, methods: Sequence[str], folder: Path, data: Path | None, anew
     (folder / FOLDER / name).mkdir(parents=True, exist_ok=True)
     for method in (method for method in TASKS[name].methods if method in methods):
         path, words = folder / FOLDER / name / f"{method}.json", arguments(name, method, data)
-        told = [word for word in words if data is None or not word.startswith(str(data))]
+        told = [Path(word).name if data is not None and word.startswith(str(data)) else word for word in words]
         found = None if anew else _read(path)
         if found is None or found["arguments"] != told:
             found = make_row(name, method, words) | {"arguments": told}
+            if name == "sentences" and data is not None:
+                found["data"] = data.resolve().name
             with atomic(path) as part:
                 part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             if progress != "none":

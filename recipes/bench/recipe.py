@@ -236,6 +236,8 @@ def _draw(folder: Path) -> None:
         pictures.draw_board(folder / "board.png", found, board.problems(folder))
     if results := board.tasks(folder):
         pictures.draw_profiles(folder / "board-profiles.png", results)
+    if methods := board.adapters(folder):
+        pictures.draw_adapters(folder / "board-adapters.png", methods)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
