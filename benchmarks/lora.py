@@ -96,14 +96,14 @@ def prepare(name: str, method: str) -> tuple[Any, Any, Any]:
     return model, x, y
 
 
-def step(name: str, method: str, jit: bool) -> Callable[[], Any]:
-    """Returns a function that does one training step."""
+def step(name: str, method: str, jit: bool, optimizer: str = "AdamW") -> Callable[[], Any]:
+    """Returns a function that does one training step with an optimizer of Keras."""
     import keras
     import tensorflow as tf
 
     model, x, y = prepare(name, method)
     loss = "mse" if name != "minilm" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.AdamW(1e-3), loss, jit_compile=jit)
+    model.compile(getattr(keras.optimizers, optimizer)(1e-3), loss, jit_compile=jit)
     iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     train = model.make_train_function() or model.train_function
     return lambda: float(keras.tree.flatten(train(iterator))[0])

@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path += [str(pathlib.Path(__file__).parents[1] / room) for room in ("docs", "tests/support", "tests/peft")]
 
+import adapter_board_page
 import backend_parity
 import board_page
 import choosing_table
@@ -134,6 +135,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     text[DIFFERENCES] = json.dumps(differences, indent=1, ensure_ascii=False) + "\n"
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_parity.tables(differences))
     text[board_page.PAGE] = board_page.page()
+    text[adapter_board_page.PAGE] = adapter_board_page.page()
     text |= {name_pages.path_of(library): name_pages.page(library) for library in name_pages.LIBRARIES}
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}

@@ -1,11 +1,14 @@
-"""The board: how every rule does on forty small problems, and twelve of them on five tasks, as committed figures.
+"""The boards, as committed figures: every rule on forty small problems, twelve on five tasks, adapters on two.
 
     kopt.board.row("lion").passed          # problems of 40
     kopt.board.row("lion").by_family()     # {"conditioning": (4, 5), ...}
+    kopt.board.adapters()["sentences"]["lora"].value     # test accuracy
 
-`kopt bench` makes the figures; docs/board.md shows them.
+`kopt bench` makes the figures; docs/board.md and docs/board-adapters.md show them.
 """
 
+from kopt.board.method_rows import MethodResult as MethodResult
+from kopt.board.method_rows import adapters as adapters
 from kopt.board.reader import Problem as Problem
 from kopt.board.reader import Row as Row
 from kopt.board.reader import TaskResult as TaskResult

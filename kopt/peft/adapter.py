@@ -265,6 +265,9 @@ class Adapter(Configurable):
         """
         return {}
 
+    def check_fit(self, site: Site) -> None:
+        """Raises ValueError if the arguments do not fit a kernel."""
+
     def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
         """Changes the initial `values` where they depend on each other or on the kernel, [*batch, in, out]."""
 
@@ -326,6 +329,8 @@ class Adapter(Configurable):
 
     def at(self, path: str) -> "Adapter":
         """Returns the method with the arguments that hold at `path`, or the method that is there in its place."""
+        if not any(getattr(self, pattern) for pattern in self.patterned):
+            return self
         usual = {pattern: getattr(self, field) for pattern, field in self.patterned.items()}
         local = {
             field: targets.by_pattern(getattr(self, pattern), path, usual[pattern])

@@ -38,6 +38,30 @@ def draw_board(path: Path, rows: Mapping[str, board.Row], problems: Mapping[str,
     plots.save_figure(figure, path)
 
 
+def draw_adapters(path: Path, results: Mapping[str, Mapping[str, board.MethodResult]]) -> None:
+    """Writes what each method reaches over the number of parameters that it trains, a plot for each task."""
+    figure = plots.make_figure(6.5 * len(results), 5)
+    for axes, (task, found) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        order = sorted(found.values(), key=lambda result: result.trained_parameters)
+        axes.scatter([r.trained_parameters for r in order], [r.value for r in order], s=24, zorder=3)
+        for i, result in enumerate(order):  # names above and below in turn, so that neighbours do not meet
+            place = (result.trained_parameters, result.value)
+            shift = (0, 7 if i % 2 else -14)
+            axes.annotate(result.method, place, shift, textcoords="offset points", ha="center", fontsize=8)
+        if (before := order[0].before) is not None:
+            axes.axhline(before, color="grey", lw=0.8, ls="--", label="before")
+            axes.legend(fontsize=8)
+        axes.set(
+            xscale="log",
+            xlabel="trained parameters",
+            ylabel=f"test {order[0].metric}",
+            title=f"{task}, {order[0].model}",
+        )
+        axes.margins(0.12)
+        axes.grid(alpha=0.3)
+    plots.save_figure(figure, path)
+
+
 def draw_profiles(path: Path, results: Mapping[str, Mapping[str, board.TaskResult]]) -> None:
     """Writes the share of tasks that each rule solves within a multiple of the fastest rule's time."""
     rules = list(dict.fromkeys(rule for found in results.values() for rule in found))

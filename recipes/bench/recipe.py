@@ -1,7 +1,8 @@
-"""Every optimizer on forty small problems, and twelve of them on five tasks: a board that anyone can repeat.
+"""Every optimizer on forty small problems, twelve on five tasks, adapters on two models: boards to repeat.
 
 python -m recipes.bench
 python -m recipes.bench --rule lion
+python -m recipes.bench --part adapters
 """
 
 import dataclasses
@@ -21,12 +22,18 @@ ABOUT, ROWS = "problems.json", "rows"
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Run every optimizer on forty small problems, twelve on five tasks; the same command goes on where it ended."""
+    """Run optimizers on problems and tasks, adapters on two models; the same command goes on where it ended."""
 
     rule: OptionalName = None
     """Run this optimizer alone, its problems anew, and say how its row differs from that of the board in kopt."""
-    part: Literal["all", "problems", "tasks"] = "all"
-    """problems: 40 small ones for every optimizer, half a minute each; tasks: five trainings for twelve of them."""
+    method: OptionalName = None
+    """With --part adapters: run this method of fine-tuning alone, and anew."""
+    part: Literal["all", "problems", "tasks", "adapters"] = "all"
+    """problems: 40 for every optimizer, half a minute each; tasks: five for twelve; adapters: each on two models."""
+    data: OptionalPath = None
+    """With --part adapters: folder of SST-2 as GLUE has it, train.tsv and dev.tsv. Default: texts in a package."""
+    adapter_task: Literal["all", "sentences", "language"] = "all"
+    """With --part adapters: sentences on MiniLM, language with SmolLM2, or those whose packages are there (all)."""
     seed: CountOrZero = 0
     """First seed of the problems. Another one than that of the board shows how much of a row is chance."""
     check: bool = False
@@ -49,9 +56,10 @@ def bench(flags: Bench) -> int:
     if flags.rule is not None:
         _check_rule(flags.rule, flags.part)
     if flags.check:
-        refuse(flags, ["rule", "part", "seed", "progress"], "with --check")
+        refuse(flags, ["rule", "method", "part", "data", "adapter_task", "seed", "progress"], "with --check")
         names = [name for name in classes if name not in rows.LEFT_OUT]
         return _check(flags.output_dir or board.reader.FOLDER, names)
+    _check_adapters(flags)
     folder = flags.output_dir or Path("saved_models") / "bench"
     try:
         (folder / ROWS).mkdir(parents=True, exist_ok=True)
@@ -59,9 +67,11 @@ def bench(flags: Bench) -> int:
         raise UsageError(f"{folder}: {error.strerror}. Choose another --output-dir.") from error
     chosen = list(classes) if flags.rule is None else [flags.rule.lower()]
     try:
-        if flags.part != "tasks":
+        if flags.part == "adapters" or (flags.part == "all" and flags.rule is None):
+            _adapters(flags, folder)
+        if flags.part in ("all", "problems"):
             _problems(flags, folder, {name: classes[name] for name in chosen if name not in rows.LEFT_OUT})
-        if flags.part != "problems":
+        if flags.part in ("all", "tasks"):
             _tasks(flags, folder, [name for name in tasks.RULES if name in chosen])
     except signals.Interrupted as error:
         error.left = f"{folder} has the rows so far; the same command goes on."
@@ -82,6 +92,38 @@ def _check_rule(name: str, part: str) -> None:
         raise UsageError(f"--rule {name}: has no row, because {rows.LEFT_OUT[name.lower()]}.")
     if part == "tasks" and name.lower() not in tasks.RULES:
         raise UsageError(f"--rule {name}: not one of the twelve with tasks: {', '.join(tasks.RULES)}.")
+
+
+def _check_adapters(flags: Bench) -> None:
+    from . import adapters
+
+    others = flags.part != "adapters" and f"with --part {flags.part}"
+    refuse(flags, ["method", "data", "adapter_task"], others)
+    refuse(flags, ["rule", "seed"], flags.part == "adapters" and "with --part adapters")
+    if flags.data is not None:
+        refuse(flags, ["data"], flags.adapter_task == "language" and "with --adapter-task language")
+        adapters.check_data(flags.data)
+    names = adapters.METHODS if flags.adapter_task == "all" else adapters.TASKS[flags.adapter_task].methods
+    if flags.method is not None and flags.method not in names:
+        raise UsageError(f"--method {flags.method}: not one of {', '.join(names)}.")
+
+
+def _adapters(flags: Bench, folder: Path) -> None:
+    """Makes the rows of methods that are missing, of the tasks whose packages are there; with --method that one."""
+    from . import adapters
+
+    for name, task in adapters.TASKS.items():
+        if flags.adapter_task not in ("all", name):
+            continue
+        if gone := adapters.missing(task):
+            text = f"adapters, {name}: not run. It needs {', '.join(gone)}: pip install --no-deps {' '.join(gone)}."
+            if flags.adapter_task == name:
+                raise UsageError(text)
+            if flags.progress != "none":
+                print(text)
+            continue
+        methods = task.methods if flags.method is None else [flags.method]
+        adapters.run(name, methods, folder, flags.data, flags.method is not None, flags.progress)
 
 
 def _listed() -> list[Any]:
@@ -194,6 +236,8 @@ def _draw(folder: Path) -> None:
         pictures.draw_board(folder / "board.png", found, board.problems(folder))
     if results := board.tasks(folder):
         pictures.draw_profiles(folder / "board-profiles.png", results)
+    if methods := board.adapters(folder):
+        pictures.draw_adapters(folder / "board-adapters.png", methods)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,14 +55,30 @@ def has_rates_for(optim: OptimizerFlags) -> bool:
     return optim.optimizer.lower() == "adamw"
 
 
-def low_rank(name: str) -> Make:
-    """Returns what makes LoRA, or a class like it."""
+def ranked(name: str, default: int, alpha: str | None = None, dropout: str | None = None) -> Make:
+    """Returns what makes a method with a rank.
 
-    def make(peft: Any, rank: int | None, alpha: float | None, dropout: float, width: int) -> Any:
-        r = rank or RANK
-        return getattr(peft, name), {"r": r, "lora_alpha": 2.0 * r if alpha is None else alpha, "lora_dropout": dropout}
+    Args:
+        name: of the class in kopt.peft.
+        default: its rank where none is given.
+        alpha: its argument for the numerator of the scale, which is twice the rank by default; `None` has none.
+        dropout: its argument for dropout; `None` has none.
+    """
+
+    def make(peft: Any, rank: int | None, numerator: float | None, rate: float, width: int) -> Any:
+        options: dict[str, Any] = {"r": rank or default}
+        if alpha is not None:
+            options[alpha] = 2.0 * options["r"] if numerator is None else numerator
+        if dropout is not None:
+            options[dropout] = rate
+        return getattr(peft, name), options
 
     return make
+
+
+def low_rank(name: str) -> Make:
+    """Returns what makes LoRA, or a class like it."""
+    return ranked(name, RANK, "lora_alpha", "lora_dropout")
 
 
 def plain(name: str) -> Make:

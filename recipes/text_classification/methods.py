@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..fine_tuning import adapter_files, methods
-from ..fine_tuning.methods import TARGETS, Method, low_rank, plain
+from ..fine_tuning.methods import TARGETS, Method, low_rank, plain, ranked
 from ..fine_tuning.methods import count_parameters as count_parameters
 from ..readers.pretrained import Pretrained
 from ..run.errors import UsageError
@@ -38,16 +38,47 @@ def _prompt(peft: Any, rank: int | None, alpha: float | None, dropout: float, wi
     return peft.PromptTuning, {"num_virtual_tokens": rank or PROMPT}
 
 
-Name = Literal["lora", "dora", "adapter", "ia3", "bitfit", "prompt", "head", "full"]
+Name = Literal[
+    "lora",
+    "dora",
+    "lora-fa",
+    "hira",
+    "miss",
+    "loha",
+    "lokr",
+    "vera",
+    "randlora",
+    "shira",
+    "oft",
+    "adapter",
+    "ia3",
+    "bitfit",
+    "prompt",
+    "head",
+    "full",
+]
 OWN = ("rank", "alpha", "target", "lora_plus_ratio", "head_learning_rate", "adapter", "merge")
 _ANY = frozenset({"adapter", "head_learning_rate"})
+_TARGETED = _ANY | {"target", "merge"}
+_RANKED = _TARGETED | {"rank"}
 METHODS = {
     # All layers, at about ten times the rate of full fine-tuning: Schulman et al., "LoRA without regret", 2025.
     "lora": Method(2e-3, 1e-2, low_rank("LoRA"), frozenset(OWN), (TARGETS,)),
     "dora": Method(2e-3, 1e-2, low_rank("DoRA"), frozenset(OWN), (TARGETS,)),
+    "lora-fa": Method(2e-3, 1e-2, low_rank("LoRAFA"), _RANKED | {"alpha"}, (TARGETS,)),
+    "hira": Method(2e-3, 1e-2, ranked("HiRA", 32, dropout="hira_dropout"), _RANKED, (TARGETS,)),
+    "miss": Method(2e-3, 1e-2, ranked("MiSS", 32, dropout="miss_dropout"), _RANKED, (TARGETS,)),
+    "loha": Method(2e-3, 1e-2, ranked("LoHa", 16, "alpha"), _RANKED | {"alpha"}, (TARGETS,)),
+    "lokr": Method(2e-3, 1e-2, ranked("LoKr", 16, "alpha"), _RANKED | {"alpha"}, (TARGETS,)),
+    "vera": Method(2e-2, 1e-2, ranked("VeRA", 256, dropout="vera_dropout"), _RANKED, (TARGETS,)),
+    "randlora": Method(
+        2e-3, 1e-2, ranked("RandLoRA", 32, "randlora_alpha", "randlora_dropout"), _RANKED | {"alpha"}, (TARGETS,)
+    ),
+    "shira": Method(2e-3, 1e-2, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
+    "oft": Method(2e-3, 1e-2, plain("OFT"), _TARGETED, (TARGETS,)),
     "adapter": Method(1e-3, 1e-2, _bottleneck, _ANY | {"rank", "target"}),
-    "ia3": Method(2e-2, None, plain("IA3"), _ANY | {"target", "merge"}),
-    "bitfit": Method(2e-3, 1e-2, plain("BitFit"), _ANY | {"target", "merge"}),
+    "ia3": Method(2e-2, None, plain("IA3"), _TARGETED),
+    "bitfit": Method(2e-3, 1e-2, plain("BitFit"), _TARGETED),
     "prompt": Method(1e-2, None, _prompt, _ANY | {"rank"}),
     "head": Method(1e-2, None, None),
     "full": Method(2e-4, 5e-3, None, frozenset({"head_learning_rate"})),
@@ -61,11 +92,11 @@ class AdapterFlags:
     method: Name = "lora"
     """What is trained: an adapter and the head, only the head (head), or all weights (full)."""
     rank: OptionalCount = None
-    """Rank of lora, dora (default 16), width of adapter (default 1/16 of the model), tokens of prompt (default 20)."""
+    """Rank (default: as suits the method, 16 of lora), width of adapter (1/16 of the model), tokens of prompt (20)."""
     alpha: OptionalPositive = None
-    """Numerator of the scale alpha/rank of lora and dora. Default: twice the rank."""
+    """Numerator of the scale alpha/rank, where the method has one. Default: twice the rank."""
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Layer to adapt: a name (can be repeated), all-linear (default of lora, dora) or a regular expression of paths."""
+    """Layer to adapt: a name (can be repeated), all-linear (default of most) or a regular expression of paths."""
     head_learning_rate: OptionalPositive = None
     """Learning rate of the head. Default: with adamw one that suits the method, else --learning-rate."""
     lora_plus_ratio: Annotated[OptionalNumber, Range(1)] = None

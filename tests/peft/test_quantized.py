@@ -177,6 +177,14 @@ def test_adapters_learn_and_nothing_else(mode):
     assert same(values(model.non_trainable_variables), before)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_is_in_the_type_that_the_layer_computes_in(mode):
+    model, x = build("dense", mode)
+    peft.get_peft_model(model, peft.LoRA(r=2, lora_dropout=0.5, target_modules=["host"]))
+    scramble(model)
+    assert not np.allclose(model(x, training=True), outputs(model, x))
+
+
 def test_what_is_refused():
     model, _ = build("dense", head=True)
     with pytest.raises(ValueError, match=r"target_modules: 'hst' matches no layer.*host"):

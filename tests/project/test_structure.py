@@ -120,6 +120,7 @@ LAYERS = [  # of kopt, from the bottom; a module may import from lower layers on
     r"kopt\.checkpoint\.resume",
     r"kopt\.checkpoint",
     r"kopt\.board\.reader",
+    r"kopt\.board\.method_rows",
     r"kopt\.board",
     r"kopt\.catalogue",
     r"kopt",

@@ -1,6 +1,7 @@
 """Where the elements of a Keras variable lie in a Hugging Face tensor, found by sending indices through a converter."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,7 @@ class Port:
     parameter: str
     record: kerashub_converter.Record | None = None
 
-    @property
+    @functools.cached_property
     def site(self) -> Site | None:
         """The kernel's site, if the variable is the kernel."""
         site = find_site(self.layer)

@@ -14,9 +14,9 @@ from kopt.peft.exchange.fingerprint import base_value
 from kopt.peft.exchange.name_map import Names
 from kopt.peft.exchange.placement import Factors
 from kopt.peft.exchange.torch_layout import OUTPUT_MODULE, PROMPT, TOKENS, TOKENS_BESIDE
-from kopt.peft.layers import Site, Spot, child_of, find_place, own_variables, parameter_site
+from kopt.peft.layers import Spot, own_variables, parameter_site
 from kopt.peft.methods import LoRA
-from kopt.peft.model import Plan
+from kopt.peft.model import Plan, site_of
 from kopt.peft.targets import by_pattern, is_called, matches
 
 _KEY = re.compile(r"(.+?)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.weight)?")
@@ -225,7 +225,9 @@ class Reader:
             for module in adapted:
                 for path in paths[module]:
                     targets[path][field] = self._local(module, field)
-            options[pattern] = {re.escape(p): local[field] for p, local in targets.items() if p not in by_path}
+            usual, kernels = options.get(field, fields[field].default), targets.keys() - by_path.keys()
+            differ = any(targets[path][field] != usual for path in kernels)
+            options[pattern] = {re.escape(p): targets[p][field] for p in targets if p in kernels} if differ else {}
         if self.raw:
             self._select_parameters(method, options, targets)
         if "feedforward_modules" in fields:
@@ -336,7 +338,7 @@ class Reader:
     def _prefixes(self, plans: Mapping[str, Plan], missing: list[str], used: set[tuple[str, str]]) -> dict[str, Array]:
         """Returns the prefixes of attention layers by path, if these have any."""
         steps = [(path, plans[path]) for path in self.names.paths if path in plans and plans[path].targeted]
-        sites = {path: _site_of(step.layer) for path, step in steps}
+        sites = {path: site_of(step.layer) for path, step in steps}
         spots = {path: s for path, s in sites.items() if isinstance(s, Spot) and s.kind == "attention"}
         if not spots or PROMPT not in self.weights:
             missing += [PROMPT] if spots else []
@@ -367,7 +369,7 @@ class Reader:
         wrong: list[str],
         used: set[tuple[str, str]],
     ) -> None:
-        site = _site_of(step.layer)
+        site = site_of(step.layer)
         if site is None or not site.has_kernel or not step.adapter.weights(site):
             return
         port = self.names.ports[path, site.attr]
@@ -388,11 +390,6 @@ class Reader:
             used.add(("", name))
         for name, shape in misshapen.items():
             wrong.append(f"{self.keys[module, name]} has shape {tensors[name].shape}, but {path} takes {shape}")
-
-
-def _site_of(layer: Any) -> Site | None:
-    child = child_of(layer)
-    return find_place(layer) if child is None else child.site
 
 
 def _bare(key: str) -> str:

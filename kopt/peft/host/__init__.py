@@ -7,7 +7,7 @@ from kopt.peft.host.host_class import is_guarded as is_guarded
 from kopt.peft.host.host_tensors import as_float32 as as_float32
 from kopt.peft.host.in_use import rows as rows
 from kopt.peft.host.merging import base_value as base_value
-from kopt.peft.host.merging import changed_by as changed_by
 from kopt.peft.host.merging import changes_order as changes_order
 from kopt.peft.host.merging import merge_host as merge_host
+from kopt.peft.host.merging import refuse_shared as refuse_shared
 from kopt.peft.host.merging import unmerge_host as unmerge_host

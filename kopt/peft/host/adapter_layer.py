@@ -25,6 +25,7 @@ Each thread has its own, because a strategy calls the same layer in one thread f
 
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -55,6 +56,7 @@ from kopt.peft.layers import (
     parameter_site,
     set_class,
     strategy_of,
+    track,
     unlocked,
     untrack,
 )
@@ -87,7 +89,7 @@ class AdapterLayer(keras.layers.Layer):
     borrowed: dict[str, set[str]]
     """Names of weights that another host has too, and saves, by adapter."""
     gates: dict[str, keras.Variable]
-    """1.0 while an adapter is on and 0.0 while it is off, by adapter."""
+    """1.0 while an adapter is on and 0.0 while it is off, by adapter; the same variable in all hosts of a model."""
     given: dict[str, tuple[bool, bool, tuple[str, ...]]]
     """What `add` was told of each adapter: `targeted`, `whole` and `parameters`."""
     active: list[str]
@@ -143,6 +145,8 @@ class AdapterLayer(keras.layers.Layer):
         rng: np.random.Generator,
         parameters: Sequence[str] = (),
         shared: dict[str, keras.Variable] | None = None,
+        gate: keras.Variable | None = None,
+        values: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
         """Creates the variables of an adapter.
 
@@ -154,19 +158,25 @@ class AdapterLayer(keras.layers.Layer):
             rng: source of the initial values.
             parameters: attributes with other kernels that are adapted.
             shared: the weights that hosts share; those that are not there yet are added.
+            gate: the gate that the adapter has in other hosts.
+            values: the weights and copies that start from given values, by key; the others start as the method says.
         """
         shared = {} if shared is None else shared
         own = self.owned if whole else {a: v for a, v in self.owned.items() if adapter.trains(v.name, targeted)}
         with unlocked(self), strategy_of(self.host().weights[0]):
-            self.gates[name] = self.create_variable(name, "gate", np.zeros(()), trainable=False)
-            self.copies[name] = {a: self.create_variable(name, v.name, v.numpy()) for a, v in own.items()}
+            self.gates[name] = self.create_variable(name, "gate", np.zeros(()), False) if gate is None else gate
+            if gate is not None:
+                track(self, gate)
+            self.copies[name] = {
+                a: self.create_variable(name, v.name, values[a] if a in values else v.numpy()) for a, v in own.items()
+            }
             self.weights_of[name], self.borrowed[name] = {}, set()
             for attr in parameters:
                 self.sites.setdefault(attr, parameter_site(self.host(), attr))
             for attr in [*([self.site.attr] if targeted and self.site is not None else []), *parameters]:
-                create_weights(self, name, adapter, self.sites[attr], rng, shared)
+                create_weights(self, name, adapter, self.sites[attr], rng, shared, values)
             if rate := getattr(adapter, "dropout", 0.0):
-                setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().dtype_policy))
+                setattr(self, f"{name}_dropout", keras.layers.Dropout(rate, dtype=self.host().compute_dtype))
         self.adapters[name], self.given[name] = adapter, (targeted, whole, tuple(parameters))
 
     def key(self, site: Site, key: str) -> str:
@@ -176,8 +186,8 @@ class AdapterLayer(keras.layers.Layer):
     def weights_at(self, name: str, site: Site | None) -> dict[str, keras.Variable]:
         """Returns the weights of an adapter at one kernel of the host, as its method names them."""
         start = "" if site is None else self.key(site, "")
-        own = {key: v for key, v in self.weights_of.get(name, {}).items() if key.rpartition(".")[0] == start[:-1]}
-        return {key.removeprefix(start): v for key, v in own.items()}
+        own = self.weights_of.get(name, {})
+        return {k.removeprefix(start): v for k, v in own.items() if k.rpartition(".")[0] == start[:-1]}
 
     def kernels_of(self, name: str) -> list[str]:
         """Returns the paths of the kernels that an adapter changes; all but the host's end in an attribute."""
@@ -195,17 +205,16 @@ class AdapterLayer(keras.layers.Layer):
         self, adapter: str, name: str, value: Array, trainable: bool = True, **options: Any
     ) -> keras.Variable:
         """Creates a weight of an adapter with a value; `options` are those of `add_weight`."""
-        variable = self.add_weight(
+        start = np.array(value, "float32")  # its own: on JAX and torch the variable may be in the memory of the array
+        return self.add_weight(
             name=f"{adapter}_{name.replace('.', '_')}",  # torch takes no points
             shape=value.shape,
-            initializer="zeros",
+            initializer=lambda shape, dtype: ops.convert_to_tensor(start, dtype),
             dtype="float32",
             trainable=trainable,
             autocast=False,
             **options,
         )
-        variable.assign(value.astype("float32"))
-        return variable
 
     def remove(self, name: str) -> None:
         """Forgets an adapter."""
@@ -225,29 +234,23 @@ class AdapterLayer(keras.layers.Layer):
         return [*own.values(), *([self.gates[name]] if name in self.gates else [])]
 
     def settle(
-        self,
-        active: Sequence[str],
-        trained: Collection[str],
-        scales: Mapping[str, float],
-        merged: Mapping[str, float],
+        self, active: Sequence[str], trained: Collection[str], on: Collection[str], merged: Mapping[str, float]
     ) -> None:
-        """Brings the host to a state, from whatever state it is in.
+        """Brings the host to a state, from whatever state it is in, but for the gates: those are the model's.
 
         Args:
             active: the chosen adapters; those that are not here are left out.
             trained: those of them that are trained.
-            scales: the adapters that are on, each with its scale.
-            merged: those of them that the host's own variables are to contain, in their order.
+            on: those of them that count now: one without a gate takes part only while it does.
+            merged: the adapters that the host's own variables are to contain, in their order, each with its scale.
         """
         wanted = {name: scale for name, scale in merged.items() if name in self.adapters}
         if list(wanted.items()) != list(self.merged.items()):
             unmerge_host(self)
             merge_host(self, wanted)
         here = [name for name in active if name in self.adapters]
-        self.active[:] = [name for name in here if self.adapters[name].gated or name in scales]
+        self.active[:] = [name for name in here if self.adapters[name].gated or name in on]
         self.trained[:] = [name for name in here if name in trained]
-        for name, gate in self.gates.items():
-            gate.assign(0.0 if name in self.merged else scales.get(name, 0.0))
         self.freeze()
 
     def freeze(self) -> None:
@@ -314,8 +317,7 @@ class AdapterLayer(keras.layers.Layer):
         in_use = kernels_in_use(self)
         if attr == ACTIVATION:
             return None if in_use else value
-        site = self.sites.get(attr)
-        if site is None:
+        if (site := self.sites.get(attr)) is None:
             return self._own(attr, value)
         if in_use and site is self.site:
             return self._own(attr, value) if in_use[-1] is None else as_kernel(site, in_use[-1], value)
@@ -339,14 +341,14 @@ class AdapterLayer(keras.layers.Layer):
         Adapters that are off take part, multiplied by zero: then switching needs no new trace.
         """
         of_site = [n for n in self.weights_of if self.weights_at(n, site)]
-        names = [n for n in of_site if n in self.active or self.adapters[n].gated]
-        return sorted(names, key=lambda n: not self.adapters[n].mergeable)
+        usable = (n for n in of_site if n in self.active or self.adapters[n].gated)
+        return sorted(usable, key=lambda n: not self.adapters[n].mergeable)
 
     def parameters(self, name: str, site: Site, gate: Tensor | None = None) -> Weights:
         """Returns the weights of an adapter at a kernel for `Adapter.forward` and `Adapter.effective`."""
         values = {key: tensor_of(v) for key, v in self.weights_at(name, site).items()}
-        dropout = getattr(self, f"{name}_dropout", lambda x: x)
-        return Weights(values, tensor_of(self.gates[name]) if gate is None else gate, dropout)
+        gate = tensor_of(self.gates[name]) if gate is None else gate
+        return Weights(values, gate, getattr(self, f"{name}_dropout", lambda x: x))
 
     def _base(self, site: Site, names: list[str], call: Callable[[Tensor], Tensor], floating: Any = None) -> Base:
         """Returns the host with the adapters `names` applied to a kernel; see `forward`."""
@@ -382,10 +384,8 @@ class AdapterLayer(keras.layers.Layer):
             return surrounded(self, call, args, kwargs)
         if isinstance(self.host(), keras.layers.BatchNormalization):
             kwargs = kwargs | {"training": False}  # the statistics belong to the frozen base
-        chain = self.chain(site) if site is not None and site.kind != "opaque" else []
-        if not chain:
+        if site is None or site.kind == "opaque" or not (chain := self.chain(site)):
             return call(*args, **kwargs)
-        assert site is not None
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("inputs"), ())
         if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
             return (floating or call)(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix

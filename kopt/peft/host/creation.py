@@ -1,18 +1,25 @@
 """The weights of an adapter at one kernel of a host, as they start."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from kopt.peft.adapter import Adapter
+from kopt.peft.adapter import Adapter, Array
 from kopt.peft.host.host_tensors import as_float32
 from kopt.peft.layers import Site
 from kopt.peft.requirements import check_names
 
 
 def create_weights(
-    layer: Any, name: str, adapter: Adapter, site: Site, rng: np.random.Generator, shared: dict[str, keras.Variable]
+    layer: Any,
+    name: str,
+    adapter: Adapter,
+    site: Site,
+    rng: np.random.Generator,
+    shared: dict[str, keras.Variable],
+    given: Mapping[str, Array],
 ) -> None:
     """Creates the weights of an adapter, or takes those that another host has created for all.
 
@@ -23,12 +30,24 @@ def create_weights(
         site: the kernel.
         rng: source of the initial values.
         shared: what hosts have created for all, by name; new ones are added.
+        given: values to start from instead, by the names of the weights in the layer.
+
+    Raises:
+        ValueError: the method does not fit the kernel, a given value has another shape than the weight, or a weight
+            cannot have its name.
     """
     declared = adapter.weights(site)
+    adapter.check_fit(site)
     check_names(adapter, declared, layer.copies[name], layer.host_path)
     own = {key: weight for key, weight in declared.items() if not weight.shared or key not in shared}
-    values = {key: weight.init(rng, weight.shape(site)) for key, weight in own.items()}
-    adapter.start(values, lambda: site.matrix(as_float32(site.variable)), rng)
+    values = {key: np.asarray(given[full]) for key in own if (full := layer.key(site, key)) in given}
+    for key, value in values.items():
+        if value.shape != own[key].shape(site):
+            raise ValueError(f"{layer.host_path}: {key} takes {own[key].shape(site)}. Received: {value.shape}")
+    if len(values) < len(own):
+        drawn = {key: weight.init(rng, weight.shape(site)) for key, weight in own.items()}
+        adapter.start(drawn, lambda: site.matrix(as_float32(site.variable)), rng)
+        values = drawn | values
     for key, weight in declared.items():
         full = layer.key(site, key)
         if key in own:

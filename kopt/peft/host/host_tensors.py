@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from kopt.peft.adapter import Array
-from kopt.peft.layers import QuantizedKernel, Site, Tensor, stored_value
+from kopt.peft.layers import QuantizedKernel, Site, Tensor, snapshot, stored_value
 
 Stored = Any
 """What a layer computes with: a `keras.Variable`, or a `QuantizedKernel`."""
@@ -17,6 +17,8 @@ Bits = Array | dict[str, Array]
 
 def as_float32(variable: Stored) -> Array:
     """Returns the value of a variable as float32."""
+    if isinstance(variable, keras.Variable) and variable.dtype == "float32":
+        return snapshot(variable)
     return np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
 
 
@@ -48,7 +50,7 @@ def dtype_of(value: Any) -> str:
 
 def bits_of(stored: Stored) -> Bits:
     """Returns what is stored, for `put_bits`."""
-    return stored.bits() if isinstance(stored, QuantizedKernel) else np.asarray(stored.numpy())
+    return stored.bits() if isinstance(stored, QuantizedKernel) else snapshot(stored)
 
 
 def put_bits(stored: Stored, bits: Bits) -> None:

@@ -94,3 +94,20 @@ def changed_by(layer: Any, name: str) -> set[str]:
     """Returns the attributes of the own variables of the host that merging an adapter may change."""
     kernels = {site.attr for site in layer.sites.values() if layer.weights_at(name, site)}
     return kernels | ({"bias"} if kernels else set()) | layer.copies[name].keys()
+
+
+def refuse_shared(layer: Any, names: Collection[str], holders: Mapping[int, list[Any]]) -> None:
+    """Raises ValueError if merging would change a weight that another layer computes with, too.
+
+    Args:
+        layer: the `AdapterLayer`.
+        names: the adapters to merge.
+        holders: the layers of the model that have a variable, by its identity.
+    """
+    for attr in sorted(attr for name in names if name in layer.adapters for attr in changed_by(layer, name)):
+        others = [h.name for h in holders.get(id(layer.owned.get(attr)), []) if h is not layer.host()]
+        if others:
+            raise ValueError(
+                f"{layer.host_path}.{attr.lstrip('_')} is a weight of {', '.join(others)} too, which would change. "
+                "Keep the adapter, or call unload(model)."
+            )

@@ -23,7 +23,7 @@ def reduced(layer: Any) -> tuple[Any, ...]:
     finally:
         set_class(host, cls)
     scales = {name: float(gate.numpy()) for name, gate in layer.gates.items()}
-    state = (list(layer.active), list(layer.trained), scales, dict[str, float]())
+    state = (list(layer.active), list(layer.trained), scales)
     given = {name: (layer.adapters[name], *layer.given[name]) for name in layer.adapters}
     return restored_host, (type(layer), plain, layer.host_path, given, values, state)
 
@@ -43,5 +43,8 @@ def restored_host(
     for name, (adapter, targeted, whole, parameters) in given.items():
         child.add(name, adapter, targeted, whole, rng, parameters)
     child.load_own_variables(values)
-    child.settle(*state)
+    active, trained, scales = state
+    child.settle(active, trained, on=active, merged={})
+    for name, gate in child.gates.items():
+        gate.assign(scales[name])
     return layer

@@ -25,8 +25,10 @@ from kopt.peft.layers.keras_internals import register_weights as register_weight
 from kopt.peft.layers.keras_internals import set_class as set_class
 from kopt.peft.layers.keras_internals import set_optimizer as set_optimizer
 from kopt.peft.layers.keras_internals import set_trainable as set_trainable
+from kopt.peft.layers.keras_internals import snapshot as snapshot
 from kopt.peft.layers.keras_internals import stored_value as stored_value
 from kopt.peft.layers.keras_internals import strategy_of as strategy_of
+from kopt.peft.layers.keras_internals import track as track
 from kopt.peft.layers.keras_internals import trained_by as trained_by
 from kopt.peft.layers.keras_internals import unlocked as unlocked
 from kopt.peft.layers.keras_internals import unpickler as unpickler

@@ -167,7 +167,7 @@ def all_variables(layer: Any) -> dict[str, keras.Variable]:
 def own_variables(layer: Any) -> dict[str, keras.Variable]:
     """Returns those of the direct variables that the layer keeps as attributes, by attribute."""
     own = {id(v) for v in direct_variables(layer)}
-    return {name: v for name, v in vars(layer).items() if id(v) in own}
+    return {name: v for name, v in vars(layer).items() if id(v) in own} if own else {}
 
 
 def kernel_attribute(layer: Any) -> str | None:
@@ -204,6 +204,11 @@ def register_weights(model: Any) -> None:
                 layer._track_variables()
 
 
+def track(layer: Any, variable: keras.Variable) -> None:
+    """Makes an unlocked layer know a variable that another one has created."""
+    layer._track_variable(variable)
+
+
 def untrack(layer: Any, variable: keras.Variable) -> None:
     """Makes an unlocked layer forget a variable."""
     layer._untrack_variable(variable)
@@ -213,6 +218,13 @@ def stored_value(variable: keras.Variable) -> Any:
     """Returns the value of a variable in its own dtype, also inside a layer that computes in another."""
     with AutocastScope(None):
         return variable.value
+
+
+def snapshot(variable: keras.Variable) -> np.ndarray[Any, Any]:
+    """Returns the value of a variable as an array that no later assignment changes."""
+    if keras.backend.backend() == "tensorflow":  # which gives the variable another buffer then: this one needs no copy
+        return np.asarray(stored_value(variable).value())
+    return np.array(variable.numpy())
 
 
 def is_trainable(layer: Any) -> bool:

@@ -19,13 +19,15 @@ def named_layers(model: Any) -> list[tuple[str, Any]]:
     seen: set[int] = set()
 
     def visit(owner: Any, prefix: str) -> None:
-        attributes, used = _attribute_names(owner), set[str]()
+        attributes: dict[int, str] | None = None
+        used = set[str]()
         for child in children(owner):
             if id(child) in seen:
                 continue
             seen.add(id(child))
             name = child.name
             if not _is_graph(owner) and _is_made_up(child):
+                attributes = _attribute_names(owner) if attributes is None else attributes
                 name = attributes.get(id(child), name)
             while name in used:
                 name += "_"

@@ -59,6 +59,7 @@ class Site:
         if self.is_depthwise:
             self.channels = 1
         self._order = (*self.batch_axes, *self.in_axes, *self.out_axes)
+        self._in_order = self._order == tuple(range(len(self._order)))
 
     @property
     def has_kernel(self) -> bool:
@@ -90,12 +91,17 @@ class Site:
     def matrix(self, kernel: Any) -> Any:
         """Returns the kernel as [*batch, in, out]; NumPy stays NumPy."""
         np_or_ops = np if isinstance(kernel, np.ndarray) else ops
-        return np_or_ops.reshape(np_or_ops.transpose(kernel, self._order), (*self.batch, self.fan_in, self.fan_out))
+        ordered = kernel if self._in_order else np_or_ops.transpose(kernel, self._order)
+        shape = (*self.batch, self.fan_in, self.fan_out)
+        return ordered if tuple(ordered.shape) == shape else np_or_ops.reshape(ordered, shape)
 
     def kernel(self, matrix: Any) -> Any:
         """Returns [*batch, in, out] in the shape of the kernel; the inverse of `matrix`."""
         np_or_ops = np if isinstance(matrix, np.ndarray) else ops
-        unfolded = np_or_ops.reshape(matrix, [self.shape[i] for i in self._order])
+        shape = tuple(self.shape[i] for i in self._order)
+        unfolded = matrix if tuple(matrix.shape) == shape else np_or_ops.reshape(matrix, shape)
+        if self._in_order:
+            return unfolded
         return np_or_ops.transpose(unfolded, [self._order.index(i) for i in range(len(self._order))])
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:

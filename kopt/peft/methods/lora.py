@@ -203,10 +203,9 @@ class LoRA(Adapter):
 
     def change(self, p: Any) -> Tensor:
         """Returns W' - W."""
-        product = ops.matmul(p.lora_A, p.lora_B)
-        if self._starts_elsewhere:
-            product = product - ops.matmul(p.start_A, p.start_B)
-        return p.gate * self.scaling * product
+        scale = p.gate * self.scaling  # of the thin factor: the product is a hundred times its size
+        product = ops.matmul(p.lora_A, scale * p.lora_B)
+        return product - ops.matmul(p.start_A, scale * p.start_B) if self._starts_elsewhere else product
 
     def low_rank(self, x: Tensor, site: Site, p: Any) -> Tensor:
         """Returns x (W' - W) in two thin products."""

@@ -1,7 +1,6 @@
 """MiSS."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +8,7 @@ from keras import ops
 from typing_extensions import override
 
 from kopt.declare import Count, Fraction
-from kopt.peft.adapter import Adapter, Array, Base, Length, Weight, uniform, zeros
+from kopt.peft.adapter import Adapter, Base, Length, Weight, uniform, zeros
 from kopt.peft.layers import Site, Tensor
 from kopt.peft.methods.additive import Additive
 
@@ -61,9 +60,8 @@ class MiSS(Additive):
         return {"miss_block": Weight(axes.get(self.init_weights, ("out", self.r)), init)}
 
     @override
-    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
-        """Checks that the blocks fit the kernel."""
-        inner, outer = kernel().shape
+    def check_fit(self, site: Site) -> None:
+        inner, outer = site.fan_in, site.fan_out
         divides = {"bat": inner % self.r == 0 and outer % self.r == 0, "mini": outer % self.mini_r == 0}
         if self.r > inner or not divides.get(str(self.init_weights), True):
             raise ValueError(

@@ -51,13 +51,17 @@ class SHiRA(Additive):
         }
 
     @override
-    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
-        """Draws the places."""
-        (inner, outer), count = kernel().shape, len(values["shira_weight"])
-        if count > inner * outer:
+    def check_fit(self, site: Site) -> None:
+        inner, outer = site.fan_in, site.fan_out
+        if (count := self.r * (inner + outer)) > inner * outer:
             raise ValueError(
                 f"SHiRA: r={self.r} asks for {count} places in a kernel [{inner}, {outer}], which has {inner * outer}."
             )
+
+    @override
+    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
+        """Draws the places."""
+        (inner, outer), count = kernel().shape, len(values["shira_weight"])
         rng = rng if self.random_seed is None else np.random.default_rng(self.random_seed)
         places = np.sort(rng.choice(inner * outer, count, replace=False))
         values["shira_indices"] = np.stack([places // inner, places % inner], axis=-1)

@@ -44,16 +44,18 @@ class TrainableTokens(Adapter):
         return {"trainable_tokens_delta": Weight(axes, normal(1.0), as_it_is=True)} if self.token_indices else {}
 
     @override
-    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
-        """Takes the rows of the embedding."""
-        rows = kernel()
-        if max(self.token_indices) >= len(rows):
+    def check_fit(self, site: Site) -> None:
+        if max(self.token_indices, default=-1) >= site.fan_in:
             raise ValueError(
                 f"TrainableTokens: token_indices go up to {max(self.token_indices)}, but the embedding has "
-                f"{len(rows)} rows. Enlarge the vocabulary of the model first."
+                f"{site.fan_in} rows. Enlarge the vocabulary of the model first."
             )
+
+    @override
+    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
+        """Takes the rows of the embedding."""
         if self.init_weights:
-            values["trainable_tokens_delta"] = rows[self.token_indices]
+            values["trainable_tokens_delta"] = kernel()[self.token_indices]
 
     @override
     def effective(self, w: Tensor, p: Any) -> Tensor:

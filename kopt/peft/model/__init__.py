@@ -3,6 +3,7 @@
 from kopt.peft.model.adapters import ModelAdapters as ModelAdapters
 from kopt.peft.model.adapters import adapters_of as adapters_of
 from kopt.peft.model.adapters import require_adapters as require_adapters
+from kopt.peft.model.choice import site_of as site_of
 from kopt.peft.model.functions import delete_adapter as delete_adapter
 from kopt.peft.model.functions import disable_adapter as disable_adapter
 from kopt.peft.model.functions import get_peft_model as get_peft_model

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from kopt.peft.adapter import Adapter
+from kopt.peft.adapter import Adapter, Array
 from kopt.peft.host import (
     AdapterLayer,
-    changed_by,
     changes_order,
     container_class,
     is_guarded,
     merge_host,
+    refuse_shared,
     unmerge_host,
 )
 from kopt.peft.layers import (
@@ -43,7 +43,7 @@ from kopt.peft.layers import (
     set_trainable,
 )
 from kopt.peft.model.optimizers import Optimizers
-from kopt.peft.model.selection import plan
+from kopt.peft.model.selection import Targets, plan
 from kopt.peft.requirements import require_model
 
 _ADAPTERS = "kopt_peft"
@@ -65,6 +65,8 @@ class ModelAdapters:
         """Those of the active adapters that are in the weights of the base, but while adapters are disabled."""
         self.scales: dict[str, float] = {}
         """By how much the adapters count that count otherwise than 1."""
+        self.gates: dict[str, Any] = {}
+        """The variable by which each adapter counts now, by adapter: 0 while it is off or merged."""
         self.fixed: set[str] = set()
         """The adapters that are never trained."""
         self.optimizers = Optimizers(model)
@@ -92,6 +94,8 @@ class ModelAdapters:
         trained = [name for name in self.active if name not in self.fixed]
         for layer in self.hosts.values():
             layer.settle(self.active, trained, scales, merged)
+        for name, gate in self.gates.items():
+            gate.assign(0.0 if name in merged else scales.get(name, 0.0))
         if self.prompts != self._prompted:  # all else is a matter of gates
             self._prompted = self.prompts
             self.optimizers.forget_functions()
@@ -175,8 +179,10 @@ class ModelAdapters:
 
     # ------------------------------------------------------------------------------------ putting in, taking out
 
-    def add(self, name: str, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] | None) -> None:
-        """Adds an adapter, or raises ValueError and leaves the model as it was."""
+    def add(
+        self, name: str, adapter: Adapter, targets: Targets | None, values: Mapping[str, Mapping[str, Array]]
+    ) -> None:
+        """Adds an adapter, or raises ValueError and leaves the model as it was; see `add_adapter`."""
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
             raise ValueError(f"The name of an adapter has up to 100 letters, digits, _ and - only. Received: {name!r}")
         if name in self.adapters:
@@ -189,8 +195,7 @@ class ModelAdapters:
             )
         plans = plan(self.model, adapter, targets)
         rng = np.random.default_rng(np.random.randint(2**31))  # which keras.utils.set_random_seed seeds
-        new: list[str] = []
-        shared: dict[str, Any] = {}
+        new, shared = list[str](), dict[str, Any]()
         for layer in self.hosts.values():
             unmerge_host(layer)  # adapters start from the base
         try:
@@ -198,13 +203,16 @@ class ModelAdapters:
                 if path not in self.hosts:
                     self.hosts[path] = AdapterLayer(step.layer, path)
                     new.append(path)
-                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng, step.parameters, shared)
+                given = (step.parameters, shared, self.gates.get(name), values.get(path, {}))
+                self.hosts[path].add(name, step.adapter, step.targeted, step.whole, rng, *given)
+                self.gates[name] = self.hosts[path].gates[name]
         except Exception:  # whatever it is, the model is left as it was
             for path in plans:
                 if path in self.hosts:
                     self.hosts[path].remove(name)
             for path in new:
                 self.hosts.pop(path).remove_host()
+            self.gates.pop(name, None)
             self.settle()
             raise
         if not self.adapters:
@@ -244,14 +252,15 @@ class ModelAdapters:
             return
         gone = self.variables_of(name)
         for path, layer in list(self.hosts.items()):
+            host = layer.host()
             layer.remove(name)
             if not layer.adapters:
-                host = layer.host()
                 self.hosts.pop(path).remove_host()
                 set_trainable(host, any(isinstance(inner, AdapterLayer) for inner in flatten_layers(host)))
         del self.adapters[name]
         self.active = [n for n in self.active if n != name]
         self.scales.pop(name, None)
+        del self.gates[name]
         self.fixed.discard(name)
         self._guard()
         register_weights(self.model)
@@ -330,14 +339,8 @@ class ModelAdapters:
         for layer in flatten_layers(self.model):
             for variable in direct_variables(layer):
                 holders.setdefault(id(variable), []).append(layer)
-        for path, layer in self.hosts.items():
-            for attr in sorted(attr for name in names if name in layer.adapters for attr in changed_by(layer, name)):
-                others = [h.name for h in holders.get(id(layer.owned.get(attr)), []) if h is not layer.host()]
-                if others:
-                    raise ValueError(
-                        f"{path}.{attr.lstrip('_')} is a weight of {', '.join(others)} too, which would change. "
-                        "Keep the adapter, or call unload(model)."
-                    )
+        for layer in self.hosts.values():
+            refuse_shared(layer, names, holders)
 
     def variables_of(self, name: str) -> list[Any]:
         """Returns all variables of an adapter."""

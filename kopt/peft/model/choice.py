@@ -18,14 +18,14 @@ def site_of(layer: Any) -> Site | None:
     return find_place(layer) if child is None else child.site
 
 
-def select(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
-    """Returns the paths of the layers that the adapter goes to.
+def select(adapter: Adapter, named: Mapping[str, Any], sites: Mapping[str, Site | None]) -> set[str]:
+    """Returns the paths of the layers that the adapter goes to, among `named`, whose kernels are `sites`.
 
     Raises:
         ValueError: there are none, one cannot host the method, a name, pattern or number matches nothing, or a layer
             that has another method beside is a target too.
     """
-    beside, targeted = _select_beside(adapter, named), _select_targets(adapter, named)
+    beside, targeted = _select_beside(adapter, sites), _select_targets(adapter, named, sites)
     twice = beside & (targeted | select_parameters(adapter, named).keys() | _saved_whole(adapter, beside))
     if twice:
         raise ValueError(
@@ -40,9 +40,9 @@ def _saved_whole(adapter: Adapter, paths: Iterable[str]) -> set[str]:
     return {path for path in paths if matches(adapter.modules_to_save, path)}
 
 
-def _select_beside(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
+def _select_beside(adapter: Adapter, sites: Mapping[str, Site | None]) -> set[str]:
     """Returns the paths of the layers that have another method beside, which are embeddings."""
-    possible = [path for path, layer in named.items() if (s := site_of(layer)) is not None and s.kind == "embedding"]
+    possible = [path for path, site in sites.items() if site is not None and site.kind == "embedding"]
     found = {name: [path for path in possible if is_called(name, path)] for name in adapter.beside}
     for name, paths in found.items():
         if not paths:
@@ -53,7 +53,7 @@ def _select_beside(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
     return {path for paths in found.values() for path in paths}
 
 
-def _select_targets(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
+def _select_targets(adapter: Adapter, named: Mapping[str, Any], sites: Mapping[str, Site | None]) -> set[str]:
     """Returns the paths of the layers that `target_modules` selects."""
     parameters = getattr(adapter, "target_parameters", None)
     if parameters and adapter.target_modules is None:
@@ -61,8 +61,8 @@ def _select_targets(adapter: Adapter, named: Mapping[str, Any]) -> set[str]:
         _check_numbers(adapter, {p: layer_number(p, adapter.layers_pattern) for p in _parameters(adapter, named)})
         return set()
     spec = adapter.target_modules or list(adapter.default_targets) or None
-    possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, site_of(layer))]
-    wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer)]
+    possible = [path for path, layer in named.items() if adapter.at(path).can_host(layer, sites[path])]
+    wanted = [path for path, layer in named.items() if is_wanted(spec, path, layer, sites[path])]
     wanted = [p for p in wanted if not matches(adapter.exclude_modules, p) and not matches(adapter.modules_to_save, p)]
     if isinstance(spec, list):
         named_alone = [p for p in wanted if any(is_called(n, p) for n in spec)]
@@ -100,10 +100,10 @@ def _check_numbers(adapter: Adapter, numbers: Mapping[str, int | None]) -> None:
             )
 
 
-def is_wanted(spec: Any, path: str, layer: Any) -> bool:
-    """Returns whether `target_modules` selects a layer."""
+def is_wanted(spec: Any, path: str, layer: Any, site: Site | None) -> bool:
+    """Returns whether `target_modules` selects a layer, whose kernel is `site`."""
     if spec == ALL_LINEAR:
-        return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site_of(layer) is not None
+        return isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)) and site is not None
     return spec is None or matches(spec, path)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -23,22 +24,34 @@ from kopt.peft.layers import (
     unpickler,
 )
 from kopt.peft.model.adapters import ModelAdapters, adapters_of
-from kopt.peft.model.selection import Plan, plan
+from kopt.peft.model.selection import Plan, Targets, plan
 from kopt.peft.requirements import require_method
 
 NAME = "PeftModel"
 
 
 def add_adapter(
-    model: Any, adapter: Adapter, adapter_name: str, targets: Mapping[str, Mapping[str, Any]] | None = None
+    model: Any,
+    adapter: Adapter,
+    adapter_name: str,
+    targets: Targets | None = None,
+    values: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
 ) -> ModelAdapters:
-    """Adds an adapter to a model without making it the active one; `targets` is that of `plan`."""
+    """Adds an adapter to a model without making it the active one.
+
+    Args:
+        model: a built model.
+        adapter: the method.
+        adapter_name: its name.
+        targets: as for `plan`.
+        values: what weights start from instead of what the method says, by path and by key, as `AdapterLayer` has them.
+    """
     require_method(model, adapter)
     if hasattr(model, "call_with_cache") and adapter.prepends:
         raise ValueError(f"{type(adapter).__name__} cannot reach text generation, which does not pass through `call`.")
     found = adapters_of(model)
     current = found or ModelAdapters(model)
-    current.add(adapter_name, adapter, targets)
+    current.add(adapter_name, adapter, targets, values)
     if found is None:
         current.install()
         set_class(model, adapted_class(original_class(model)))
@@ -50,7 +63,7 @@ def put_adapter(
     model: Any,
     adapter: Adapter,
     adapter_name: str,
-    targets: Mapping[str, Mapping[str, Any]] | None,
+    targets: Targets | None,
     values: Mapping[str, Mapping[str, Array]],
     is_trainable: bool,
 ) -> None:
@@ -73,14 +86,14 @@ def put_adapter(
     current = adapters_of(model)
     swaps = current is not None and adapter_name in current.adapters
     if current is None or not swaps:
-        current = add_adapter(model, adapter, adapter_name, targets)
+        current = add_adapter(model, adapter, adapter_name, targets, values)
     else:
         _check_same(current, adapter_name, plan(model, adapter, targets))
-    for path, own in values.items():
-        layer = current.hosts[path]
-        variables = layer.weights_of[adapter_name] | layer.copies[adapter_name]
-        for key, value in own.items():
-            variables[key].assign(value)
+        for path, own in values.items():
+            layer = current.hosts[path]
+            variables = layer.weights_of[adapter_name] | layer.copies[adapter_name]
+            for key, value in own.items():
+                variables[key].assign(value)
     (current.fixed.discard if is_trainable else current.fixed.add)(adapter_name)
     if swaps:
         current.optimizers.restart(current.variables_of(adapter_name))

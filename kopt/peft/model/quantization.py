@@ -114,8 +114,9 @@ def dequantize(model: Any) -> Any:
 
 def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, Any]:
     """Returns the layers to quantize by path."""
-    sites = [(path, layer, site_of(layer)) for path, layer in named_layers(model)]
-    possible = {path: layer for path, layer, site in sites if site is not None and site.has_kernel}
+    found = {path: (layer, site_of(layer)) for path, layer in named_layers(model)}
+    sites = {path: (layer, site) for path, (layer, site) in found.items() if site is not None and site.has_kernel}
+    possible = {path: layer for path, (layer, _) in sites.items()}
     for spec, field in ((target_modules, "target_modules"), (exclude_modules, "exclude_modules")):
         for name in spec if isinstance(spec, list) else ():
             if not any(matches([name], path) for path in possible):
@@ -123,7 +124,7 @@ def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, 
                     f"{field}: {name!r} matches no layer with a kernel. Closest layer names: "
                     f"{nearest(name, list(possible)) or 'none'}."
                 )
-    chosen = {path: layer for path, layer in possible.items() if is_wanted(target_modules, path, layer)}
+    chosen = {path: layer for path, (layer, site) in sites.items() if is_wanted(target_modules, path, layer, site)}
     chosen = {path: layer for path, layer in chosen.items() if not matches(exclude_modules, path)}
     if not chosen:
         raise ValueError(

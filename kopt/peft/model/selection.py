@@ -25,7 +25,11 @@ class Plan:
     """Attributes that hold other kernels than the layer's own, and are adapted."""
 
 
-def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Plan]:
+Targets = Mapping[str, Mapping[str, Any]]
+"""The layers that an adapter goes to, by path, each with the arguments that hold there."""
+
+
+def plan(model: Any, adapter: Adapter, targets: Targets | None = None) -> dict[str, Plan]:
     """Returns what `adapter` would do in `model`, by path.
 
     Args:
@@ -40,15 +44,16 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
     if not getattr(model, "built", False):
         raise ValueError(f"The model {model.name!r} is not built. Call it once, or build(...), before adding adapters.")
     named = dict(named_layers(model))
+    sites = {path: site_of(layer) for path, layer in named.items()}
     if targets is None:
-        selected, others = select(adapter, named), select_parameters(adapter, named)
+        selected, others = select(adapter, named, sites), select_parameters(adapter, named)
     else:
         selected = {path for path in targets if path in named}
         others = parameters_of(named, [path for path in targets if path not in named], whole=True)
     _check_saved(model, adapter, named)
     plans: dict[str, Plan] = {}
     for path, layer in named.items():
-        parameters, site = others.get(path, []), site_of(layer)
+        parameters, site = others.get(path, []), sites[path]
         targeted = path in selected or (site is not None and site.attr in parameters)
         owned = own_variables(layer)
         missing = len(direct_variables(layer)) - len(owned)
@@ -69,9 +74,9 @@ def plan(model: Any, adapter: Adapter, targets: Mapping[str, Mapping[str, Any]] 
         if getattr(layer, "quantization_mode", None) and (site is None or site.has_kernel):
             _check_quantized(model, path, layer, whole or any(adapter.trains(v, targeted) for v in _KERNELS))
         plans[path] = Plan(layer, local, targeted, whole, tuple(parameters))
-    sites = [site_of(step.layer) for step in plans.values() if step.targeted]
+    targeted_sites = [site for path, step in plans.items() if step.targeted and (site := sites[path]) is not None]
     for step in plans.values():
-        step.adapter = step.adapter.among([site for site in sites if site is not None])
+        step.adapter = step.adapter.among(targeted_sites)
     if not plans:
         raise ValueError(
             f"{type(adapter).__name__} finds nothing to train. The model has {', '.join(list(named)[:12])}."

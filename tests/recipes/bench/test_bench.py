@@ -9,7 +9,7 @@ import pytest
 
 from kopt import board
 from recipes import bench
-from recipes.bench import recipe, rows, tasks
+from recipes.bench import adapters, recipe, rows, tasks
 from recipes.run.errors import DataError
 
 EASY = recipe._listed()[0]
@@ -124,6 +124,10 @@ def test_one_row_is_made_anew_and_compared(pretended, capsys):
         ("--rule sgd --part tasks", "not one of the twelve"),
         ("--check --rule lion", "has no effect with --check"),
         ("--seed -1", "expected at least 0"),
+        ("--method lora", "has no effect with --part all"),
+        ("--part adapters --method qlora", "not one of lora"),
+        ("--part adapters --rule lion", "has no effect with --part adapters"),
+        ("--part adapters --adapter-task language --data .", "has no effect with --adapter-task language"),
     ],
 )
 def test_usage_errors(flags, said, capsys):
@@ -172,3 +176,64 @@ def test_one_rule_is_put_beside_the_others(tmp_path):
     tasks.write(tmp_path / tasks.FILE, "digits", metrics(lion=3.0))
     found = {task: {k: v.steps for k, v in rows.items()} for task, rows in board.tasks(tmp_path).items()}
     assert found == {"digits": {"adamw": 5.0, "lion": 3.0}, "text": {"lion": 4.0}}
+
+
+# ---------------------------------------------------------------------------------------------------- the adapters
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Pretends to train; lists the arguments of the recipes."""
+    asked = []
+
+    def run(words, check):
+        asked.append(words)
+        folder = Path(words[words.index("--output-dir") + 1])
+        (folder / "adapter").mkdir(parents=True)
+        method = words[words.index("--method") + 1]
+        if method not in ("head", "full"):
+            (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"12345")
+        metrics = {"model": "some", "data": "train.tsv", "trained_parameters": 7, "peak_memory_mb": None}
+        metrics |= {"train_seconds": 1.5, "learning_rate": 0.1, "versions": {}, "test_accuracy": 0.5}
+        metrics |= {"test_perplexity": 9.0, "test_perplexity_before": 11.0}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        return SimpleNamespace(returncode=4 if method == "oft" and words[3] == "generation" else 0)
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr(adapters, "missing", lambda task: [])
+    return asked
+
+
+def test_methods_are_trained_by_the_recipes_once(trained, capsys):
+    argv = ["--part", "adapters", "--output-dir", "out"]
+    assert bench.main(argv) == 1 and "kopt generation --method oft" in capsys.readouterr().err
+    found = board.adapters(Path("out"))
+    assert set(found["sentences"]) == set(adapters.TASKS["sentences"].methods) and "oft" not in found["language"]
+    row = found["language"]["lora"]
+    assert (row.value, row.before, row.file_bytes, row.seconds) == (9.0, 11.0, 5, 1.5)
+    assert found["sentences"]["full"].file_bytes is None and found["sentences"]["full"].value == 0.5
+    count = len(trained)
+    assert bench.main([*argv, "--adapter-task", "sentences"]) == 0 and len(trained) == count
+    assert Path("out/board-adapters.png").read_bytes()[:4] == b"\x89PNG"
+    assert bench.main([*argv, "--adapter-task", "sentences", "--method", "lora"]) == 0 and len(trained) == count + 1
+    for name in ("train.tsv", "dev.tsv"):
+        Path(name).touch()
+    assert bench.main([*argv, "--adapter-task", "sentences", "--data", "."]) == 0
+    assert len(trained) == 2 * count + 1 - len(adapters.TASKS["language"].methods[:11])
+    assert "--train-file" in trained[-1] and board.adapters(Path("out"))["sentences"]["lora"].data == Path.cwd().name
+
+
+def test_tasks_without_their_packages_are_told(monkeypatch, capsys):
+    monkeypatch.setattr(adapters, "missing", lambda task: ["some-package"])
+    argv = ["--part", "adapters", "--output-dir", "out"]
+    assert bench.main(argv) == 0 and "sentences: not run. It needs some-package" in capsys.readouterr().out
+    assert bench.main([*argv, "--adapter-task", "language"]) == 2
+
+
+def test_the_board_of_adapters_is_of_what_the_command_runs():
+    for name, found in board.adapters().items():
+        for method, row in found.items():
+            told = json.loads((board.reader.FOLDER / "adapters" / name / f"{method}.json").read_text())["arguments"]
+            data = Path("sst2") if name == "sentences" else None
+            assert told == [Path(w).name if "sst2" in w else w for w in adapters.arguments(name, method, data)]
+            assert (row.task, row.method) == (name, method) and method in adapters.TASKS[name].methods

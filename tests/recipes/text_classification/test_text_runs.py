@@ -100,6 +100,23 @@ def test_every_method_trains_what_it_should(method, train, quick, capsys):
     assert float(p) >= float(q) and float(p) + float(q) == pytest.approx(1, abs=2e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in TRAINED])
+def test_methods_of_the_board_are_saved_and_evaluated(method, train, quick, capsys):
+    flags = ["--rank", "3"] if "rank" in methods.METHODS[method].flags else []
+    flags += ["--alpha", "3"] if "alpha" in methods.METHODS[method].flags else []
+    metrics, folder = train("--method", method, "--max-steps", "2", "--max-length", "20", *flags)
+    assert HEAD < metrics["trained_parameters"] < metrics["parameters"] / 2
+    assert metrics["learning_rate"] == methods.METHODS[method].learning_rate
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    if flags:
+        assert config["r"] == 3
+    if "--alpha" in flags:
+        assert next(config[name] for name in ("lora_alpha", "randlora_alpha", "alpha") if name in config) == 3
+    out = command(capsys, "evaluate", "--model", folder)
+    assert json.loads(out)["test_loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
 def test_evaluate(baseline, made, capsys):
     metrics = json.loads((baseline / "metrics.json").read_text())
     printed = json.loads(command(capsys, "evaluate", "--model", baseline))
