@@ -154,7 +154,7 @@ def test_rows_with_different_adapters(tmp_path):
     x = inputs = keras.Input((5, 8))
     x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
     x = keras.layers.Conv1D(6, 3, activation="relu", name="conv")(x)
-    model = keras.Model(inputs, keras.layers.Dense(3, "softmax", name="head")(x))
+    model = keras.Model(inputs, keras.layers.Dense(3, "leaky_relu", name="head")(x))
     names = {
         "lora": peft.LoRA(r=2, target_modules=["query", "conv", "head"]),
         "dora": peft.DoRA(r=2, target_modules=["value", "head"]),

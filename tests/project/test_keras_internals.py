@@ -136,6 +136,7 @@ OWNERS = {  # where kopt looks for a private name
     "_parent_path": ["layer"],
     "_path": ["layer"],
     "_symbolic_build": ["model"],
+    "_track_variable": ["layer"],
     "_track_variables": [],  # on torch
     "_tracker": ["layer"],
     "_trainable": ["model", "layer"],
