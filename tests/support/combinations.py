@@ -8,7 +8,7 @@
     reset       what was reset trains as if for the first time
     thawed      layers that were frozen train on after another compile, and everything stays finite
     replicas    two replicas are one
-    backend     another backend of Keras comes to the same weights
+    backend     another backend of Keras comes to the same predictions
 
 A difference is printed with the pair, which `--only RULE --ways WAY` plays again.
 """
@@ -219,7 +219,11 @@ def try_one(rule, way, check):
 
 
 def beside(backend, given):
-    """Prints how far another backend comes from this one, for pairs in one process each."""
+    """Prints how far predictions of another backend are from those of this one, for pairs in one process each.
+
+    Weights would tell nothing: the bias of keys in an attention has a gradient of nothing but rounding, which rules that
+    divide by its size make steps of.
+    """
     given.checks = ["resume"]  # any one: it is the pairs that count
     names = [
         f"{rule}/{way}"
@@ -236,13 +240,14 @@ def beside(backend, given):
     wrong = 0
     for name in names:
         off = np.abs(found[0][name] - found[1][name]).max()
-        wrong += not off < 2e-3
-        print(f"{'ok  ' if off < 2e-3 else 'FAIL'} {name}: {off:.1e}")
+        most = 0.1 if name.endswith(("bfloat16", "bits")) else 2e-3
+        wrong += not off < most
+        print(f"{'ok  ' if off < most else 'FAIL'} {name}: {off:.1e}", flush=True)
     return wrong
 
 
 def write(file, names):
-    """Trains here, and writes the weights of each pair into a file."""
+    """Trains here, and writes the predictions of each pair into a file."""
     found = {}
     for name in names:
         model = network(name.partition("/")[2])
@@ -250,7 +255,7 @@ def write(file, names):
         model.set_weights([rng.normal(0, 0.2, w.shape).astype(w.dtype) for w in model.get_weights()])
         rule, _, way = name.partition("/")
         model.compile(RULES[rule](**WAYS[way], sparse="exact"), "mse", jit_compile=way == "XLA")
-        found[name] = flat(fit(model))
+        found[name] = fit(model).predict(X, verbose=0).astype("float64")
     np.savez(file, **found)
 
 
