@@ -272,7 +272,7 @@ def api_page(module: ModuleType) -> str:
             own.append(full)
     if listed:
         parts.append("## With a page of their own\n\n" + ", ".join(listed))
-    elsewhere = [getattr(kopt, n).__name__ for n in exported(module) if inspect.ismodule(getattr(module, n))]
+    elsewhere = [other.__name__ for n in exported(module) if (other := getattr(module, n)) in MODULES]
     if elsewhere:
         parts.append("Modules: " + ", ".join(f"[`{other}`]({other}.md)" for other in sorted(elsewhere)))
     if module is kopt.schedules:
