@@ -221,8 +221,8 @@ def try_one(rule, way, check):
 def beside(backend, given):
     """Prints how far predictions of another backend are from those of this one, for pairs in one process each.
 
-    Weights would tell nothing: the bias of keys in an attention has a gradient of nothing but rounding, which rules that
-    divide by its size make steps of.
+    Weights would tell nothing: the bias of keys in an attention has a gradient of nothing but rounding, of which rules
+    that divide by its size make steps.
     """
     given.checks = ["resume"]  # any one: it is the pairs that count
     names = [
