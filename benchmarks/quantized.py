@@ -12,6 +12,7 @@ Differences are of runs with the same seed; the aim is a mean difference of at m
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import time
@@ -44,11 +45,11 @@ def read(data: Path | None, examples: int) -> Any:
 def train(data: Any, form: str, seed: int) -> float:
     """Returns the accuracy on the test set after an epoch over a base in a format."""
     import keras
-    from keras_hub.models import Backbone  # noqa: F401  # registers what the base is made of
 
     import kopt
     from recipes.text_classification import batches, language_model, tasks
 
+    importlib.import_module("keras_hub")  # registers what the base is made of
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     pretrained, task = language_model.find_model("minilm"), tasks.task_of(data.labels)

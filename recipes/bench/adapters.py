@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..run.errors import DataError, RecipeError
 from ..run.folder import atomic
+from . import rows
 
 FOLDER = "adapters"
 SHARED = ("lora", "dora", "lora-fa", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira", "oft", "ia3")
@@ -108,7 +109,7 @@ def run(name: str, methods: Sequence[str], folder: Path, data: Path | None, anew
     for method in (method for method in TASKS[name].methods if method in methods):
         path, words = folder / FOLDER / name / f"{method}.json", arguments(name, method, data)
         told = [Path(word).name if data is not None and word.startswith(str(data)) else word for word in words]
-        found = None if anew else _read(path)
+        found = None if anew else rows.read(path)
         if found is None or found["arguments"] != told:
             found = make_row(name, method, words) | {"arguments": told}
             if name == "sentences" and data is not None:
@@ -151,13 +152,3 @@ def make_row(name: str, method: str, words: Sequence[str]) -> dict[str, Any]:
         "learning_rate": metrics["learning_rate"],
         "versions": metrics["versions"],
     }
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}. Delete it, and it is made again.") from error
-    return found
