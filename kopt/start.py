@@ -19,17 +19,23 @@ def is_command(words: Sequence[str]) -> bool:
     """Returns whether this process is a command of kopt, and no program that imports it.
 
     Args:
-        words: what Python was started with, as `sys.orig_argv`.
+        words: what Python was started with, see `started_with`.
     """
     rest = iter(words[1:])
     for word in rest:
         if word == "-m":
             return next(rest, "").partition(".")[0] in COMMANDS
         if not word.startswith("-"):
-            return Path(word).stem == COMMANDS[0]
+            path = Path(word)
+            return path.stem == COMMANDS[0] or (path.stem == "__main__" and not {*COMMANDS}.isdisjoint(path.parts))
         if word in ("-W", "-X"):
             next(rest, None)
     return False
+
+
+def started_with() -> Sequence[str]:
+    """Returns what this process was started with; of one that multiprocessing has spawned, what its parent was."""
+    return [sys.executable, *sys.argv] if "--multiprocessing-fork" in sys.orig_argv else sys.orig_argv
 
 
 @contextlib.contextmanager
@@ -57,6 +63,7 @@ def filtered_stderr() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-if is_command(sys.orig_argv):
+if is_command(started_with()):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with filtered_stderr():
         importlib.import_module("keras")

@@ -186,9 +186,12 @@ def _begin(threads: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import tensorflow as tf
+    from kopt.start import filtered_stderr
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    for gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes the memory of all
-        tf.config.experimental.set_memory_growth(gpu, True)
+    with filtered_stderr():
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        for gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes the memory of all
+            tf.config.experimental.set_memory_growth(gpu, True)

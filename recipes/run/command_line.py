@@ -236,7 +236,6 @@ def _import_quietly(devices: bool, trains: bool) -> None:
         devices: whether to look for them, which writes notes too.
         trains: whether GPUs are for this process.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kopt.start import filtered_stderr
 
     with filtered_stderr():

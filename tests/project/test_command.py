@@ -44,6 +44,8 @@ def python(*arguments, cwd=ROOT, **variables):
         ("python -m kopt mnist", True),
         ("python -P -X dev -m recipes.mnist --epochs 3", True),
         ("python -Werror /usr/bin/kopt optimizers", True),
+        ("python /home/me/recipes/compare/__main__.py --processes 2", True),
+        ("python /home/me/compare/__main__.py", False),
         ("python train.py -m kopt", False),
         ("python -m pytest -k kopt", False),
         ("python -c pass", False),
@@ -63,6 +65,13 @@ def test_notes_of_native_code_are_held_back_and_other_lines_are_not(capfd):
 
 def test_a_command_prints_nothing_but_its_own():
     done = python("-m", "kopt", "schedules")
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.slow
+def test_nor_do_the_processes_that_a_command_starts(tmp_path):
+    words = "--task test-functions --optimizers adamw --trials 1 --seeds 1 --steps 10 --processes 2 --output-dir"
+    done = python("-m", "recipes.compare", *words.split(), str(tmp_path / "out"))
     assert done.returncode == 0 and not done.stderr
 
 
