@@ -8,6 +8,8 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -47,6 +49,24 @@ def _serve(make: Callable[[], Callable[[], Any]], connection: Any) -> None:
     step = make()
     while connection.recv():
         connection.send(clock(step))
+
+
+def peak(imports: str, make: str) -> tuple[int, int, float]:
+    """Returns the peak memory in MB of a process that does three steps, of it what the imports take, and the loss.
+
+    Args:
+        imports: statements.
+        make: expression of a function that does a step and returns its loss.
+    """
+    program = (
+        f"import resource; {imports};"
+        "now = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; imported = now();"
+        f"once = {make}; losses = [once() for _ in range(3)]; print(now(), imported, losses[-1])"
+    )
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    most, imported, loss = done.stdout.split()[-3:]
+    return int(most), int(imported), float(loss)
 
 
 def take_turns(runs: dict[str, Callable[[], float]], rounds: int) -> Times:

@@ -7,37 +7,27 @@ that after the imports. With SGD, or with one bias alone to learn, it is seen wh
 Keras writes one with some thirty operations for each of the 74 trained weights. The aim is 1.2 of peft's.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 
 from benchmarks import _turns
 
+PEFT, SHORT = "peft on torch, AdamW", "kopt, AdamW, one text of 8 tokens"
 MAKES = {
     "kopt, AdamW of Keras": "step('minilm', 'kopt', False)",
     "kopt, SGD of Keras": "step('minilm', 'kopt', False, 'SGD')",
-    "kopt, AdamW, one text of 8 tokens": "step('minilm', 'kopt', False)",
+    SHORT: "step('minilm', 'kopt', False)",
     "one bias alone, AdamW": "step('minilm', 'floor', False)",
-    "peft on torch, AdamW": "torch_step()",
+    "LoRA of Keras, AdamW": "step('minilm', 'keras', False)",
+    "full fine-tuning, AdamW": "step('minilm', 'full', False)",
+    PEFT: "torch_step()",
 }
-PEFT = "peft on torch, AdamW"
 
 
 def peak(name: str) -> tuple[int, int]:
-    """Returns the peak memory in MB of a process that does three steps, and of it what the imports take."""
-    make = MAKES[name]
-    packages = "torch, transformers, peft" if make.startswith("torch") else "keras_hub, tensorflow, kopt.peft"
-    small = "lora.BATCH, lora.LENGTH = 1, 8;" if "one text" in name else ""
-    program = (
-        f"import resource; from benchmarks import lora; import {packages}; {small}"
-        "now = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; imported = now();"
-        f"once = lora.{make}; [once() for _ in range(3)]; print(now(), imported)"
-    )
-    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    most, imported = done.stdout.split()[-2:]
-    return int(most), int(imported)
+    """Returns the peak memory in MB of a process, and of it what the imports take."""
+    packages = "torch, transformers, peft" if name == PEFT else "keras_hub, tensorflow, kopt.peft"
+    small = "lora.BATCH, lora.LENGTH = 1, 8" if name == SHORT else "pass"
+    return _turns.peak(f"from benchmarks import lora; import {packages}; {small}", f"lora.{MAKES[name]}")[:2]
 
 
 def table(rounds: int) -> list[str]:

@@ -9,8 +9,6 @@ the memory. Needs the packages that recipes/README.md names for the recipe, and 
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -85,33 +83,23 @@ def peft_step() -> Callable[[], Any]:
     return once
 
 
+PEFT = "peft on torch"
 MAKES = {
     "kopt": "kopt_step(False, False)",
     "kopt, XLA": "kopt_step(True, False)",
     "kopt, remat": "kopt_step(False, True)",
-    "peft on torch": "peft_step()",
+    PEFT: "peft_step()",
 }
-
-
-def peak(make: str) -> tuple[int, int, float]:
-    """Returns the peak memory in MB of a process that does three steps, of it what the imports take, and the loss."""
-    packages = "torch, transformers, peft" if make.startswith("peft") else "keras_hub, transformers, tensorflow, kopt"
-    program = (
-        f"import resource; from benchmarks import generation; import {packages};"
-        "now = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; imported = now();"
-        f"once = generation.{make}; losses = [once() for _ in range(3)]; print(now(), imported, losses[-1])"
-    )
-    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    most, imported, loss = done.stdout.split()[-3:]
-    return int(most), int(imported), float(loss)
 
 
 def memory() -> list[str]:
     """Returns the table of peak memory; to be called while this process is small."""
     rows()  # converted before, if need be
-    found = {name: peak(make) for name, make in MAKES.items()}
-    most = found["peft on torch"]
+    found = {}
+    for name, make in MAKES.items():
+        packages = "torch, transformers, peft" if name == PEFT else "keras_hub, transformers, tensorflow, kopt"
+        found[name] = _turns.peak(f"from benchmarks import generation; import {packages}", f"generation.{make}")
+    most = found[PEFT]
     lines = [
         "| contestant | peak, MB | without imports | of peft's | loss of the third step |",
         "|---|---:|---:|---:|---:|",

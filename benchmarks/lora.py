@@ -4,15 +4,13 @@
 
 The floor is a step of the same model in which the first bias alone learns: the gradient still goes through every layer,
 so nothing that stands beside frozen kernels can be faster. The contestants take turns, round after round, and every
-ratio is the median of those within a round; peft runs in a process of its own, with as many threads. Peak memory is
-that of a process that does nothing else.
+ratio is the median of those within a round; peft runs in a process of its own, with as many threads. The
+memory that it takes is measured by `benchmarks.adapter_memory`.
 """
 
 import functools
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,30 +137,14 @@ def torch_step() -> Callable[[], Any]:
     ids = torch.tensor(rng.integers(1000, 20000, (BATCH, LENGTH)))
     mask, labels = torch.ones_like(ids), torch.tensor(rng.integers(0, 2, BATCH))
 
-    def once() -> None:
+    def once() -> float:
         optimizer.zero_grad()
-        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
         optimizer.step()
+        return float(loss.detach())
 
     return once
-
-
-def peak(make: str) -> int:
-    """Returns the peak memory of a process that does three of the steps that a call of this module makes, in MB."""
-    program = (
-        f"from benchmarks import lora; import resource; once = lora.{make}; [once() for _ in range(3)];"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    )
-    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
-
-
-def peaks() -> str:
-    """Returns a line on peak memory; to be called while this process is small, for a child counts what it began as."""
-    makes = {m: f"step('minilm', {m!r}, False)" for m in ("kopt", "keras", "full")} | {"peft": "torch_step()"}
-    told = ", ".join(f"{name} {peak(make):,}" for name, make in makes.items())
-    return f"Peak memory of a process that trains minilm without XLA, in MB: {told}."
 
 
 def timed(made: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], float]]:
@@ -192,12 +174,11 @@ def row(name: str, jit: bool, rounds: int) -> str:
 
 def table(rounds: int) -> list[str]:
     """Returns the results as lines of Markdown."""
-    memory = peaks()
     columns = ("kopt, ms", "of Keras' LoRA", "of full fine-tuning", "floor of full", "of peft", "forward", "merged")
     lines = ["| model | XLA | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
     lines += [row(name, jit, rounds) for name, jit in ROWS]
     scope = f"{rounds} rounds of {_turns.CALLS} steps; {_turns.machine('Keras', 'TensorFlow', 'torch', 'peft')}"
-    return [*lines, "", memory, "", scope]
+    return [*lines, "", scope]
 
 
 if __name__ == "__main__":
