@@ -7,8 +7,8 @@
     python docs/generate.py --measure fit callbacks      # measures some of that: see `MEASURED`
     python docs/generate.py --measure missing            # measures what backends.md says is not measured
 
-What is generated stands between `<!-- name -->` and `<!-- /name -->`; the pages of `name_pages.py` and
-`board_page.py` are made as a whole.
+What is generated stands between `<!-- name -->` and `<!-- /name -->`; the pages of `name_pages.py` and of the modules
+whose name ends with `board_page.py` or `comparison_page.py` are made as a whole.
 Figures that were measured stay until they are measured again: the results of runs that are not under saved_models/, and
 without `--measure` what parity.md, peft-architectures.md, peft-parity.json and backends.json already have.
 """
@@ -30,6 +30,7 @@ import adapter_board_page
 import backend_parity
 import board_page
 import choosing_table
+import comparison_page
 import name_pages
 import numpy as np
 import peft_parity
@@ -136,6 +137,7 @@ def pages(found: Mapping[str, Mapping[str, Any]], measure: Set[str]) -> dict[pat
     text[BACKENDS] = replaced(text[BACKENDS], "backends", backend_parity.tables(differences))
     text[board_page.PAGE] = board_page.page()
     text[adapter_board_page.PAGE] = adapter_board_page.page()
+    text[comparison_page.PAGE] = comparison_page.page()
     text |= {name_pages.path_of(library): name_pages.page(library) for library in name_pages.LIBRARIES}
     for recipe, name in RESULTS.items():
         own = {c: m for c, m in found.items() if m["recipe"] == recipe}
