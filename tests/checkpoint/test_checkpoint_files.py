@@ -85,7 +85,7 @@ def test_an_end_before_the_place_to_go_on_is_no_checkpoint(tmp_path):
     assert names(tmp_path) == ["000001", "000002"]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("file", ["state.json", "arrays.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
 def test_a_damaged_one_is_skipped(file, damage, tmp_path):

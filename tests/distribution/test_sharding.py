@@ -109,6 +109,7 @@ def flat():
     return keras.Model(x, keras.ops.reshape(dense(x), (-1,)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [Own, flat])
 def test_every_loss_is_scaled_once(two_devices, make):
     x = np.array([[1.0], [2.0], [4.0]], "float32")

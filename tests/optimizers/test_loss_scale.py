@@ -85,6 +85,7 @@ def test_a_storm_stops_an_eager_loop():
     assert w.numpy() == 1.0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit", [True, False])
 def test_a_storm_stops_fit(float16, jit):
     model = network(kopt.LossScaleOptimizer(kopt.AdamW()), jit_compile=jit)
@@ -166,6 +167,7 @@ def test_state_waits_for_the_weights():
     assert (float(fresh.dynamic_scale), int(fresh.step_counter)) == (4.0, 1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("wrap", [kopt.LossScaleOptimizer, KERAS])
 def test_averages_are_evaluated(float16, wrap):
     model = network(wrap(kopt.ScheduleFreeAdamW(1e-2)))
@@ -241,7 +243,7 @@ def test_two_replicas_equal_one(float16, two_devices):
     np.testing.assert_allclose(flat(two), flat(one), atol=1e-4)  # float16 sums halves in another order
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [range(8), range(8, 16)], ids=["first", "second"])
 def test_the_nan_of_one_replica_moves_no_weight_of_either(float16, two_devices, rows):
     with two_devices.scope():
@@ -258,6 +260,7 @@ def test_the_nan_of_one_replica_moves_no_weight_of_either(float16, two_devices, 
     assert model.optimizer.iterations.numpy() == 4
 
 
+@pytest.mark.slow
 def test_averages_of_two_replicas_are_evaluated(float16, two_devices):
     with two_devices.scope():
         model = network(kopt.LossScaleOptimizer(kopt.ScheduleFreeAdamW(1e-2)))

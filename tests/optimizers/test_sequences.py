@@ -7,7 +7,7 @@ import twins
 FEW = 6
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(FEW))
 def test_a_few_sequences(seed, tmp_path):
     sequences.play(seed, tmp_path, traced=seed == 0)

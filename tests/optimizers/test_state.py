@@ -131,7 +131,7 @@ def cases():
                 yield pytest.param(name, way, kind, marks=marks, id=f"{name}-{way.__name__}-{kind}")
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "way", "kind"), list(cases()))
 def test_everything_is_kept(name, way, kind, tmp_path):
     make = OPTIMIZERS[name]

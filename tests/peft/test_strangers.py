@@ -31,7 +31,7 @@ def refuse(folder, match, **options):
 # ------------------------------------------------------------------------------------------------- hashes
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_flipped_bit_is_noticed(name):
     outcomes, silent, _, _ = flip(name, 10)

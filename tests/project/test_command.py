@@ -275,6 +275,7 @@ def test_a_strangers_recipes_are_not_taken(tmp_path):
     assert done.returncode == 0 and "--epochs" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_recipes_are_imported_when_one_is_run():
     program = """
 import sys

@@ -54,7 +54,7 @@ def expected():
     ]
 
 
-@pytest.mark.parametrize("checker", [mypy, basedpyright])
+@pytest.mark.parametrize("checker", [mypy, pytest.param(basedpyright, marks=pytest.mark.slow)])
 def test_each_mistake_is_found_and_nothing_else(checker):
     found = checker()
     assert len(expected()) >= 7

@@ -92,6 +92,7 @@ def test_clip_fraction_counts_since_the_last_point(tmp_path):
     assert "optimizer/clip_fraction" not in unclipped
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rule", [kopt.AdaBound, kopt.AdaBoundW])
 def test_adabound_stays_between_its_bounds(tmp_path, rule):
     f, gamma = 0.05, 0.1

@@ -180,7 +180,7 @@ def interrupt(model, kind, callbacks, error):
 SOME += [pytest.param(*x, marks=slow) for x in itertools.product(CASES, INTERRUPTIONS) if x not in SOME]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("case", "kind"), SOME)
 def test_an_interruption_leaves_the_raw_weights(case, kind):
     error = KeyboardInterrupt() if kind in EVENTS[::2] else ValueError("stop")
@@ -206,6 +206,7 @@ NEXT = [
 
 
 @slow
+@pytest.mark.few(1)
 @pytest.mark.parametrize("event", ["on_test_batch_begin", "on_test_end"])
 def test_after_an_interrupted_evaluation_the_next_call_finds_the_raw_weights(event, tmp_path):
     model, plain, callbacks = pair("statistics")
@@ -345,6 +346,7 @@ def test_an_average_that_is_kept_is_where_training_goes_on(name):
     assert equal(values(model)[:4], swa.average())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rule", [kopt.Lookahead("sgd", k=2), kopt.ScheduleFreeSGD()], ids=str)
 def test_fit_twice_with_an_average_of_the_optimizer(rule):
     """At its end `fit` leaves the average in the weights; the next one begins there."""

@@ -120,6 +120,7 @@ def test_as_a_mixin_of_your_own_model():
         net.fit(regression(), shuffle=False, verbose=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cls", [kopt.SAM, kopt.ASAM, kopt.LookSAM])
 def test_a_model_is_saved_with_its_options_and_goes_on(cls, tmp_path):
     model = linear(cls, kopt.Adam(0.01))

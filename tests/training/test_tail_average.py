@@ -42,6 +42,7 @@ def close(values, expected):
         np.testing.assert_allclose(np.asarray(a), b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings("ignore:Even though the .tf.config")
 @pytest.mark.parametrize(
     ("share", "every", "batches"), [(0.25, 1, (9, 10, 11)), (0.5, 2, (7, 9, 11)), (0.95, 5, (1, 6, 11))]
