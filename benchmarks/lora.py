@@ -9,6 +9,7 @@ memory that it takes is measured by `benchmarks.adapter_memory`.
 """
 
 import functools
+import importlib
 import os
 import statistics
 from collections.abc import Callable
@@ -94,14 +95,17 @@ def prepare(name: str, method: str) -> tuple[Any, Any, Any]:
     return model, x, y
 
 
-def step(name: str, method: str, jit: bool, optimizer: str = "AdamW") -> Callable[[], Any]:
-    """Returns a function that does one training step with an optimizer of Keras."""
+def step(
+    name: str, method: str, jit: bool, optimizer: str = "AdamW", library: str = "keras.optimizers"
+) -> Callable[[], Any]:
+    """Returns a function that does one training step with an optimizer of Keras, or of another library."""
     import keras
     import tensorflow as tf
 
     model, x, y = prepare(name, method)
     loss = "mse" if name != "minilm" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(getattr(keras.optimizers, optimizer)(1e-3), loss, jit_compile=jit)
+    rule = getattr(importlib.import_module(library), optimizer)
+    model.compile(rule(1e-3), loss, jit_compile=jit)
     iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     train = model.make_train_function() or model.train_function
     return lambda: float(keras.tree.flatten(train(iterator))[0])
