@@ -10,11 +10,13 @@ from files import CONFIG, WEIGHTS, filled, rewrite
 from probes import outputs, same, scramble, values, weights
 from safetensors.numpy import load_file
 
+import kopt
 from kopt import peft
 from kopt.peft.layers import attention
 from kopt.peft.model import adapters_of
 
 X = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow alone has it")
 
 
 def model_of(across=False, dtype=None, **options):
@@ -238,3 +240,38 @@ def test_a_quantized_attention_has_a_prefix(hub):
     assert set(adapters_of(model).hosts) == {p for p in adapters_of(model).hosts if p.endswith("self_attention")}
     peft.unload(model)
     np.testing.assert_array_equal(outputs(model, x), plain)
+
+
+@pytest.mark.slow
+@on_tensorflow
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_activations_can_be_computed_again(name, hub):
+    def trained(again):
+        keras.utils.set_random_seed(1)
+        model, x = hub(name)
+        peft.get_peft_model(model, peft.PrefixTuning(num_virtual_tokens=3, prefix_projection=True))
+        start = values(model.trainable_weights)
+        if again:
+            kopt.remat(model, [r"transformer_layer_\d+$"])
+        pooled = model.output["sequence_output"] if name == "bert" else model.output
+        net = keras.Model(model.input, pooled)
+        net.compile(keras.optimizers.SGD(0.1), "mse")
+        net.train_on_batch(x, np.zeros((*x["token_ids"].shape, pooled.shape[-1]), "float32"))
+        return start, values(model.trainable_weights)
+
+    (start, kept), (_, again) = trained(False), trained(True)
+    assert max(np.abs(a - b).max() for a, b in zip(kept, start, strict=True)) > 1e-3
+    for ours, theirs in zip(again, kept, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_an_exported_model_has_the_prefix(tmp_path):
+    import tensorflow as tf
+
+    model = model_of()
+    peft.get_peft_model(model, peft.PrefixTuning(num_virtual_tokens=3, prefix_projection=True))
+    model.export(tmp_path / "model", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "model"))
+    np.testing.assert_allclose(served.serve(X), outputs(model, X), atol=1e-6)
