@@ -67,7 +67,7 @@ The recipe `compare` trains each rule with {trials} rates, drawn log-uniformly f
 {high:.3g}, and the best trial with {seeds} other seeds. Time is that to the target of the task, in steps and in seconds
 of training without the compilation. The profile of a rule is the share of tasks that it solves within a multiple of the
 fastest rule's time (Dolan and Moré, 2002); its score is the area below the profile from 1 to {longest:g}, as AlgoPerf
-has it (Dahl et al., 2023).
+has it (Dahl et al., 2023). All together took {hours:.1f} hours on one core.
 
 ![Performance profiles](board-profiles.png)"""
 
@@ -159,7 +159,8 @@ def _tasks() -> list[str]:
         return [UNTRIED]
     first = next(iter(facts.values()))
     span, trials, seeds = first["span"] ** 0.5, first["trials"], first["seeds"]
-    text = TASKS.format(trials=trials, seeds=seeds, low=1 / span, high=span, longest=board.reader.LONGEST)
+    hours = sum(found["minutes"] for found in facts.values()) / 60
+    text = TASKS.format(trials=trials, seeds=seeds, low=1 / span, high=span, longest=board.reader.LONGEST, hours=hours)
     rules = list(dict.fromkeys(rule for found in results.values() for rule in found))
     scores = {r: [board.score(board.profile(results, r, by)) for by in ("steps", "seconds")] for r in rules}
     lines = [

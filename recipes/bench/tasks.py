@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,22 +54,30 @@ def run(task: str, rules: Sequence[str], folder: Path, progress: str) -> None:
     Raises:
         RecipeError: `compare` failed.
     """
-    words = arguments(task, rules, folder)
+    words, start = arguments(task, rules, folder), time.monotonic()
     done = subprocess.run([sys.executable, "-m", "kopt", "compare", *words, "--progress", progress], check=False)
     if done.returncode:
         raise RecipeError(f"kopt compare {' '.join(words)} ended with code {done.returncode}.")
     metrics = json.loads((folder / "tasks" / task / "metrics.json").read_text(encoding="utf-8"))
-    write(folder / FILE, task, metrics)
+    write(folder / FILE, task, metrics, (time.monotonic() - start) / 60)
 
 
-def write(path: Path, task: str, metrics: dict[str, Any]) -> None:
-    """Puts what `compare` has found on a task into a file, beside the other tasks and rules there."""
+def write(path: Path, task: str, metrics: dict[str, Any], minutes: float = 0.0) -> None:
+    """Puts what `compare` has found on a task into a file, beside the other tasks and rules there.
+
+    Args:
+        path: the file.
+        task: its name.
+        metrics: of `compare`.
+        minutes: that this took; those of earlier calls are added.
+    """
     found = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
     before = {row["rule"]: row for row in found.get(task, {}).get("rows", ())}
     ours = {row["optimizer"]: _row(row) for row in metrics["rows"]}
     rows = [(before | ours)[rule] for rule in RULES if rule in before | ours]
     facts = {key: metrics[key] for key in ("about", "metric", "target", "steps", "batch_size", "trials", "span")}
-    found[task] = facts | {"seeds": SEEDS, "rows": rows}
+    minutes += found.get(task, {}).get("minutes", 0.0)
+    found[task] = facts | {"seeds": SEEDS, "minutes": round(minutes, 1), "rows": rows}
     with atomic(path) as part:
         part.write_text(json.dumps({"tasks": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

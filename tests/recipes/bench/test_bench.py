@@ -171,11 +171,12 @@ def test_one_rule_is_put_beside_the_others(tmp_path):
         known = {"learning_rate": 1.0, "seeds": 2, "reached": 2, "seconds": 1.0, "last": 1.0}
         return facts | {"rows": [{"optimizer": name, "steps": n, **known} for name, n in steps.items()]}
 
-    tasks.write(tmp_path / tasks.FILE, "digits", metrics(lion=4.0, adamw=5.0))
+    tasks.write(tmp_path / tasks.FILE, "digits", metrics(lion=4.0, adamw=5.0), minutes=2.0)
     tasks.write(tmp_path / tasks.FILE, "text", metrics(lion=4.0))
-    tasks.write(tmp_path / tasks.FILE, "digits", metrics(lion=3.0))
+    tasks.write(tmp_path / tasks.FILE, "digits", metrics(lion=3.0), minutes=3.0)
     found = {task: {k: v.steps for k, v in rows.items()} for task, rows in board.tasks(tmp_path).items()}
     assert found == {"digits": {"adamw": 5.0, "lion": 3.0}, "text": {"lion": 4.0}}
+    assert board.reader.facts_of_tasks(tmp_path)["digits"]["minutes"] == 5.0
 
 
 # ---------------------------------------------------------------------------------------------------- the adapters
