@@ -104,6 +104,8 @@ def test_a_network_makes_the_prefixes_of_all_layers(hub, tmp_path):
     adapter = peft.PrefixTuning(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5)
     peft.get_peft_model(model, adapter)
     assert peft.get_nb_trainable_parameters(model)[0] == 3 * 16 + 16 * 5 + 5 + 2 * (5 * 32 + 32)  # as peft has
+    counted = [sum(layer.trainable_params.values()) for layer in peft.layer_status(model)]
+    assert sum(counted) == peft.get_nb_trainable_parameters(model)[0]  # what all layers share counts once
     scramble(model)
     live = outputs(model, x)
     peft.save_pretrained(model, tmp_path)

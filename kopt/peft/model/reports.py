@@ -97,7 +97,7 @@ class LayerStatus:
     weights: dict[str, dict[str, tuple[int, ...]]]
     """Shapes of the weights and of trained copies by name; other kernels' weights are "attribute.name"."""
     trainable_params: dict[str, int]
-    """How many numbers are trained now: none of an adapter that is not active."""
+    """How many numbers are trained now: none of an adapter that is not active; shared ones count in the first layer."""
 
 
 def layer_status(model: Any) -> list[LayerStatus]:
@@ -110,11 +110,16 @@ def layer_status(model: Any) -> list[LayerStatus]:
     if current is None:
         return []
     hosts = [current.hosts[path] for path, _ in named_layers(model) if path in current.hosts]
-    return [_status(layer, current.enabled) for layer in hosts]
+    counted = set[int]()
+    return [_status(layer, current.enabled, counted) for layer in hosts]
 
 
-def _status(layer: AdapterLayer, enabled: bool) -> LayerStatus:
+def _status(layer: AdapterLayer, enabled: bool, counted: set[int]) -> LayerStatus:
     variables = {name: layer.weights_of[name] | layer.copies[name] for name in layer.adapters}
+    trained = {
+        name: _count(v for v in own.values() if v.trainable and id(v) not in counted) for name, own in variables.items()
+    }
+    counted |= {id(v) for own in variables.values() for v in own.values()}
     return LayerStatus(
         name=layer.host_path,
         module_type=original_class(layer.host()).__name__,
@@ -127,7 +132,7 @@ def _status(layer: AdapterLayer, enabled: bool) -> LayerStatus:
             name: {k.removeprefix("_"): tuple(v.shape) for k, v in own.items() if not v.overwrite_with_gradient}
             for name, own in variables.items()
         },
-        trainable_params={name: _count(v for v in own.values() if v.trainable) for name, own in variables.items()},
+        trainable_params=trained,
     )
 
 
