@@ -108,7 +108,12 @@ def step(
     model.compile(rule(1e-3), loss, jit_compile=jit)
     iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
     train = model.make_train_function() or model.train_function
-    return lambda: float(keras.tree.flatten(train(iterator))[0])
+
+    def once() -> float:
+        model.reset_metrics()  # else the loss is the mean of all steps so far
+        return float(keras.tree.flatten(train(iterator))[0])
+
+    return once
 
 
 def forward(name: str, method: str, jit: bool) -> Callable[[], Any]:
