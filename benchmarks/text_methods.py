@@ -86,6 +86,8 @@ def main(argv=None):
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/text_methods"))
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     flags = parser.parse_args(argv)
+    if not 1 <= flags.rate_seeds <= len(flags.seeds):
+        parser.error(f"--rate-seeds must be 1 to {len(flags.seeds)}, as many as --seeds. Received: {flags.rate_seeds}")
     first = flags.seeds[: flags.rate_seeds]
     tried = {
         rate: statistics.mean(train(flags, "full", rate, seed)["validation_accuracy"] for seed in first)

@@ -16,7 +16,6 @@ from kopt.peft.layers import attention
 from kopt.peft.model import adapters_of
 
 X = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
-on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow alone has it")
 
 
 def model_of(across=False, dtype=None, **options):
@@ -245,7 +244,6 @@ def test_a_quantized_attention_has_a_prefix(hub):
 
 
 @pytest.mark.slow
-@on_tensorflow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_activations_can_be_computed_again(name, hub):
     def trained(again):
@@ -268,7 +266,6 @@ def test_activations_can_be_computed_again(name, hub):
 
 
 @pytest.mark.slow
-@on_tensorflow
 def test_an_exported_model_has_the_prefix(tmp_path):
     import tensorflow as tf
 

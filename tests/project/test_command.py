@@ -31,7 +31,8 @@ def ended(*argv):
 
 def python(*arguments, cwd=ROOT, **variables):
     """Starts Python with kopt from here, and returns what it printed."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    env |= {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
