@@ -1,7 +1,7 @@
 """Writes docs/board-adapters.md from the figures in kopt/board/adapters, which `kopt bench --part adapters` makes."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from kopt import board
 from recipes.bench import adapters
@@ -40,7 +40,7 @@ def page() -> str:
     for name, task in adapters.TASKS.items():
         parts.append(f"## {name.capitalize()}\n\n{ABOUT[name]}")
         if name in found:
-            parts.append(_table(found[name], task.better == "higher"))
+            parts.append(_table(adapters.best_first(name, found[name])))
         if missing := [method for method in task.methods if method not in found.get(name, {})]:
             parts.append(
                 f"Not measured yet: {', '.join(f'`{method}`' for method in missing)}. "
@@ -49,8 +49,7 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(found: Mapping[str, board.MethodResult], higher: bool) -> str:
-    order = sorted(found.values(), key=lambda row: (-row.value if higher else row.value, row.method))
+def _table(order: Sequence[board.MethodResult]) -> str:
     lines = [HEAD.format(metric=order[0].metric), "|---|---:|---:|---:|---:|---:|---:|"]
     for row in order:
         size = "the model" if row.file_bytes is None else f"{row.file_bytes / 1e3:,.0f}"

@@ -9,9 +9,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from kopt import board
 
 from ..run.errors import DataError, RecipeError
 from ..run.folder import atomic
@@ -67,6 +69,12 @@ METHODS = tuple(dict.fromkeys(method for task in TASKS.values() for method in ta
 def missing(task: Task) -> list[str]:
     """Returns the packages of a task that are not there."""
     return [package for module, package in task.needs.items() if importlib.util.find_spec(module) is None]
+
+
+def best_first(name: str, found: Mapping[str, board.MethodResult]) -> list[board.MethodResult]:
+    """Returns the results of a task, the best first; equal ones by the method's name."""
+    sign = -1 if TASKS[name].better == "higher" else 1
+    return sorted(found.values(), key=lambda result: (sign * result.value, result.method))
 
 
 def arguments(name: str, method: str, data: Path | None) -> list[str]:

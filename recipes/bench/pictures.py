@@ -9,6 +9,7 @@ import numpy as np
 from kopt import board
 
 from ..run import plots
+from . import adapters
 
 COLORS = ("#d9d9d9", "#c6dbef", "#6baed6", "#08519c")
 """No seed passes, one, two, all three."""
@@ -39,26 +40,24 @@ def draw_board(path: Path, rows: Mapping[str, board.Row], problems: Mapping[str,
 
 
 def draw_adapters(path: Path, results: Mapping[str, Mapping[str, board.MethodResult]]) -> None:
-    """Writes what each method reaches over the number of parameters that it trains, a plot for each task."""
-    figure = plots.make_figure(6.5 * len(results), 5)
-    for axes, (task, found) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
-        order = sorted(found.values(), key=lambda result: result.trained_parameters)
-        axes.scatter([r.trained_parameters for r in order], [r.value for r in order], s=24, zorder=3)
-        for i, result in enumerate(order):  # names above and below in turn, so that neighbours do not meet
-            place = (result.trained_parameters, result.value)
-            shift = (0, 7 if i % 2 else -14)
-            axes.annotate(result.method, place, shift, textcoords="offset points", ha="center", fontsize=8)
+    """Writes for each task a line a method, the best first: what it reaches, and the parameters that it trains."""
+    figure = plots.make_figure(8, 1.2 + sum(0.6 + 0.22 * len(found) for found in results.values()))
+    parts = figure.subplots(len(results), 2, squeeze=False, height_ratios=[4 + len(f) for f in results.values()])
+    for (left, right), (task, found) in zip(parts, results.items(), strict=True):
+        order = adapters.best_first(task, found)
+        lines = range(len(order))
+        left.plot([result.value for result in order], lines, "o", ms=5)
         if (before := order[0].before) is not None:
-            axes.axhline(before, color="grey", lw=0.8, ls="--", label="before")
-            axes.legend(fontsize=8)
-        axes.set(
-            xscale="log",
-            xlabel="trained parameters",
-            ylabel=f"test {order[0].metric}",
-            title=f"{task}, {order[0].model}",
-        )
-        axes.margins(0.12)
-        axes.grid(alpha=0.3)
+            left.axvline(before, color="grey", lw=0.8, ls="--", label="before")
+            left.legend(fontsize=8)
+        right.plot([result.trained_parameters for result in order], lines, "o", ms=5, color="C1")
+        left.set(xlabel=f"test {order[0].metric}", title=f"{task}, {order[0].model}")
+        left.set_yticks(lines, [result.method for result in order], fontsize=8)
+        right.set(xlabel="trained parameters", xscale="log")
+        right.set_yticks(lines, [])
+        for axes in (left, right):
+            axes.set_ylim(len(order) - 0.5, -0.5)
+            axes.grid(alpha=0.3)
     plots.save_figure(figure, path)
 
 
