@@ -55,6 +55,7 @@ USUAL_STARTS: dict[str, Any] = {
 """What kopt does; of the others it does none."""
 UNSUPPORTED = (
     "alora_invocation_tokens",
+    "apply_GS",
     "arrow_config",
     "coft",
     "kasa_config",

@@ -53,6 +53,14 @@ METHODS = {
     "dora": lambda: peft.DoRA(r=2, target_modules=["conv", "query", "head"]),
     "lora_bias": lambda: peft.LoRA(r=2, target_modules=["query", "conv", "head"], lora_bias=True),
     "adalora": lambda: peft.AdaLoRA(init_r=3, target_r=2, target_modules=["conv", "query", "head"], bias="lora_only"),
+    "c3a": lambda: peft.C3A(block_size=2, target_modules=["query"], block_size_pattern={"query": 1}),
+    "delora": lambda: peft.DeLoRA(r=2, target_modules=["query", "head"], lambda_pattern={"head": 2.0}),
+    "fourierft": lambda: peft.FourierFT(
+        n_frequency=5, target_modules=["query", "head"], n_frequency_pattern={"head": 3}
+    ),
+    "road": lambda: peft.RoAd(variant="road_4", group_size=2, target_modules=["query"]),
+    "gralora": lambda: peft.GraLoRA(r=4, hybrid_r=1, target_modules=["query"]),
+    "hra": lambda: peft.HRA(r=2, target_modules=["query", "head"], rank_pattern={"head": 4}),
     "hira": lambda: peft.HiRA(r=2, target_modules=["conv", "query", "head"], rank_pattern={"query": 3}),
     "loha": lambda: peft.LoHa(r=2, target_modules=["conv", "query"], alpha_pattern={"query": 3.0}),
     "lokr": lambda: peft.LoKr(r=1, target_modules=["conv", "query", "head"], init_weights="lycoris"),

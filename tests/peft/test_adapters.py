@@ -69,8 +69,9 @@ def build(kind):
 def small(cls, **options):
     """Returns the method for each layer that can host it, of a rank that fits small kernels."""
     rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
-    tokens = {"token_indices": [1, 3]} if "token_indices" in cls.fields else {}
-    return cls(target_modules=r".*", **rank, **tokens, **options)
+    needed = {"token_indices": [1, 3], "block_size": 1, "gralora_k": 1, "n_frequency": 4, "group_size": 2}
+    own = {name: value for name, value in needed.items() if name in cls.fields}
+    return cls(target_modules=r".*", **rank, **own, **options)
 
 
 def hosting(cls, kind):

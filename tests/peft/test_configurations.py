@@ -113,6 +113,25 @@ VALUES = {
     },
     "IA3Config": COMMON | {"feedforward_modules": ["q"], "fan_in_fan_out": True, "init_ia3_weights": False},
     "LNTuningConfig": COMMON,
+    "C3AConfig": COMMON
+    | {"block_size": 4, "block_size_pattern": {"q": 2}, "init_weights": "gaussian", "bias": "all"}
+    | BLOCKS,
+    "DeloraConfig": COMMON
+    | {"r": 4, "delora_lambda": 3, "module_dropout": 0.25, "rank_pattern": {"q": 3}, "lambda_pattern": {"q": 3}}
+    | {"init_weights": False, "bias": "all"}
+    | BLOCKS,
+    "FourierFTConfig": COMMON
+    | {"n_frequency": 3, "scaling": 2, "random_loc_seed": 5, "n_frequency_pattern": {"q": 3}, "fan_in_fan_out": True}
+    | {"init_weights": True, "bias": "all"}
+    | BLOCKS,
+    "RoadConfig": COMMON | {"variant": "road_2", "group_size": 2, "init_weights": False},
+    "GraloraConfig": COMMON
+    | {"r": 4, "hybrid_r": 2, "alpha": 3, "gralora_dropout": 0.25, "gralora_k": 4, "fan_in_fan_out": True}
+    | {"init_weights": False, "bias": "all"}
+    | BLOCKS,
+    "HRAConfig": COMMON
+    | {"r": 4, "apply_GS": True, "rank_pattern": {"q": 3}, "init_weights": False, "bias": "all"}
+    | BLOCKS,
     "HiraConfig": COMMON
     | BLOCKS
     | {"r": 4, "hira_dropout": 0.25, "fan_in_fan_out": True, "init_weights": "gaussian", "rank_pattern": {"q": 3}},

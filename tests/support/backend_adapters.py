@@ -295,6 +295,12 @@ def _options(method: str, host: str) -> dict:
     own |= (
         {"AdaLoRA": {"init_r": 3, "target_r": 2}}
         | {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS")}
+        | {
+            "C3A": {"block_size": 2},
+            "GraLoRA": {"r": 2, "alpha": 2},
+            "DeLoRA": {"r": 2, "delora_lambda": 1},
+            "HRA": {"r": 2},
+        }
         | {"RandLoRA": {"r": 2, "randlora_alpha": 2}}
     )
     own |= {"IA3": {"feedforward_modules": []}, "OFT": {"oft_block_size": 2}, "SHiRA": {"r": 1, "random_seed": 3}}

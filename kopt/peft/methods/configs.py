@@ -6,8 +6,13 @@ from typing import Any, TypeVar
 from kopt.declare.fields import plain
 from kopt.peft.adapter import Adapter
 from kopt.peft.methods.adalora import AdaLoRA
+from kopt.peft.methods.c3a import C3A
+from kopt.peft.methods.delora import DeLoRA
 from kopt.peft.methods.dora import DoRA
+from kopt.peft.methods.fourierft import FourierFT
+from kopt.peft.methods.gralora import GraLoRA
 from kopt.peft.methods.hira import HiRA
+from kopt.peft.methods.hra import HRA
 from kopt.peft.methods.ia3 import IA3
 from kopt.peft.methods.layer_norm_tuning import LayerNormTuning
 from kopt.peft.methods.loha import LoHa
@@ -19,6 +24,7 @@ from kopt.peft.methods.p_tuning import PTuning
 from kopt.peft.methods.prefix import PrefixTuning
 from kopt.peft.methods.prompt import PromptTuning
 from kopt.peft.methods.randlora import RandLoRA
+from kopt.peft.methods.road import RoAd
 from kopt.peft.methods.shira import SHiRA
 from kopt.peft.methods.trainable_tokens import TrainableTokens
 from kopt.peft.methods.vera import VeRA
@@ -27,7 +33,7 @@ from kopt.peft.peft_fields import CARRIED, FIELDS, FOUND, STARTS, TRAINING, UNSU
 Method = TypeVar("Method", bound=Adapter)
 
 
-def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  # noqa: N802 - as in peft
+def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:
     """Returns `LoRA(r=r, **options)`, or `DoRA(...)` with `use_dora`, from any fields of peft's `LoraConfig`.
 
     `task_type`, `base_model_name_or_path`, `revision` and others that say where an adapter belongs are kept in `extra`
@@ -46,7 +52,7 @@ def LoraConfig(r: int = 8, *, use_dora: bool = False, **options: Any) -> LoRA:  
     return _from_peft("LoraConfig", DoRA if use_dora else LoRA, {"r": r} | options)
 
 
-def IA3Config(**options: Any) -> IA3:  # noqa: N802 - as in peft
+def IA3Config(**options: Any) -> IA3:
     """Returns `IA3(**options)` from any fields of peft's `IA3Config`; see `LoraConfig`.
 
     Raises:
@@ -55,7 +61,7 @@ def IA3Config(**options: Any) -> IA3:  # noqa: N802 - as in peft
     return _from_peft("IA3Config", IA3, options)
 
 
-def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802 - as in peft
+def LNTuningConfig(**options: Any) -> LayerNormTuning:
     """Returns `LayerNormTuning(**options)` from any fields of peft's `LNTuningConfig`; see `LoraConfig`.
 
     Raises:
@@ -64,7 +70,7 @@ def LNTuningConfig(**options: Any) -> LayerNormTuning:  # noqa: N802 - as in pef
     return _from_peft("LNTuningConfig", LayerNormTuning, options)
 
 
-def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in peft
+def PromptTuningConfig(**options: Any) -> PromptTuning:
     """Returns `PromptTuning(**options)` from any fields of peft's `PromptTuningConfig`; see `LoraConfig`.
 
     Raises:
@@ -73,7 +79,7 @@ def PromptTuningConfig(**options: Any) -> PromptTuning:  # noqa: N802 - as in pe
     return _from_peft("PromptTuningConfig", PromptTuning, options)
 
 
-def PrefixTuningConfig(**options: Any) -> PrefixTuning:  # noqa: N802 - as in peft
+def PrefixTuningConfig(**options: Any) -> PrefixTuning:
     """Returns `PrefixTuning(**options)` from any fields of peft's `PrefixTuningConfig`; see `LoraConfig`.
 
     Raises:
@@ -82,7 +88,7 @@ def PrefixTuningConfig(**options: Any) -> PrefixTuning:  # noqa: N802 - as in pe
     return _from_peft("PrefixTuningConfig", PrefixTuning, options)
 
 
-def AdaLoraConfig(**options: Any) -> AdaLoRA:  # noqa: N802 - as in peft
+def AdaLoraConfig(**options: Any) -> AdaLoRA:
     """Returns `AdaLoRA(**options)` from any fields of peft's `AdaLoraConfig`; see `LoraConfig`.
 
     Raises:
@@ -91,7 +97,7 @@ def AdaLoraConfig(**options: Any) -> AdaLoRA:  # noqa: N802 - as in peft
     return _from_peft("AdaLoraConfig", AdaLoRA, options)
 
 
-def PromptEncoderConfig(**options: Any) -> PTuning:  # noqa: N802 - as in peft
+def PromptEncoderConfig(**options: Any) -> PTuning:
     """Returns `PTuning(**options)` from any fields of peft's `PromptEncoderConfig`; see `LoraConfig`.
 
     Raises:
@@ -100,7 +106,7 @@ def PromptEncoderConfig(**options: Any) -> PTuning:  # noqa: N802 - as in peft
     return _from_peft("PromptEncoderConfig", PTuning, options)
 
 
-def HiraConfig(**options: Any) -> HiRA:  # noqa: N802 - as in peft
+def HiraConfig(**options: Any) -> HiRA:
     """Returns `HiRA(**options)` from any fields of peft's `HiraConfig`; see `LoraConfig`.
 
     Raises:
@@ -109,7 +115,7 @@ def HiraConfig(**options: Any) -> HiRA:  # noqa: N802 - as in peft
     return _from_peft("HiraConfig", HiRA, options)
 
 
-def LoHaConfig(**options: Any) -> LoHa:  # noqa: N802 - as in peft
+def LoHaConfig(**options: Any) -> LoHa:
     """Returns `LoHa(**options)` from any fields of peft's `LoHaConfig`; see `LoraConfig`.
 
     Raises:
@@ -118,7 +124,7 @@ def LoHaConfig(**options: Any) -> LoHa:  # noqa: N802 - as in peft
     return _from_peft("LoHaConfig", LoHa, options)
 
 
-def LoKrConfig(**options: Any) -> LoKr:  # noqa: N802 - as in peft
+def LoKrConfig(**options: Any) -> LoKr:
     """Returns `LoKr(**options)` from any fields of peft's `LoKrConfig`; see `LoraConfig`.
 
     Raises:
@@ -127,7 +133,7 @@ def LoKrConfig(**options: Any) -> LoKr:  # noqa: N802 - as in peft
     return _from_peft("LoKrConfig", LoKr, options)
 
 
-def MissConfig(**options: Any) -> MiSS:  # noqa: N802 - as in peft
+def MissConfig(**options: Any) -> MiSS:
     """Returns `MiSS(**options)` from any fields of peft's `MissConfig`; see `LoraConfig`.
 
     Raises:
@@ -136,7 +142,7 @@ def MissConfig(**options: Any) -> MiSS:  # noqa: N802 - as in peft
     return _from_peft("MissConfig", MiSS, options)
 
 
-def OFTConfig(**options: Any) -> OFT:  # noqa: N802 - as in peft
+def OFTConfig(**options: Any) -> OFT:
     """Returns `OFT(**options)` from any fields of peft's `OFTConfig`; see `LoraConfig`.
 
     Raises:
@@ -145,7 +151,7 @@ def OFTConfig(**options: Any) -> OFT:  # noqa: N802 - as in peft
     return _from_peft("OFTConfig", OFT, options)
 
 
-def RandLoraConfig(**options: Any) -> RandLoRA:  # noqa: N802 - as in peft
+def RandLoraConfig(**options: Any) -> RandLoRA:
     """Returns `RandLoRA(**options)` from any fields of peft's `RandLoraConfig`; see `LoraConfig`.
 
     Raises:
@@ -154,7 +160,7 @@ def RandLoraConfig(**options: Any) -> RandLoRA:  # noqa: N802 - as in peft
     return _from_peft("RandLoraConfig", RandLoRA, options)
 
 
-def ShiraConfig(**options: Any) -> SHiRA:  # noqa: N802 - as in peft
+def ShiraConfig(**options: Any) -> SHiRA:
     """Returns `SHiRA(**options)` from any fields of peft's `ShiraConfig`; see `LoraConfig`.
 
     Raises:
@@ -163,7 +169,7 @@ def ShiraConfig(**options: Any) -> SHiRA:  # noqa: N802 - as in peft
     return _from_peft("ShiraConfig", SHiRA, options)
 
 
-def VeraConfig(**options: Any) -> VeRA:  # noqa: N802 - as in peft
+def VeraConfig(**options: Any) -> VeRA:
     """Returns `VeRA(**options)` from any fields of peft's `VeraConfig`; see `LoraConfig`.
 
     Raises:
@@ -172,13 +178,67 @@ def VeraConfig(**options: Any) -> VeRA:  # noqa: N802 - as in peft
     return _from_peft("VeraConfig", VeRA, options)
 
 
-def TrainableTokensConfig(**options: Any) -> TrainableTokens:  # noqa: N802 - as in peft
+def TrainableTokensConfig(**options: Any) -> TrainableTokens:
     """Returns `TrainableTokens(**options)` from any fields of peft's `TrainableTokensConfig`; see `LoraConfig`.
 
     Raises:
         ValueError: a field is unknown or out of range, or asks for what kopt does not do.
     """
     return _from_peft("TrainableTokensConfig", TrainableTokens, options)
+
+
+def C3AConfig(**options: Any) -> C3A:
+    """Returns `C3A(**options)` from any fields of peft's `C3AConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("C3AConfig", C3A, options)
+
+
+def DeloraConfig(**options: Any) -> DeLoRA:
+    """Returns `DeLoRA(**options)` from any fields of peft's `DeloraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("DeloraConfig", DeLoRA, options)
+
+
+def GraloraConfig(**options: Any) -> GraLoRA:
+    """Returns `GraLoRA(**options)` from any fields of peft's `GraloraConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("GraloraConfig", GraLoRA, options)
+
+
+def HRAConfig(**options: Any) -> HRA:
+    """Returns `HRA(**options)` from any fields of peft's `HRAConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("HRAConfig", HRA, options)
+
+
+def RoadConfig(**options: Any) -> RoAd:
+    """Returns `RoAd(**options)` from any fields of peft's `RoadConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("RoadConfig", RoAd, options)
+
+
+def FourierFTConfig(**options: Any) -> FourierFT:
+    """Returns `FourierFT(**options)` from any fields of peft's `FourierFTConfig`; see `LoraConfig`.
+
+    Raises:
+        ValueError: a field is unknown or out of range, or asks for what kopt does not do.
+    """
+    return _from_peft("FourierFTConfig", FourierFT, options)
 
 
 def _from_peft(owner: str, method: type[Method], options: Mapping[str, Any]) -> Method:

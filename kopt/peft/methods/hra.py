@@ -1,0 +1,94 @@
+"""HRA."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from keras import ops
+from typing_extensions import override
+
+from kopt.declare import Convert
+from kopt.peft import targets
+from kopt.peft.adapter import Adapter, Array, Base, Length, Weight, uniform
+from kopt.peft.layers import Site, Tensor
+
+
+class HRA(Adapter):
+    r"""HRA: the inputs are reflected r times before the kernel, which is an orthogonal change of it.
+
+        W' = Hᵣ ... H₂ H₁ W          Hₖ = I - 2 uₖ uₖᵀ / ‖uₖ‖²
+
+    Weights: U [in, r], with the columns uₖ. At the start these are equal in pairs, so that W' = W.
+
+    Args:
+        r: 1 to 65,536, number of reflections: even, or `init_weights=False`, for an odd one cannot start at W.
+        rank_pattern: r by regular expression of the end of a path.
+        init_weights: False draws all uₖ, which is not the identity.
+        bias: "none"; peft trains biases too, which kopt does with LoRA and BitFit.
+
+    Differs from Hugging Face peft: no `apply_GS`, which divides by zero where the uₖ are equal in pairs.
+    Reference: Yuan et al., 2024, arXiv:2405.17484.
+    """
+
+    peft_type = "HRA"
+    in_peft = True
+    batched = False
+    patterned = {"rank_pattern": "r"}
+    selects = (*Adapter.selects, "init_weights", *patterned)
+    kinds = ("einsum", "convolution")
+    default_targets = ("query", "value")
+
+    r: Length = 8
+    rank_pattern: Annotated[Any, Convert(targets.parse_numbers(Length))] = {}
+    init_weights: bool = True
+    bias: Literal["none"] = "none"
+
+    @override
+    def weights(self, site: Site) -> dict[str, Weight]:
+        return {"hra_u": Weight(("in", self.r), uniform(1 / math.sqrt(site.fan_in)), as_it_is=True, flat=True)}
+
+    @override
+    def check_fit(self, site: Site) -> None:
+        if self.r % 2 and self.init_weights:
+            raise ValueError(f"HRA: r must be even, so that reflections undo each other. Received: r={self.r}")
+
+    @classmethod
+    @override
+    def unfold(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Array]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Array]]:
+        """Takes an odd r, too, for the values in files have replaced the start."""
+        ranks = [config.get("r", cls.r), *(config.get("rank_pattern") or {}).values()]
+        odd = any(isinstance(rank, int) and rank % 2 for rank in ranks)
+        return {**config, "init_weights": False} if odd else config, tensors
+
+    @override
+    def start(self, values: dict[str, Array], kernel: Callable[[], Array], rng: np.random.Generator) -> None:
+        """Makes the reflections equal in pairs."""
+        if self.init_weights:
+            values["hra_u"] = np.repeat(values["hra_u"][:, ::2], 2, axis=1)
+
+    @staticmethod
+    def _units(p: Any) -> list[Tensor]:
+        """Returns uₖ / ‖uₖ‖, each [in, 1]."""
+        u = p.hra_u / ops.sqrt(ops.sum(ops.square(p.hra_u), axis=0))
+        return ops.split(u, u.shape[1], axis=1)
+
+    @override
+    def effective(self, w: Tensor, p: Any) -> Tensor:
+        """Returns Hᵣ ... H₁ W."""
+        for u in self._units(p):
+            w = w - 2 * p.gate * ops.matmul(u, ops.matmul(ops.transpose(u), w))
+        return w
+
+    @override
+    def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
+        """Reflects the input where its width is in its last axes."""
+        if not base.site.maps_last_axes:
+            return super().forward(x, base, p)
+        rows = ops.reshape(x, (-1, base.site.fan_in))
+        for unit in reversed(self._units(p)):
+            u = ops.cast(unit, x.dtype)
+            rows = rows - ops.cast(2 * p.gate, x.dtype) * ops.matmul(ops.matmul(rows, u), ops.transpose(u))
+        return base(ops.reshape(rows, ops.shape(x)))
