@@ -60,7 +60,7 @@ METHODS = {
     ),
     "road": lambda: peft.RoAd(variant="road_4", group_size=2, target_modules=["query"]),
     "gralora": lambda: peft.GraLoRA(r=4, hybrid_r=1, target_modules=["query"]),
-    "hra": lambda: peft.HRA(r=2, target_modules=["query", "head"], rank_pattern={"head": 4}),
+    "hra": lambda: peft.HRA(r=4, target_modules=["query", "head"]),
     "hira": lambda: peft.HiRA(r=2, target_modules=["conv", "query", "head"], rank_pattern={"query": 3}),
     "loha": lambda: peft.LoHa(r=2, target_modules=["conv", "query"], alpha_pattern={"query": 3.0}),
     "lokr": lambda: peft.LoKr(r=1, target_modules=["conv", "query", "head"], init_weights="lycoris"),

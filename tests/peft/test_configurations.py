@@ -113,7 +113,7 @@ VALUES = {
     },
     "IA3Config": COMMON | {"feedforward_modules": ["q"], "fan_in_fan_out": True, "init_ia3_weights": False},
     "LNTuningConfig": COMMON,
-    "C3AConfig": COMMON
+    "C3AConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
     | {"block_size": 4, "block_size_pattern": {"q": 2}, "init_weights": "gaussian", "bias": "all"}
     | BLOCKS,
     "DeloraConfig": COMMON
@@ -124,14 +124,13 @@ VALUES = {
     | {"n_frequency": 3, "scaling": 2, "random_loc_seed": 5, "n_frequency_pattern": {"q": 3}, "fan_in_fan_out": True}
     | {"init_weights": True, "bias": "all"}
     | BLOCKS,
-    "RoadConfig": COMMON | {"variant": "road_2", "group_size": 2, "init_weights": False},
-    "GraloraConfig": COMMON
+    "RoadConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
+    | {"variant": "road_2", "group_size": 2, "init_weights": False},
+    "GraloraConfig": {k: v for k, v in COMMON.items() if k != "exclude_modules"}
     | {"r": 4, "hybrid_r": 2, "alpha": 3, "gralora_dropout": 0.25, "gralora_k": 4, "fan_in_fan_out": True}
     | {"init_weights": False, "bias": "all"}
     | BLOCKS,
-    "HRAConfig": COMMON
-    | {"r": 4, "apply_GS": True, "rank_pattern": {"q": 3}, "init_weights": False, "bias": "all"}
-    | BLOCKS,
+    "HRAConfig": COMMON | {"r": 4, "apply_GS": True, "init_weights": False, "bias": "all"} | BLOCKS,
     "HiraConfig": COMMON
     | BLOCKS
     | {"r": 4, "hira_dropout": 0.25, "fan_in_fan_out": True, "init_weights": "gaussian", "rank_pattern": {"q": 3}},
@@ -317,6 +316,11 @@ def test_every_field_of_peft(name, tmp_path):
         "PromptEncoderConfig": {"num_transformer_submodules"},
         "LoHaConfig": {"use_effective_conv2d"},
         "LoKrConfig": {"use_effective_conv2d"},
+        "C3AConfig": {"bias"},
+        "DeloraConfig": {"bias"},
+        "FourierFTConfig": {"bias"},
+        "GraloraConfig": {"bias"},
+        "HRAConfig": {"apply_GS", "bias"},
         "MissConfig": {"bias"},
         "OFTConfig": {"bias", "coft"},
         "RandLoraConfig": {"bias", "save_projection"},

@@ -297,6 +297,8 @@ def _options(method: str, host: str) -> dict:
         | {name: {"r": 2} for name in ("HiRA", "LoHa", "MiSS")}
         | {
             "C3A": {"block_size": 2},
+            "FourierFT": {"n_frequency": 5, "scaling": 1},
+            "RoAd": {"group_size": 2},
             "GraLoRA": {"r": 2, "alpha": 2},
             "DeLoRA": {"r": 2, "delora_lambda": 1},
             "HRA": {"r": 2},

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from keras import ops
 from typing_extensions import override
 
-from kopt.declare import Convert
-from kopt.peft import targets
 from kopt.peft.adapter import Adapter, Array, Base, Length, Weight, uniform
 from kopt.peft.layers import Site, Tensor
 
@@ -23,7 +21,6 @@ class HRA(Adapter):
 
     Args:
         r: 1 to 65,536, number of reflections: even, or `init_weights=False`, for an odd one cannot start at W.
-        rank_pattern: r by regular expression of the end of a path.
         init_weights: False draws all uₖ, which is not the identity.
         bias: "none"; peft trains biases too, which kopt does with LoRA and BitFit.
 
@@ -34,13 +31,11 @@ class HRA(Adapter):
     peft_type = "HRA"
     in_peft = True
     batched = False
-    patterned = {"rank_pattern": "r"}
-    selects = (*Adapter.selects, "init_weights", *patterned)
+    selects = (*Adapter.selects, "init_weights")
     kinds = ("einsum", "convolution")
     default_targets = ("query", "value")
 
     r: Length = 8
-    rank_pattern: Annotated[Any, Convert(targets.parse_numbers(Length))] = {}
     init_weights: bool = True
     bias: Literal["none"] = "none"
 
@@ -59,8 +54,7 @@ class HRA(Adapter):
         cls, config: Mapping[str, Any], tensors: Mapping[str, Array]
     ) -> tuple[Mapping[str, Any], Mapping[str, Array]]:
         """Takes an odd r, too, for the values in files have replaced the start."""
-        ranks = [config.get("r", cls.r), *(config.get("rank_pattern") or {}).values()]
-        odd = any(isinstance(rank, int) and rank % 2 for rank in ranks)
+        odd = any(array.ndim == 2 and array.shape[1] % 2 for array in tensors.values())
         return {**config, "init_weights": False} if odd else config, tensors
 
     @override

@@ -51,7 +51,7 @@ class LoRA(Adapter):
         r: 1 to 65,536, rank of the change.
         lora_alpha: α, 1e-6 to 1e6.
         lora_dropout: in [0, 1), share of the inputs that A does not see while training; not on embeddings.
-        use_rslora: rank-stabilized scaling, α/√r.
+        use_rslora: rank-stabilized scaling, α/√r, for ranks from about 32: with α/r a higher rank learns less.
         bias: which biases are trained too, as copies: "none", "all" of the model, or "lora_only" those of the hosts.
         init_lora_weights: True is uniform for A, as in torch (embeddings: A = 0, B normal); "gaussian" draws A from
             N(0, 1/r²); "orthogonal" takes random A, B of even rank with A B = 0; "pissa" the largest singular values of
