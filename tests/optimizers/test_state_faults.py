@@ -327,6 +327,24 @@ def test_a_mismatch_below_a_loss_scale_is_skipped(built, tmp_path):
     assert int(inner(model)._iterations) == 2
 
 
+@pytest.mark.parametrize(
+    ("saved", "loaded", "message"),
+    [
+        ("mixed_float16", "float32", "of an optimizer inside of the LossScaleOptimizer.*set_dtype_policy"),
+        ("float32", "mixed_float16", "of kopt.Adam without the LossScaleOptimizer.*set_dtype_policy"),
+    ],
+)
+def test_a_loss_scale_that_compile_adds_at_one_end_alone_is_named(saved, loaded, message, tmp_path):
+    keras.config.set_dtype_policy(saved)
+    train(compiled()).save(tmp_path / "m.keras")
+    keras.config.set_dtype_policy(loaded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Keras, about its wrapper
+        check_load_model_refuses(tmp_path / "m.keras", message)
+    keras.config.set_dtype_policy(saved)
+    assert int(inner(keras.saving.load_model(tmp_path / "m.keras"))._iterations) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("built", [True, False], ids=["built", "new"])
 def test_two_fits_follow_a_refusal(built, tmp_path):

@@ -184,7 +184,7 @@ class StateFile:
         """Returns manifest and arrays, or raises `ValueError` saying what is wrong with them."""
         name = self.owner
         if MANIFEST not in store.keys():  # noqa: SIM118 (the store of Keras has no __contains__ in every format)
-            raise ValueError(f"The saved optimizer state has no manifest, so kopt.{name} did not write it.")
+            raise ValueError(_of_another_kind(name, store))
         try:
             manifest = json.loads(np.asarray(store[MANIFEST]).tobytes())
             version, entries = manifest["format"], manifest["entries"]
@@ -302,6 +302,18 @@ def _fits(key: str, saved: list[Any], here: list[Any]) -> bool:
         return saved == here
     kinds = [np.dtype(dtype).kind for _, dtype in (saved, here)]
     return saved[0] == here[0] and kinds[0] == kinds[1]
+
+
+def _of_another_kind(name: str, store: Any) -> str:
+    """Returns why a store without a manifest cannot be read."""
+    around = "LossScaleOptimizer, which compile() puts around an optimizer in mixed float16"
+    policy = "Set keras.config.set_dtype_policy as it was when the model was compiled, then load it."
+    keys = list(store.keys())
+    if not keys:
+        return f"The saved optimizer state is that of kopt.{name} without the {around}. {policy}"
+    if "2" in keys and np.asarray(store["2"]).dtype.kind == "i":  # counts steps; of an optimizer alone it is a slot
+        return f"The saved optimizer state is that of an optimizer inside of the {around}. {policy}"
+    return f"The saved optimizer state has no manifest, so kopt.{name} did not write it."
 
 
 def _describe(key: str, manifest: State, paths: Sequence[str] | None) -> str:
