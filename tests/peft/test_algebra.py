@@ -119,6 +119,71 @@ def test_what_is_refused(call, message):
     np.testing.assert_array_equal(outputs(model, x), before)
 
 
+def test_sums_that_would_be_wrong():
+    model, _, _, _ = two(names=("one", "two", "nan"))
+    factor = adapters_of(model).hosts["host"].weights_of["nan"]["lora_B"]
+    factor.assign(np.full(factor.shape, np.nan))
+    before = peft.get_adapter_state(model, "one")
+    add, convert = peft.add_weighted_adapter, peft.convert_to_lora
+    for call, message in [
+        (lambda m: add(m, ["one", "two"], [0.5, 0.5], "one", "linear"), "that it is made from"),
+        (lambda m: convert(m, "one", "one", rank=2), "that it is made from"),
+        (lambda m: add(m, ["one", "two"], "12", "new"), "a finite weight for each name"),
+        (lambda m: add(m, {"one": 0.5}, [1.0], "new"), "a finite weight for each name"),
+        (lambda m: add(m, ["one", "two"], 0.5, "new"), "a finite weight for each name"),
+        (lambda m: add(m, ["one"], [1e300], "new", "cat"), "a finite weight for each name"),
+        (lambda m: add(m, ["one", "nan"], [1, 1], "new", "cat"), "'nan' .* NaN or infinite .* host"),
+        (lambda m: convert(m, "nan", "new", energy=0.9), "NaN or infinite"),
+        (lambda m: peft.adapter_difference(m, "one", "nan"), "NaN or infinite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(model)
+    assert list(adapters_of(model).adapters) == ["one", "two", "nan"]
+    assert all(np.array_equal(value, before[key]) for key, value in peft.get_adapter_state(model, "one").items())
+
+
+@pytest.mark.parametrize("bias", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_sums_of_changes_of_biases(bias, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, use_bias=bias, name="a")])
+    if bias:
+        model.layers[0].bias.assign(floats(6))
+    x, given = floats(5, 8), {}
+    plain = outputs(model, x)
+    methods = {"lora": peft.LoRA(r=2, lora_bias=True, target_modules=["a"]), "ia3": peft.IA3(target_modules=["a"])}
+    for name, adapter in methods.items():
+        peft.get_peft_model(model, adapter, name)
+        scramble(model, 0.3)
+        given[name] = outputs(model, x)
+    peft.add_weighted_adapter(model, list(given), [0.5, -2.0], "sum", "svd", svd_rank=6)
+    expected = plain + 0.5 * (given["lora"] - plain) - 2 * (given["ia3"] - plain)
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    peft.save_pretrained(model, tmp_path, "sum")
+    peft.convert_to_lora(model, "lora", "same", rank=2)
+    np.testing.assert_allclose(outputs(model, x), given["lora"], atol=2e-5)
+    peft.load_adapter(model, tmp_path, "again")
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_two_kernels_of_a_layer_need_different_ranks(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4, 8)), keras.layers.LSTM(3, name="r")])
+    both = peft.LoRA(r=6, target_modules=["cell"], target_parameters=["cell.recurrent_kernel"])
+    peft.get_peft_model(model, both, "both")
+    scramble(model, 0.3)
+    peft.get_peft_model(model, peft.LoRA(r=1, target_parameters=["cell.recurrent_kernel"]), "one")
+    scramble(model, 0.3)
+    peft.set_adapter(model, ["both", "one"])
+    x = floats(2, 4, 8)
+    expected = outputs(model, x)  # both of them, in one kernel at least
+    for kind in ("svd", "cat"):  # of rank 6 and 3, of rank 6 and 7
+        peft.add_weighted_adapter(model, ["both", "one"], [1.0, 1.0], kind, kind)
+        np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), expected, atol=2e-5)
+
+
 MERGED = {name: cls for name, cls in peft.adapters().items() if cls.mergeable and cls.__module__.startswith("kopt.")}
 
 
@@ -315,22 +380,20 @@ def test_rows_cannot_have_an_adapter_that_came_later():
     np.testing.assert_allclose(mixed.predict_rows(x, ["sum"] * 4), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda mixed, x: mixed.predict_rows(x, "abcd"), "a list with a name for each row. Received: 'abcd'"),
-        (lambda mixed, x: mixed.predict_rows(x, None), "a list with a name for each row. Received: None"),
-        (lambda mixed, x: mixed.predict_rows(x, [0, 1, 0, 1]), "No adapter 0"),
-        (lambda mixed, x: mixed.predict_rows(x[:0], []), r"at least one. Received: ndarray \(0, 8\)"),
-        (lambda mixed, x: mixed.predict_rows(x.tolist(), ["one"] * 4), "must be arrays"),
-        (lambda mixed, x: mixed.predict_rows({"a": x, "b": x[1:]}, ["one"] * 4), "with the same number of rows"),
-        (lambda mixed, x: mixed(x), "Call predict_rows"),
-        (lambda mixed, x: mixed.get_config(), "Save the model that has the adapters"),
-        (lambda mixed, x: peft.MixedBatch(3), "Expected a Keras model"),
-        (lambda mixed, x: peft.get_peft_model(mixed.inner, peft.LoRA(), "__base__"), "stands for no adapter"),
-    ],
-)
-def test_what_rows_are_not(call, message):
+def test_what_rows_are_not():
     model, x, _, _ = four_rows()
-    with pytest.raises(ValueError, match=message):
-        call(peft.MixedBatch(model), x)
+    mixed = peft.MixedBatch(model)
+    for call, message in [
+        (lambda: mixed.predict_rows(x, "abcd"), "a list with a name for each row. Received: 'abcd'"),
+        (lambda: mixed.predict_rows(x, None), "a list with a name for each row. Received: None"),
+        (lambda: mixed.predict_rows(x, [0, 1, 0, 1]), "No adapter 0"),
+        (lambda: mixed.predict_rows(x[:0], []), r"at least one. Received: ndarray \(0, 8\)"),
+        (lambda: mixed.predict_rows(x.tolist(), ["one"] * 4), "must be arrays"),
+        (lambda: mixed.predict_rows({"a": x, "b": x[1:]}, ["one"] * 4), "with the same number of rows"),
+        (lambda: mixed(x), "Call predict_rows"),
+        (lambda: mixed.get_config(), "Save the model that has the adapters"),
+        (lambda: peft.MixedBatch(3), "Expected a Keras model"),
+        (lambda: peft.get_peft_model(model, peft.LoRA(), "__base__"), "stands for no adapter"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
