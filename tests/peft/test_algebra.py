@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from method_peers import build
 from probes import outputs, scramble
-from zoo import dense, floats
+from zoo import dense, floats, integers
 
 from kopt import peft
 from kopt.peft.algebra.combination import combine, decompose
@@ -163,6 +163,28 @@ def test_sums_of_changes_of_biases(bias, tmp_path):
     np.testing.assert_allclose(outputs(model, x), given["lora"], atol=2e-5)
     peft.load_adapter(model, tmp_path, "again")
     np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_sum_with_a_bias_at_one_layer_of_two(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Dense(3, name="a")(keras.layers.Embedding(9, 6, name="table")(inputs))
+    model, x = keras.Model(inputs, x), integers(9, 3, 4)
+    for name, options in {
+        "one": {"target_modules": ["table"]},
+        "two": {"target_modules": ["a"], "lora_bias": True},
+    }.items():
+        peft.get_peft_model(model, peft.LoRA(r=2, **options), name)
+        scramble(model, 0.3)
+    peft.set_adapter(model, ["one", "two"])
+    expected = outputs(model, x)
+    peft.add_weighted_adapter(model, ["one", "two"], [1.0, 1.0], "sum")
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    with pytest.raises(ValueError, match="table has no lora_bias, and a file of peft"):
+        peft.save_pretrained(model, tmp_path / "file", "sum")
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), expected, atol=2e-5)
 
 
 @pytest.mark.slow
