@@ -176,21 +176,25 @@ def kernel_attribute(layer: Any) -> str | None:
     return next((a for a in _KERNELS if isinstance(v := attributes.get(a), keras.Variable) and len(v.shape) >= 2), None)
 
 
-def exchange_variables(layer: Any, gone: Iterable[str], new: Mapping[str, Mapping[str, Any]]) -> None:
+def exchange_variables(layer: Any, gone: Iterable[str], new: Mapping[str, Mapping[str, Any]], place: int = 0) -> None:
     """Takes variables from a layer, and gives it others that are zero.
 
     Args:
         layer: the layer.
         gone: attributes that hold the variables.
         new: arguments of `add_weight` by attribute.
+        place: where those that are trainable stand among the direct variables, whose order files may have.
     """
     removed = [vars(layer)[attr] for attr in gone]
     with strategy_of(removed[0]), unlocked(layer):
         for attr, variable in zip(gone, removed, strict=True):
             untrack(layer, variable)
             super(keras.layers.Layer, layer).__delattr__(attr)  # that of Keras collects garbage each time
+        others = direct_variables(layer)
         for attr, options in new.items():
             setattr(layer, attr, layer.add_weight(initializer="zeros", **options))
+        added = direct_variables(layer)[len(others) :]
+        layer._trainable_variables[:] = [*others[:place], *added, *others[place:]]
 
 
 def register_weights(model: Any) -> None:
