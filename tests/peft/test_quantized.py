@@ -287,3 +287,30 @@ def test_a_model_that_was_compiled_learns_after_each_change():
         losses = change(model).fit(x, zoo.floats(4, 2), epochs=4, verbose=0).history["loss"]
         assert losses[-1] < losses[0]
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_keras_does_not_quantize_half_of_a_model_with_adapters():
+    model, x = build("dense", head=True)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["head"]))
+    before = outputs(model, x)
+    with pytest.raises(ValueError, match="The model has adapters, so it cannot be quantized as a whole"):
+        model.quantize("int8")
+    with pytest.raises(ValueError, match="head has adapters, so it cannot be quantized"):
+        model.get_layer("head").quantize("int8")
+    np.testing.assert_array_equal(outputs(model, x), before)
+    peft.unload(model)
+    peft.quantize(model, "nf4", ["head"])
+    with pytest.raises(ValueError, match="The model has kernels in nf4"):
+        model.quantize("int8")
+    assert model.get_layer("host").quantization_mode is None
+
+
+def test_a_policy_that_has_lost_its_name_as_savers_of_kerashub_leave_it():
+    model, x = build("dense", "int8")
+    host = model.get_layer("host")
+    keras.dtype_policies.DTypePolicyMap(policy_map={host.path: host.dtype_policy}).get_config()
+    assert host.dtype_policy.name is None
+    rounded = outputs(model, x)
+    peft.dequantize(model)
+    assert host.dtype_policy.name == "float32"
+    near(outputs(model, x), rounded, 0.03)

@@ -295,12 +295,10 @@ def requantized(layer: Any, kernel: Any) -> dict[str, Any]:
 
 def say_not_quantized(layer: Any) -> None:
     """Makes a layer that has got a float kernel again one that Keras can quantize."""
-    policy = layer.dtype_policy
-    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        policy = policy[layer.path]
+    compute, variables = layer.compute_dtype, layer.variable_dtype  # its policy loses its name when KerasHub saves it
     say_quantized(layer, False)
     layer.quantization_config = None
-    layer.dtype_policy = policy.name.partition("_from_")[2]
+    layer.dtype_policy = compute if compute == variables else f"mixed_{compute}"
 
 
 def say_quantized(layer: Any, value: bool) -> None:
