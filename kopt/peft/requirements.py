@@ -1,9 +1,21 @@
 """What adapters and models must be, and errors that say what to write instead."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kopt.peft.adapter import Adapter
+
+BASE = "__base__"
+"""The name that stands for no adapter, where rows have different ones."""
+
+
+def check_adapter_name(name: Any) -> None:
+    """Raises ValueError if no adapter can have that name: it stands in names of files and variables."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
+        raise ValueError(f"The name of an adapter has up to 100 letters, digits, _ and - only. Received: {name!r}")
+    if name == BASE:
+        raise ValueError(f"The name {BASE!r} stands for no adapter. Choose another one.")
 
 
 def check_names(adapter: Adapter, declared: Iterable[str], copied: Iterable[str], path: str) -> None:

@@ -1,5 +1,6 @@
 """Adapters from adapters, and batches whose rows have different ones."""
 
+import contextlib
 import time
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from method_peers import build
 from probes import outputs, scramble
-from zoo import dense, floats
+from zoo import dense, floats, integers
 
 from kopt import peft
 from kopt.peft.algebra.combination import combine, decompose
@@ -116,6 +117,93 @@ def test_what_is_refused(call, message):
         call(model)
     assert list(adapters_of(model).adapters) == ["one", "big", "hira", "head"]
     np.testing.assert_array_equal(outputs(model, x), before)
+
+
+def test_sums_that_would_be_wrong():
+    model, _, _, _ = two(names=("one", "two", "nan"))
+    factor = adapters_of(model).hosts["host"].weights_of["nan"]["lora_B"]
+    factor.assign(np.full(factor.shape, np.nan))
+    before = peft.get_adapter_state(model, "one")
+    add, convert = peft.add_weighted_adapter, peft.convert_to_lora
+    for call, message in [
+        (lambda m: add(m, ["one", "two"], [0.5, 0.5], "one", "linear"), "that it is made from"),
+        (lambda m: convert(m, "one", "one", rank=2), "that it is made from"),
+        (lambda m: add(m, ["one", "two"], "12", "new"), "a finite weight for each name"),
+        (lambda m: add(m, {"one": 0.5}, [1.0], "new"), "a finite weight for each name"),
+        (lambda m: add(m, ["one", "two"], 0.5, "new"), "a finite weight for each name"),
+        (lambda m: add(m, ["one"], [1e300], "new", "cat"), "a finite weight for each name"),
+        (lambda m: add(m, ["one", "nan"], [1, 1], "new", "cat"), "'nan' .* NaN or infinite .* host"),
+        (lambda m: convert(m, "nan", "new", energy=0.9), "NaN or infinite"),
+        (lambda m: peft.adapter_difference(m, "one", "nan"), "NaN or infinite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(model)
+    assert list(adapters_of(model).adapters) == ["one", "two", "nan"]
+    assert all(np.array_equal(value, before[key]) for key, value in peft.get_adapter_state(model, "one").items())
+
+
+@pytest.mark.parametrize("bias", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_sums_of_changes_of_biases(bias, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, use_bias=bias, name="a")])
+    if bias:
+        model.layers[0].bias.assign(floats(6))
+    x, given = floats(5, 8), {}
+    plain = outputs(model, x)
+    methods = {"lora": peft.LoRA(r=2, lora_bias=True, target_modules=["a"]), "ia3": peft.IA3(target_modules=["a"])}
+    for name, adapter in methods.items():
+        peft.get_peft_model(model, adapter, name)
+        scramble(model, 0.3)
+        given[name] = outputs(model, x)
+    peft.add_weighted_adapter(model, list(given), [0.5, -2.0], "sum", "svd", svd_rank=6)
+    expected = plain + 0.5 * (given["lora"] - plain) - 2 * (given["ia3"] - plain)
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    peft.save_pretrained(model, tmp_path, "sum")
+    peft.convert_to_lora(model, "lora", "same", rank=2)
+    np.testing.assert_allclose(outputs(model, x), given["lora"], atol=2e-5)
+    peft.load_adapter(model, tmp_path, "again")
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_sum_with_a_bias_at_one_layer_of_two(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Dense(3, name="a")(keras.layers.Embedding(9, 6, name="table")(inputs))
+    model, x = keras.Model(inputs, x), integers(9, 3, 4)
+    for name, options in {
+        "one": {"target_modules": ["table"]},
+        "two": {"target_modules": ["a"], "lora_bias": True},
+    }.items():
+        peft.get_peft_model(model, peft.LoRA(r=2, **options), name)
+        scramble(model, 0.3)
+    peft.set_adapter(model, ["one", "two"])
+    expected = outputs(model, x)
+    peft.add_weighted_adapter(model, ["one", "two"], [1.0, 1.0], "sum")
+    np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    with pytest.raises(ValueError, match="table has no lora_bias, and a file of peft"):
+        peft.save_pretrained(model, tmp_path / "file", "sum")
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_two_kernels_of_a_layer_need_different_ranks(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4, 8)), keras.layers.LSTM(3, name="r")])
+    both = peft.LoRA(r=6, target_modules=["cell"], target_parameters=["cell.recurrent_kernel"])
+    peft.get_peft_model(model, both, "both")
+    scramble(model, 0.3)
+    peft.get_peft_model(model, peft.LoRA(r=1, target_parameters=["cell.recurrent_kernel"]), "one")
+    scramble(model, 0.3)
+    peft.set_adapter(model, ["both", "one"])
+    x = floats(2, 4, 8)
+    expected = outputs(model, x)  # both of them, in one kernel at least
+    for kind in ("svd", "cat"):  # of rank 6 and 3, of rank 6 and 7
+        peft.add_weighted_adapter(model, ["both", "one"], [1.0, 1.0], kind, kind)
+        np.testing.assert_allclose(outputs(model, x), expected, atol=2e-5)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), expected, atol=2e-5)
 
 
 MERGED = {name: cls for name, cls in peft.adapters().items() if cls.mergeable and cls.__module__.startswith("kopt.")}
@@ -272,3 +360,62 @@ def test_a_mixed_batch_costs_little_more_than_one():
     one, four = (min(times[name][1:]) for name in runs)
     print(f"one {1e3 * one:.1f} ms, mixed {1e3 * four:.1f} ms, {four / one:.2f}")
     assert four < 1.5 * one
+
+
+def four_rows(policy="float32"):
+    """Returns a model with a LoRA and a DoRA, inputs, names of the rows, and what each row gives alone."""
+    keras.utils.set_random_seed(0)
+    dtype = keras.dtype_policies.get(policy)
+    layers = [keras.layers.Dense(6, "tanh", name="a", dtype=dtype), keras.layers.Dense(3, name="b", dtype=dtype)]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    for name, adapter in {"one": peft.LoRA(r=2, target_modules=["a"]), "two": peft.DoRA(target_modules=["b"])}.items():
+        peft.get_peft_model(model, adapter, name)
+        scramble(model, 0.3)
+    x, names, expected = floats(4, 8), ["one", "two", "__base__", "two"], []
+    peft.set_scale(model, "one", 0.3)
+    for i, name in enumerate(names):
+        if name != "__base__":
+            peft.set_adapter(model, name)
+        with peft.disable_adapter(model) if name == "__base__" else contextlib.nullcontext():
+            expected.append(outputs(model, x)[i])
+    return model, x, names, np.array(expected)
+
+
+@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"])
+def test_rows_in_batches_of_several_sizes(policy):
+    model, x, names, expected = four_rows(policy)
+    found = peft.MixedBatch(model).predict_rows(x, np.array(names), batch_size=3)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if policy == "float32" else 0.02)
+
+
+def test_rows_cannot_have_an_adapter_that_came_later():
+    model, x, names, expected = four_rows()
+    mixed = peft.MixedBatch(model)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["a"], modules_to_save=["b"]), "head")
+    scramble(model, 0.3)  # it is active, and all rows would have its head
+    with pytest.raises(ValueError, match="'head', which trains copies"):
+        mixed.predict_rows(x, names)
+    peft.delete_adapter(model, "head")
+    np.testing.assert_allclose(mixed.predict_rows(x, names), expected, atol=1e-5)
+    peft.add_weighted_adapter(model, ["one"], [1.0], "sum", "cat")
+    whole = outputs(model, x)
+    np.testing.assert_allclose(mixed.predict_rows(x, ["sum"] * 4), whole, atol=1e-5)
+
+
+def test_what_rows_are_not():
+    model, x, _, _ = four_rows()
+    mixed = peft.MixedBatch(model)
+    for call, message in [
+        (lambda: mixed.predict_rows(x, "abcd"), "a list with a name for each row. Received: 'abcd'"),
+        (lambda: mixed.predict_rows(x, None), "a list with a name for each row. Received: None"),
+        (lambda: mixed.predict_rows(x, [0, 1, 0, 1]), "No adapter 0"),
+        (lambda: mixed.predict_rows(x[:0], []), r"at least one. Received: ndarray \(0, 8\)"),
+        (lambda: mixed.predict_rows(x.tolist(), ["one"] * 4), "must be arrays"),
+        (lambda: mixed.predict_rows({"a": x, "b": x[1:]}, ["one"] * 4), "with the same number of rows"),
+        (lambda: mixed(x), "Call predict_rows"),
+        (lambda: mixed.get_config(), "Save the model that has the adapters"),
+        (lambda: peft.MixedBatch(3), "Expected a Keras model"),
+        (lambda: peft.get_peft_model(model, peft.LoRA(), "__base__"), "stands for no adapter"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -70,3 +70,37 @@ def test_exported_models_give_the_same(base, form, tmp_path):
     path = f"{tmp_path}/merged{FORMATS[form]}"
     model.export(path, format=form, verbose=False)
     np.testing.assert_allclose(read(path, form, x), merged, atol=1e-5)
+
+
+ELSEWHERE = {"layernormtuning", "trainabletokens", "prefixtuning", "prompttuning", "ptuning"}
+"""Methods that a dense layer cannot host."""
+METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.startswith("kopt.")}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - ELSEWHERE))
+def test_every_method_in_litert(name, tmp_path):
+    cls = METHODS[name]
+    rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(32, "relu", name="hidden"), keras.layers.Dense(4, name="head")]
+    model = keras.Sequential([keras.Input((16,)), *layers])
+    peft.get_peft_model(model, cls(target_modules=["hidden", "head"], **rank))
+    scramble(model, 0.2)
+    x = zoo.floats(3, 16)
+    expected = outputs(model, x)
+    model.export(f"{tmp_path}/live.tflite", format="litert", verbose=False)
+    found = read(f"{tmp_path}/live.tflite", "litert", x)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_rows_with_adapters_of_their_own_are_served(tmp_path):
+    import tensorflow as tf
+
+    model, x = small(None)
+    names = ["default", "__base__", "default"]
+    mixed = peft.MixedBatch(model)
+    expected = mixed.predict_rows(x, names)
+    mixed.export(tmp_path / "mixed", format="tf_saved_model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "mixed")
+    found = served.serve({"inputs": x, "shares": np.array([[1], [0], [1]], "float32")})
+    np.testing.assert_allclose(found, expected, atol=1e-5)

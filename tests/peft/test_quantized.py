@@ -210,3 +210,107 @@ def test_what_is_refused():
     convolution = keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(2, 3, name="c")])
     with pytest.raises(ValueError, match="Keras cannot quantize c"):
         peft.quantize(convolution, "int8", target_modules=["c"])
+
+
+def test_nothing_is_changed_where_one_layer_is_refused():
+    model, _ = build("dense", head=True)
+    host, head = model.get_layer("host"), model.get_layer("head")
+    with pytest.raises(ValueError, match=r"exclude_modules: '.*hed' matches no layer.* head"):
+        peft.quantize(model, "int8", exclude_modules=".*hed")
+    head.dtype_policy = "mixed_float16"
+    with pytest.raises(ValueError, match="head computes in float16, for which Keras has no int8"):
+        peft.quantize(model, "int8")
+    head.kernel.assign(np.full(head.kernel.shape, np.nan))
+    with pytest.raises(ValueError, match="head has NaN or infinite weights"):
+        peft.quantize(model, "nf4")
+    assert host.quantization_mode is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "make"),
+    [
+        ("nf4", lambda: layers.SimpleRNN(5, use_bias=False, name="host")),  # whose two kernels have one shape
+        pytest.param("nf4", lambda: layers.Dense(5, name="host"), marks=pytest.mark.slow),
+        pytest.param("int4", lambda: layers.Dense(5, name="host"), marks=pytest.mark.slow),
+    ],
+    ids=["nf4-rnn", "nf4-dense", "int4-dense"],
+)
+def test_weights_have_their_order_again(mode, make, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x = keras.Sequential([keras.Input((3, 5)), make()]), zoo.floats(2, 3, 5)
+    order = [v.path for v in model.weights]
+    peft.quantize(model, mode, ["host"])
+    peft.dequantize(model)
+    assert [v.path for v in model.weights] == order
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras"), x), outputs(model, x))
+
+
+@pytest.mark.parametrize(
+    ("mode", "config"),
+    [
+        ("int8", None),
+        pytest.param("int4", keras.quantizers.Int4QuantizationConfig(block_size=-1), marks=pytest.mark.slow),
+        ("int4", keras.quantizers.Int4QuantizationConfig(block_size=4)),
+        pytest.param("nf4", None, marks=pytest.mark.slow),
+    ],
+    ids=["int8", "int4", "int4-blocks", "nf4"],
+)
+def test_an_embedding_with_an_output_matrix_of_its_own(mode, config):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="int32")
+    table = layers.ReversibleEmbedding(9, 5, tie_weights=False, name="table")
+    model = keras.Model(inputs, table(layers.Dense(5)(table(inputs)), reverse=True))
+    x, plain = zoo.integers(9, 3, 4), outputs(model, zoo.integers(9, 3, 4))
+    if mode == "nf4":
+        peft.quantize(model, mode, ["table"])
+    else:
+        table.quantize(mode, config=config)
+    rounded = outputs(model, x)
+    near(rounded, plain, 0.3)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["table"]))
+    near(outputs(model, x), rounded, 1e-6)
+    scramble(model, 0.3)
+    live = outputs(model, x)
+    peft.dequantize(model)
+    near(outputs(model, x), live, 0.03 if mode == "int8" else 1e-5)  # int8 rounds inputs, too
+    peft.unload(model)
+    near(outputs(model, x), rounded, 0.03)
+    assert [tuple(v.shape) for v in table.weights] == [(9, 5), (5, 9)]
+
+
+@pytest.mark.slow
+def test_a_model_that_was_compiled_learns_after_each_change():
+    model, x = build("dense", head=True)
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    for change in (lambda m: m, lambda m: peft.quantize(m, "nf4", ["host"]), peft.dequantize):
+        losses = change(model).fit(x, zoo.floats(4, 2), epochs=4, verbose=0).history["loss"]
+        assert losses[-1] < losses[0]
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_keras_does_not_quantize_half_of_a_model_with_adapters():
+    model, x = build("dense", head=True)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["head"]))
+    before = outputs(model, x)
+    with pytest.raises(ValueError, match="The model has adapters, so it cannot be quantized as a whole"):
+        model.quantize("int8")
+    with pytest.raises(ValueError, match="head has adapters, so it cannot be quantized"):
+        model.get_layer("head").quantize("int8")
+    np.testing.assert_array_equal(outputs(model, x), before)
+    peft.unload(model)
+    peft.quantize(model, "nf4", ["head"])
+    with pytest.raises(ValueError, match="The model has kernels in nf4"):
+        model.quantize("int8")
+    assert model.get_layer("host").quantization_mode is None
+
+
+def test_a_policy_that_has_lost_its_name_as_savers_of_kerashub_leave_it():
+    model, x = build("dense", "int8")
+    host = model.get_layer("host")
+    keras.dtype_policies.DTypePolicyMap(policy_map={host.path: host.dtype_policy}).get_config()
+    assert host.dtype_policy.name is None
+    rounded = outputs(model, x)
+    peft.dequantize(model)
+    assert host.dtype_policy.name == "float32"
+    near(outputs(model, x), rounded, 0.03)

@@ -77,6 +77,12 @@ class Writer:
                 )
             if raw:
                 raw_parameters.check_method(layer.adapters[name], f"{path}.{site.attr}")
+            of_all = getattr(self.adapter, "lora_bias", False)
+            if getattr(layer.adapters[name], "lora_bias", of_all) != of_all:
+                raise ValueError(
+                    f"{path} has no lora_bias, and a file of peft has one for every layer or for none. model.save(...) "
+                    "keeps the adapter."
+                )
             values = layer.adapters[name].fold({k: np.asarray(v.numpy(), "float32") for k, v in weights.items()})
             part = torch_layout.Part(path, site, names.factors(port, site), layer.adapters[name], values)
             self.shared |= {key: values[key].transpose() for key in torch_layout.shared(part.adapter, site)}

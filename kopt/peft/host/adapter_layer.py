@@ -387,8 +387,8 @@ class AdapterLayer(keras.layers.Layer):
         if site is None or site.kind == "opaque" or not (chain := self.chain(site)):
             return call(*args, **kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop("inputs"), ())
-        if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):
-            return (floating or call)(x, *rest, **kwargs)  # reads the effective kernel, if it reads that matrix
+        if site.kind == "embedding" and (kwargs.get("reverse") or (rest and rest[0])):  # reads the kernel if it is tied
+            return ((getattr(self.host(), "tie_weights", True) and floating) or call)(x, *rest, **kwargs)
         run, floating = ((lambda x, f=f: f(x, *rest, **kwargs)) for f in (call, floating or call))
         base = self._base(site, [] if rows_in_use() else chain, run, floating)
         y = mixed(self, site, base, x) if rows_in_use() else base(x)

@@ -164,6 +164,10 @@ def host_class(base: Any, attributes: frozenset[str], kernel: str | None, attend
         def quantized_call(self, *args: Any, **kwargs: Any) -> Any:
             return child_of(self).forward(super().quantized_call, args, kwargs, super().call)
 
+        @property  # Keras keeps the method in each instance, where only a property comes before it
+        def quantize(self) -> Any:
+            return child_of(self).quantize  # which refuses
+
         def __reduce__(self) -> Any:
             return reduced(child_of(self))
 

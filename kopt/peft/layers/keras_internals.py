@@ -176,21 +176,25 @@ def kernel_attribute(layer: Any) -> str | None:
     return next((a for a in _KERNELS if isinstance(v := attributes.get(a), keras.Variable) and len(v.shape) >= 2), None)
 
 
-def exchange_variables(layer: Any, gone: Iterable[str], new: Mapping[str, Mapping[str, Any]]) -> None:
+def exchange_variables(layer: Any, gone: Iterable[str], new: Mapping[str, Mapping[str, Any]], place: int = 0) -> None:
     """Takes variables from a layer, and gives it others that are zero.
 
     Args:
         layer: the layer.
         gone: attributes that hold the variables.
         new: arguments of `add_weight` by attribute.
+        place: where those that are trainable stand among the direct variables, whose order files may have.
     """
     removed = [vars(layer)[attr] for attr in gone]
     with strategy_of(removed[0]), unlocked(layer):
         for attr, variable in zip(gone, removed, strict=True):
             untrack(layer, variable)
             super(keras.layers.Layer, layer).__delattr__(attr)  # that of Keras collects garbage each time
+        others = direct_variables(layer)
         for attr, options in new.items():
             setattr(layer, attr, layer.add_weight(initializer="zeros", **options))
+        added = direct_variables(layer)[len(others) :]
+        layer._trainable_variables[:] = [*others[:place], *added, *others[place:]]
 
 
 def register_weights(model: Any) -> None:
@@ -291,12 +295,10 @@ def requantized(layer: Any, kernel: Any) -> dict[str, Any]:
 
 def say_not_quantized(layer: Any) -> None:
     """Makes a layer that has got a float kernel again one that Keras can quantize."""
-    policy = layer.dtype_policy
-    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        policy = policy[layer.path]
+    compute, variables = layer.compute_dtype, layer.variable_dtype  # its policy loses its name when KerasHub saves it
     say_quantized(layer, False)
     layer.quantization_config = None
-    layer.dtype_policy = policy.name.partition("_from_")[2]
+    layer.dtype_policy = compute if compute == variables else f"mixed_{compute}"
 
 
 def say_quantized(layer: Any, value: bool) -> None:

@@ -13,7 +13,14 @@ import numpy as np
 from keras import ops
 
 from kopt.peft.layers import nf4
-from kopt.peft.layers.keras_internals import all_variables, exchange_variables, plain_class, say_quantized, set_class
+from kopt.peft.layers.keras_internals import (
+    all_variables,
+    direct_variables,
+    exchange_variables,
+    plain_class,
+    say_quantized,
+    set_class,
+)
 from kopt.peft.layers.layer_paths import named_layers
 from kopt.peft.layers.quantized import Array, QuantizedKernel, Tensor, keep_quantized, quantized_kernel
 from kopt.peft.layers.site import Site, find_site
@@ -68,10 +75,11 @@ def pack(layer: Any, value: bool = True) -> None:
         | ({"autocast": False} if dtype == "float32" else {})
         for part, (shape, dtype) in nf4.sizes(math.prod(site.shape)).items()
     }
+    place = next((i for i, v in enumerate(direct_variables(layer)) if v is site.variable), 0)
     exchange_variables(layer, [site.attr], parts)
     plain: Any = type(layer)
     set_class(layer, _nf4_class(plain, site.attr.lstrip("_")))
-    stored = Nf4Kernel(layer, site.attr, site.shape, {attr: vars(layer)[attr] for attr in parts})
+    stored = Nf4Kernel(layer, site.attr, site.shape, {attr: vars(layer)[attr] for attr in parts}, place)
     keep_quantized(layer, stored)
     say_quantized(layer, True)
     if kernel is not None:

@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 Tensor = Any
 ROUNDINGS = {"int8": 0.5 / 127, "int4": 1 / 7, "nf4": 0.17}
 """By how much numbers may be rounded, as a share of the largest magnitude, by format."""
+_OUTPUT = "reverse_embeddings"
+"""What Keras calls the output matrix of an embedding that is not tied, and how the parts of it begin."""
 _KERNEL = "kopt_quantized"
 """The attribute under which a layer keeps its `QuantizedKernel`."""
 
@@ -40,13 +42,16 @@ class QuantizedKernel(abc.ABC):
         attr: the attribute that holds the float kernel of a plain layer of that class.
         shape: shape of that kernel.
         parts: the variables that stand for it, by attribute.
+        place: where the float kernel stands among the layer's direct variables.
     """
 
     mode: str
     """What the format is called."""
 
-    def __init__(self, layer: Any, attr: str, shape: tuple[int, ...], parts: Mapping[str, keras.Variable]) -> None:
-        self.layer, self.attr, self.shape, self.parts = layer, attr, shape, dict(parts)
+    def __init__(
+        self, layer: Any, attr: str, shape: tuple[int, ...], parts: Mapping[str, keras.Variable], place: int = 0
+    ) -> None:
+        self.layer, self.attr, self.shape, self.parts, self.place = layer, attr, shape, dict(parts), place
         self.name = attr.lstrip("_")
 
     @abc.abstractmethod
@@ -91,7 +96,7 @@ class QuantizedKernel(abc.ABC):
         self.forget()
         options = {kind: getattr(self.layer, f"{self.name}_{kind}", None) for kind in ("regularizer", "constraint")}
         options |= {"name": self.name, "shape": self.shape, "dtype": self.layer.variable_dtype}
-        exchange_variables(self.layer, self.parts, {self.attr: options})
+        exchange_variables(self.layer, self.parts, {self.attr: options}, self.place)
         variable: keras.Variable = vars(self.layer)[self.attr]
         variable.assign(kernel)
         return variable
@@ -117,6 +122,31 @@ class KerasKernel(QuantizedKernel):
     def encode(self, kernel: Array) -> dict[str, Array]:
         """Returns what `quantize` of Keras makes of the kernel."""
         return requantized(self.layer, kernel)
+
+    def release(self) -> keras.Variable:
+        """Gives the layer float kernels: an embedding that is not tied has a second one, for its way back."""
+        layer, value = self.layer, self._output_matrix()
+        kernel = super().release()
+        if value is not None:
+            parts = [attr for attr in vars(layer) if attr.startswith(_OUTPUT)]
+            options = {"name": _OUTPUT, "shape": tuple(value.shape), "dtype": layer.variable_dtype}
+            exchange_variables(layer, parts, {_OUTPUT: options}, place=1)
+            vars(layer)[_OUTPUT].assign(value)
+        return kernel
+
+    def _output_matrix(self) -> Tensor | None:
+        """Returns the output matrix of an embedding, [width, words] in float32, or None if it has none of its own."""
+        values = {attr: ops.convert_to_tensor(v) for attr, v in vars(self.layer).items() if attr.startswith(_OUTPUT)}
+        if not values:
+            return None
+        scale = ops.cast(values[f"{_OUTPUT}_scale"], "float32")
+        if self.mode == "int8":
+            return ops.cast(values[_OUTPUT], "float32") / scale
+        whole = ops.cast(keras.quantizers.unpack_int4(values[_OUTPUT], self.layer.output_dim, axis=0), "float32")
+        if (zero := values.get(f"{_OUTPUT}_zero")) is None:
+            return whole / scale
+        groups = ops.cast(self.layer.g_idx, "int32")
+        return (whole - ops.take(ops.cast(zero, "float32"), groups, axis=0)) * ops.take(scale, groups, axis=0)
 
     def forget(self) -> None:
         """Gives the layer the dtype back that it had."""

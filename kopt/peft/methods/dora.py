@@ -42,7 +42,8 @@ class DoRA(LoRA):
 
     def _scale(self, w: Tensor, p: Any) -> Tensor:
         """Returns m / ‖W + s A B‖, [*batch, out]; 1 while the adapter is off."""
-        norm = ops.sqrt(ops.sum(ops.square(ops.stop_gradient(w + self.change(p))), axis=-2))
+        squares = ops.square(ops.stop_gradient(w + self.change(p)))
+        norm = ops.sqrt(ops.sum(squares, axis=len(squares.shape) - 2))  # LiteRT's converter errs where it is below 0
         return 1 + p.gate * (p.lora_magnitude_vector / norm - 1)
 
     @override

@@ -16,7 +16,6 @@ whether adapters are disabled. `settle` then brings the hosts there.
 
 import contextlib
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ from kopt.peft.layers import (
 )
 from kopt.peft.model.optimizers import Optimizers
 from kopt.peft.model.selection import Targets, plan
-from kopt.peft.requirements import require_model
+from kopt.peft.requirements import check_adapter_name, require_model
 
 _ADAPTERS = "kopt_peft"
 """The attribute under which a model keeps its `ModelAdapters`."""
@@ -183,8 +182,7 @@ class ModelAdapters:
         self, name: str, adapter: Adapter, targets: Targets | None, values: Mapping[str, Mapping[str, Array]]
     ) -> None:
         """Adds an adapter, or raises ValueError and leaves the model as it was; see `add_adapter`."""
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
-            raise ValueError(f"The name of an adapter has up to 100 letters, digits, _ and - only. Received: {name!r}")
+        check_adapter_name(name)
         if name in self.adapters:
             raise ValueError(f"The model has an adapter {name!r} already. Choose another name or delete_adapter first.")
         own = {id(layer) for layer in self.hosts.values()}

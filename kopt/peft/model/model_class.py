@@ -190,6 +190,17 @@ def adapted_class(base: Any) -> type:
             self._refuse_if_merged()
             super().load_weights(*args, **kwargs)
 
+        @property  # Keras keeps the method in each instance, where only a property comes before it
+        def quantize(self) -> Any:
+            return self._refuse_quantization
+
+        def _refuse_quantization(self, *args: Any, **kwargs: Any) -> None:
+            what = "kernels in nf4" if adapters_of(self) is None else "adapters"  # Keras begins, and stops on the way
+            raise ValueError(
+                f"The model has {what}, so it cannot be quantized as a whole. Call kopt.peft.quantize before adapters "
+                "are added, with target_modules or exclude_modules where only some layers are meant."
+            )
+
         def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
             current = adapters_of(self)
             if current is not None:

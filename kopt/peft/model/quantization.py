@@ -1,12 +1,15 @@
 """Models whose kernels are stored in a few bits a weight, and back."""
 
 import contextlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import keras
+import numpy as np
 
 from kopt.declare import Convert, checked
 from kopt.peft import targets
+from kopt.peft.host import as_float32
 from kopt.peft.layers import (
     flatten_layers,
     forget_functions,
@@ -19,6 +22,7 @@ from kopt.peft.layers import (
 from kopt.peft.model.adapters import adapters_of
 from kopt.peft.model.choice import is_wanted, site_of
 from kopt.peft.model.model_class import pack_layers
+from kopt.peft.model.optimizers import Optimizers
 from kopt.peft.requirements import require_model
 from kopt.peft.targets import matches, nearest
 
@@ -59,8 +63,8 @@ def quantize(
         `model`, the same object.
 
     Raises:
-        ValueError: the model is not built or has adapters; a name matches no layer; a layer is quantized already, or
-            cannot be. The model is then as before.
+        ValueError: the model is not built or has adapters; a name matches no layer; a layer is quantized already,
+            cannot be, or has NaN. The model is then as before.
 
     Reference: Dettmers et al., 2023, arXiv:2305.14314.
     """
@@ -75,6 +79,14 @@ def quantize(
             raise ValueError(f"{path} is quantized already ({layer.quantization_mode}).")
         if mode != "nf4" and type(layer) not in _BY_KERAS:
             raise ValueError(f"Keras cannot quantize {path} ({type(layer).__name__}). Name it in exclude_modules.")
+        if mode == "int8" and layer.compute_dtype == "float16":
+            raise ValueError(
+                f"{path} computes in float16, for which Keras has no int8. Take 'nf4', 'int4' or bfloat16."
+            )
+        site = site_of(layer)
+        assert site is not None
+        if not np.isfinite(as_float32(site.variable)).all():
+            raise ValueError(f"{path} has NaN or infinite weights, which no format of few bits has.")
     if mode == "nf4":
         pack_layers(model, chosen)
     for layer in chosen.values() if mode != "nf4" else ():
@@ -87,7 +99,7 @@ def dequantize(model: Any) -> Any:
     """Gives the quantized layers of a model float kernels again: those that they stand for, not those of before.
 
     Adapters stay, as they are: `merge_and_unload` is exact then. While kernels are quantized, merging rounds them
-    anew.
+    anew. A compiled model without adapters gets a new optimizer of the same configuration.
 
     Args:
         model: a model with layers in int8, int4 or nf4, with adapters or without.
@@ -109,6 +121,8 @@ def dequantize(model: Any) -> Any:
     if current is None:
         set_class(model, original_class(model))
     _changed(model)
+    if current is None:
+        Optimizers(model).choose()
     return model
 
 
@@ -117,13 +131,10 @@ def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, 
     found = {path: (layer, site_of(layer)) for path, layer in named_layers(model)}
     sites = {path: (layer, site) for path, (layer, site) in found.items() if site is not None and site.has_kernel}
     possible = {path: layer for path, (layer, _) in sites.items()}
-    for spec, field in ((target_modules, "target_modules"), (exclude_modules, "exclude_modules")):
-        for name in spec if isinstance(spec, list) else ():
-            if not any(matches([name], path) for path in possible):
-                raise ValueError(
-                    f"{field}: {name!r} matches no layer with a kernel. Closest layer names: "
-                    f"{nearest(name, list(possible)) or 'none'}."
-                )
+    for name in target_modules if isinstance(target_modules, list) else ():
+        _require(name, [name], "target_modules", possible, " with a kernel")
+    for name in [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or ():
+        _require(name, exclude_modules if isinstance(exclude_modules, str) else [name], "exclude_modules", found)
     chosen = {path: layer for path, (layer, site) in sites.items() if is_wanted(target_modules, path, layer, site)}
     chosen = {path: layer for path, layer in chosen.items() if not matches(exclude_modules, path)}
     if not chosen:
@@ -132,6 +143,13 @@ def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, 
             f"{nearest(target_modules, list(possible)) or 'none'}."
         )
     return chosen
+
+
+def _require(name: str, spec: Any, field: str, paths: Iterable[str], which: str = "") -> None:
+    """Raises ValueError if `name`, which as a pattern is `spec`, matches none of the paths."""
+    if not any(matches(spec, path) for path in paths):
+        near = nearest(name, list(paths)) or "none"
+        raise ValueError(f"{field}: {name!r} matches no layer{which}. Closest layer names: {near}.")
 
 
 def _changed(model: Any) -> None:

@@ -65,7 +65,8 @@ def plan(model: Any, adapter: Adapter, targets: Targets | None = None) -> dict[s
         parameters = [] if whole else [attr for attr in parameters if site is None or attr != site.attr]
         trained = whole or any(adapter.trains(v.name, targeted) for v in owned.values())
         local = adapter.at(path)
-        given = {} if targets is None else targets.get(path, {})
+        kernels = (path, *(f"{path}.{attr}" for attr in parameters))  # of one layer, which have one method
+        given = next((own for name, own in (targets or {}).items() if name in kernels), {})
         if any(getattr(local, name) != value for name, value in given.items()):
             local = type(local)(**local.get_config() | dict(given)).at(path)
         changed = targeted and site is not None and local.weights(site)
