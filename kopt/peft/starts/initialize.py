@@ -1,5 +1,6 @@
 """The verb: a LoRA that starts from data."""
 
+import inspect
 import re
 from typing import Any
 
@@ -71,7 +72,11 @@ def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: 
             f"initialize takes a LoRA with init_lora_weights of {', '.join(map(repr, _STARTS))}; others are put in by "
             f"get_peft_model(model, adapter). Received: {adapter!r}"
         )
-    kind, plans = str(adapter.init_lora_weights), plan(model, adapter)
+    kind = str(adapter.init_lora_weights)
+    known = list(inspect.signature(_STARTS[kind]).parameters)[3:]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"initialize: {kind!r} has no option {unknown[0]!r}, but {', '.join(known)}.")
+    plans = plan(model, adapter)
     beside = {path for path, step in plans.items() if step.targeted and not isinstance(step.adapter, LoRA)}
     targeted = {path: step for path, step in plans.items() if step.targeted and path not in beside}
     for path, step in plans.items():
