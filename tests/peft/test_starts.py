@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import sys
 import types
 
@@ -45,6 +46,7 @@ def test_a_start_changes_nothing_and_can_be_saved(start, tmp_path):
     model.save(tmp_path / "model.keras")
     np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "model.keras"), x), live, atol=1e-6)
     peft.save_pretrained(model, tmp_path / "adapter", "new")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["init_lora_weights"] is True
     peft.merge_and_unload(model)
     np.testing.assert_allclose(outputs(model, x), live, atol=1e-5)
     model.set_weights(before)

@@ -241,8 +241,8 @@ class Writer:
             if raw:
                 there = [f"{name}.{p.parameter}" for name in universe for p in names.by_module.get(name, ())]
                 config["target_parameters"] = shortest_suffixes(spelled.values(), there)
-            if adapter.get_config().get("init_lora_weights") == "loftq":
-                config["init_lora_weights"] = True  # in peft it would be another base
+            if adapter.get_config().get("init_lora_weights") in ("eva", "loftq"):
+                config["init_lora_weights"] = True  # peft would look for batches, or for another base
             if any("start_A" in p.values for parts in [*self.parts.values(), *self.parameters.values()] for p in parts):
                 config["init_lora_weights"] = True  # A₀ and B₀ have become part of A and B
         if any(part.factors.transposed for parts in self.parts.values() for part in parts):

@@ -137,7 +137,7 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
                 model.train_on_batch(x, y, sample_weight=weight)
                 for path, change in changes.items():
                     total[path] -= change.numpy()
-                    change.assign(ops.zeros_like(change))
+                    change.assign(np.zeros(change.shape, "float32"))
         finally:
             set_optimizer(model, before)
             model.train_function = None
