@@ -169,6 +169,20 @@ def test_options_of_another_start():
         peft.initialize(model, lora("eva"), batches, gamma=4.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [({}, "a b", "name of an adapter"), ({"trainable_token_indices": [9]}, "new", "go up to 9.* 8 rows")],
+)
+def test_nothing_is_quantized_for_an_adapter_that_is_refused(options, name, message):
+    stack = [keras.layers.Embedding(8, 6, name="token_embedding"), keras.layers.Dense(8, name="a")]
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), *stack])
+    before = values(model.weights)
+    with pytest.raises(ValueError, match=message):
+        peft.initialize(model, lora("loftq", target_modules=["a"], **options), adapter_name=name)
+    assert adapters_of(model) is None and same(values(model.weights), before)
+    assert model.get_layer("a").quantization_mode is None
+
+
 class Unused(keras.Model):
     """A model with a layer that its call leaves out."""
 
