@@ -176,9 +176,8 @@ class Writer:
             return self.task_type != "FEATURE_EXTRACTION"
         mapping = self.adapter.extra.get("auto_mapping") or {}
         if mapping.get("base_model_class"):
-            return (
-                re.search(r"(?<!Head)(?<!Heads)Model$", mapping["base_model_class"]) is None
-            )  # GPT2LMHeadModel has one
+            # GPT2LMHeadModel and GPT2DoubleHeadsModel have one, GPT2Model has none.
+            return re.search(r"(?<!Head)(?<!Heads)Model$", mapping["base_model_class"]) is None
         return outside
 
     def _missing_lengths(self, module: str, parts: list[torch_layout.Part]) -> Array | None:

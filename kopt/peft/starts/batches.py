@@ -121,14 +121,15 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
     count = 0
     with _onlooker(model, _Change(), paths) as current:
         active, merged = list(current.active), list(current.merged)
-        others = [(v, v.trainable) for v in model.trainable_variables]  # of layers that were thawed, too
-        statistics = _statistics(model)
+        statistics, thawed = _statistics(model), list[Any]()
         try:
             current.choose([_NAME])
             # A plain step of the rate 1 from D = 0 gives D = -∇L: Keras' trainers differentiate on every backend.
             set_optimizer(model, keras.optimizers.SGD(1.0))
             changes = {path: current.hosts[path].weights_of[_NAME]["change"] for path in paths}
-            for variable, _ in others:
+            learned = {id(change) for change in changes.values()}
+            thawed = [v for v in model.trainable_variables if id(v) not in learned]  # layers may be, beside the hosts
+            for variable in thawed:
                 variable.trainable = False
             total = {path: np.zeros(change.shape) for path, change in changes.items()}
             for batch in _each(batches):
@@ -142,8 +143,8 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
             set_optimizer(model, before)
             model.train_function = None
             model.reset_metrics()
-            for variable, trainable in others:
-                variable.trainable = trainable
+            for variable in thawed:
+                variable.trainable = True
             for variable, value in statistics:
                 variable.assign(value)
             current.choose(active)
