@@ -26,14 +26,15 @@ class AllocateRanks(keras.callbacks.Callback):
 
         b = target + (init - target) (1 - (t - tinit) / (total_step - tfinal - tinit))³
 
-    Steps are counted on when `fit` is called again with the same callback; `kopt.checkpoint.Checkpoint` keeps them.
+    Steps are counted on when `fit` is called again with the same callback; `kopt.checkpoint.Checkpoint` keeps them. A
+    step whose gradients are not finite says nothing of importance.
 
     Args:
         adapter_name: the adapter.
 
     Raises:
-        ValueError: by `fit`: the adapter is no AdaLoRA; gradients are accumulated, or scaled as in mixed float16; or
-            several steps are made at once.
+        ValueError: by `fit`: the adapter is no AdaLoRA, or is not trained; gradients are accumulated, or scaled as in
+            mixed float16; or several steps are made at once.
 
     Agrees with Hugging Face peft, whose `update_and_allocate` is called after the optimizer, from step 1.
     Reference: Zhang et al., 2023, arXiv:2303.10512.
@@ -54,6 +55,12 @@ class AllocateRanks(keras.callbacks.Callback):
         adapter = require_adapters(model).require(self.adapter_name)
         if not isinstance(adapter, AdaLoRA):
             raise ValueError(f"AllocateRanks goes with an AdaLoRA. Received: {adapter!r}")
+        current = require_adapters(model)
+        if self.adapter_name not in current.active or self.adapter_name in current.fixed:
+            raise ValueError(
+                f"AllocateRanks looks at gradients, and the adapter {self.adapter_name!r} is not trained: it was "
+                "loaded with is_trainable=False, or set_adapter has chosen others."
+            )
         optimizer = model.optimizer
         if getattr(optimizer, "gradient_accumulation_steps", None) or model.steps_per_execution > 1:
             raise ValueError(
@@ -70,9 +77,11 @@ class AllocateRanks(keras.callbacks.Callback):
         adapter, layers = self._parts(current)
         self.step += 1
         last = adapter.total_step - adapter.tfinal
-        if self.step < last or not self._importance:
+        if (self.step < last or not self._importance) and self._finite(layers):
             for path, layer in layers.items():
                 self._note(path, layer)
+        if not self._importance:  # no step so far had gradients to look at
+            return
         if (adapter.tinit < self.step < last and self.step % adapter.deltaT == 0) or self.step == last:
             self._choose(layers, adapter)
         if self.step >= last or (self.step > adapter.tinit and self.step % adapter.deltaT == 0):
@@ -101,6 +110,11 @@ class AllocateRanks(keras.callbacks.Callback):
         """Keeps the weights that the next gradient is taken at."""
         weights = {path: layer.weights_of[self.adapter_name] for path, layer in layers.items()}
         self._before = {f"{path}.{f}": np.array(own[f].numpy()) for path, own in weights.items() for f in FACTORS}
+
+    def _finite(self, layers: dict[str, AdapterLayer]) -> bool:
+        """Returns whether the step had gradients; one that is not finite would take all ranks for good."""
+        owned = [layer.weights_of[self.adapter_name] for layer in layers.values()]
+        return all(np.isfinite(own[f"{factor}_gradient"].numpy()).all() for own in owned for factor in FACTORS)
 
     def _note(self, path: str, layer: AdapterLayer) -> None:
         weights, adapter = layer.weights_of[self.adapter_name], layer.adapters[self.adapter_name]

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from kopt.declare import accept
 from kopt.declare.patterns import check_pattern, matches_end, matches_whole
 
@@ -65,16 +67,23 @@ def parse_indices(value: Any) -> list[int] | None:
     """Returns the numbers of layers as a list, or None."""
     if value is None:
         return None
-    items: list[Any] = list(value) if isinstance(value, Iterable) else [value]
-    if len(items) > MOST or not all(type(item) is int and 0 <= item < MOST for item in items):
+    if (items := _whole_numbers(value, MOST)) is None:
         raise ValueError(f"a number or a list of numbers, from 0 to {MOST - 1}")
     return items
 
 
+def _whole_numbers(value: Any, limit: int) -> list[int] | None:
+    """Returns one number or several, NumPy's too, as a list; None unless all are whole, and from 0 to below a limit."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    items: list[Any] = list(value) if isinstance(value, Iterable) else [value]
+    whole = all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items)
+    fits = whole and len(items) <= MOST and all(0 <= item < limit for item in items)
+    return [int(item) for item in items] if fits else None
+
+
 def parse_tokens(value: Any) -> list[int]:
     """Returns the numbers of tokens as a list."""
-    items = list(value) if isinstance(value, Iterable) else [value]
-    if len(items) > MOST or not all(type(item) is int and 0 <= item < 2**24 for item in items):
+    if (items := _whole_numbers(value, 2**24)) is None:
         raise ValueError(f"a list of at most {MOST} numbers of tokens, from 0 to {2**24 - 1}")
     if len(set(items)) < len(items):
         raise ValueError("a list of numbers of tokens, each once")
@@ -87,7 +96,8 @@ def parse_token_table(value: Any) -> list[int] | dict[str, list[int]] | None:
         return (parse_tokens(value) or None) if value is not None else None
     if len(value) > MOST or any(not isinstance(name, str) or not 0 < len(name) <= LONGEST for name in value):
         raise ValueError(f"a mapping of at most {MOST} names of embeddings to lists of numbers of tokens")
-    return {name: parse_tokens(tokens) for name, tokens in value.items() if list(tokens)} or None
+    tokens = {name: parse_tokens(own) for name, own in value.items()}
+    return {name: own for name, own in tokens.items() if own} or None
 
 
 def parse_numbers(kind: Any) -> Callable[[Any], dict[str, Any]]:

@@ -104,6 +104,28 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+def test_a_step_without_finite_gradients_takes_no_ranks():
+    model, x = adapted()
+    y, bad = floats(8, 6), x * np.nan
+    model.compile(kopt.SGD(0.1, on_nonfinite="skip"), "mse")
+    callback = peft.AllocateRanks()
+    with pytest.warns(UserWarning, match="total_step"):
+        model.fit(bad, y, verbose=0, batch_size=8, callbacks=[callback])
+        model.fit(x, y, verbose=0, batch_size=8, callbacks=[callback])
+        model.fit(bad, y, verbose=0, batch_size=8, callbacks=[callback])
+    model.fit(x, y, epochs=3, verbose=0, batch_size=8, callbacks=[callback])
+    assert callback.step == 6 and sum(kept(model).values()) == 4
+
+
+def test_an_adapter_that_is_not_trained_keeps_its_ranks():
+    model, x = adapted(init_lora_weights=False)
+    peft.get_peft_model(model, peft.LoRA(r=1, target_modules=["a"]), "other")
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="'default' is not trained"):
+        model.fit(x, floats(8, 6), verbose=0, callbacks=[peft.AllocateRanks()])
+    assert sum(kept(model).values()) == 8
+
+
 def test_what_is_refused():
     for options in ({"target_r": 5}, {"tinit": 4, "tfinal": 2}):
         with pytest.raises(ValueError, match=r"takes target_r ≤ init_r, and tinit \+ tfinal < total_step"):

@@ -211,3 +211,41 @@ def test_an_embedding_that_is_the_output_matrix_too(tmp_path):
         other = peft.get_peft_model(make(), method)
         with pytest.raises(ValueError, match="token_embedding is the output matrix too"):
             peft.save_pretrained(other, tmp_path / "other")
+
+
+def test_embeddings_and_an_output_matrix_of_its_own(tmp_path):
+    hub = pytest.importorskip("keras_hub")
+    model = filled(hub.models.LlamaBackbone(50, 1, 2, 16, 24, 2, tie_word_embeddings=False), 0.3)
+    model = hub.models.LlamaCausalLM(backbone=model, preprocessor=None)
+    peft.get_peft_model(model, peft.LoRA(r=2, target_modules=["query"], modules_to_save=["token_embedding"]))
+    scramble(model)
+    changed = outputs(model, TOKENS)
+    peft.save_pretrained(model, tmp_path / "both")
+    layer = adapters_of(model).hosts["llama_backbone.token_embedding"]
+    rows, columns = (layer.copies["default"][name].numpy() for name in ("_embeddings", "reverse_embeddings"))
+    tensors = load_file(tmp_path / "both" / WEIGHTS)
+    assert np.array_equal(tensors["base_model.model.model.embed_tokens.weight"], rows)
+    assert np.array_equal(tensors["base_model.model.lm_head.weight"], columns.T)  # [out, in], without a base_model too
+    peft.unload(model)
+    peft.load_adapter(model, tmp_path / "both")
+    np.testing.assert_allclose(outputs(model, TOKENS), changed, atol=1e-5)
+
+    rewrite(tmp_path / "both", lambda t: t.pop("base_model.model.lm_head.weight"))
+    peft.unload(model)
+    with pytest.raises(ValueError, match=r"1 missing tensor\(s\): lm_head.weight"):
+        peft.load_adapter(model, tmp_path / "both")
+    rewrite(tmp_path / "both", modules_to_save=["embed_tokens"])  # as peft writes it that trains the embedding alone
+    peft.load_adapter(model, tmp_path / "both")
+    layer = adapters_of(model).hosts["llama_backbone.token_embedding"]
+    assert np.array_equal(layer.copies["default"]["_embeddings"].numpy(), rows)
+    start = layer.host().reverse_embeddings.numpy()
+    assert np.array_equal(layer.copies["default"]["reverse_embeddings"].numpy(), start)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("GPT2LMHeadModel", "transformer."), ("GPT2Model", "")])
+def test_the_class_that_peft_trained_says_whether_there_is_a_head(gpt2, tmp_path, name, prefix):
+    model = peft.get_peft_model(gpt2(), peft.LoRA(r=2, target_modules=["query"]))
+    model_adapter = adapters_of(model).adapters["default"]
+    model_adapter.extra["auto_mapping"] = {"base_model_class": name, "parent_library": "transformers"}
+    peft.save_pretrained(model, tmp_path)
+    assert f"base_model.model.{prefix}h.0.attn.c_attn.lora_A.weight" in load_file(tmp_path / WEIGHTS)

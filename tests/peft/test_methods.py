@@ -169,3 +169,16 @@ def test_a_prompt_needs_token_ids():
     peft.get_peft_model(model, peft.PromptTuning())
     with pytest.raises(ValueError, match="'token_ids'"):
         model(zoo.integers(9, 2, 5))
+
+
+def test_blocks_of_one_number_are_no_rotation():
+    model = keras.Sequential([keras.Input((97,)), keras.layers.Dense(4, name="a")])  # a prime: 1 is nearest to 32
+    with pytest.raises(ValueError, match=r"blocks of 1 of 97 .* oft_block_size=32"):
+        peft.get_peft_model(model, peft.OFT(target_modules=["a"]))
+
+
+def test_lokr_of_a_depthwise_convolution_has_no_file(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 4)), keras.layers.DepthwiseConv2D(3, name="a")])
+    peft.get_peft_model(model, peft.LoKr(r=2, target_modules=["a"]))
+    with pytest.raises(ValueError, match=r"cannot be exchanged for this layer. model.save"):
+        peft.save_pretrained(model, tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import sys
 import types
 
@@ -45,6 +46,7 @@ def test_a_start_changes_nothing_and_can_be_saved(start, tmp_path):
     model.save(tmp_path / "model.keras")
     np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "model.keras"), x), live, atol=1e-6)
     peft.save_pretrained(model, tmp_path / "adapter", "new")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["init_lora_weights"] is True
     peft.merge_and_unload(model)
     np.testing.assert_allclose(outputs(model, x), live, atol=1e-5)
     model.set_weights(before)
@@ -146,6 +148,10 @@ def test_other_adapters_stay_as_they_are():
         (lambda m, b: peft.initialize(m, lora("loftq"), b), "leave out batches"),
         (lambda m, b: peft.initialize(m, lora("eva")), "a list or data set of batches"),
         (lambda m, b: peft.LoRA(init_lora_weights="svd"), "'pissa_niter_N', 'olora', 'eva'"),
+        (lambda m, b: peft.initialize(m, lora("eva"), [b[0][0] * np.nan]), "inputs of a have NaN"),
+        (lambda m, b: peft.initialize(m, lora("eva"), [b[0][0][:0]]), "No batch reaches a, b"),
+        (lambda m, b: peft.initialize(m, lora("corda"), [b[0][0] * 0]), "inputs of a are 0"),
+        (lambda m, b: peft.initialize(m, lora("lora_ga"), [(b[0][0] * np.nan, b[0][1])]), "loss at a has NaN"),
     ],
 )
 def test_what_is_refused(call, message):
@@ -155,6 +161,65 @@ def test_what_is_refused(call, message):
         call(model, batches)
     assert adapters_of(model) is None and same(values(model.weights), before)
     assert not any("kopt" in type(layer).__dict__ for layer in model._flatten_layers())
+
+
+def test_options_of_another_start():
+    model, batches = compiled()
+    with pytest.raises(TypeError, match="'eva' has no option 'gamma', but rho, whiten"):
+        peft.initialize(model, lora("eva"), batches, gamma=4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [({}, "a b", "name of an adapter"), ({"trainable_token_indices": [9]}, "new", "go up to 9.* 8 rows")],
+)
+def test_nothing_is_quantized_for_an_adapter_that_is_refused(options, name, message):
+    stack = [keras.layers.Embedding(8, 6, name="token_embedding"), keras.layers.Dense(8, name="a")]
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), *stack])
+    before = values(model.weights)
+    with pytest.raises(ValueError, match=message):
+        peft.initialize(model, lora("loftq", target_modules=["a"], **options), adapter_name=name)
+    assert adapters_of(model) is None and same(values(model.weights), before)
+    assert model.get_layer("a").quantization_mode is None
+
+
+class Unused(keras.Model):
+    """A model with a layer that its call leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = keras.layers.Dense(6), keras.layers.Dense(6)
+        self.b.build((None, 5))
+
+    def call(self, x):
+        return self.a(x)
+
+
+def test_a_layer_that_no_batch_reaches():
+    model = Unused()
+    plain = outputs(model, floats(16, 5))
+    for start in ("eva", "corda"):
+        with pytest.raises(ValueError, match=r"No batch reaches b: .* exclude_modules"):
+            peft.initialize(model, lora(start), [floats(16, 5)])
+    assert plain.shape == (16, 6) and adapters_of(model) is None
+
+
+def test_the_look_at_gradients_trains_nothing():
+    x = inputs = keras.Input((5,))
+    for layer in (keras.layers.Dense(6, name="a"), keras.layers.BatchNormalization(), keras.layers.Dense(6, name="b")):
+        x = layer(x)
+    model = keras.Model(inputs, x)
+    peft.get_peft_model(model, peft.LoRA(r=1, target_modules=["a"]), "first")
+    for layer in model.layers[2:]:
+        layer.trainable = True  # a user may thaw what is beside the hosts
+    model.compile("sgd", "mse")
+    before, trained = values(model.weights), [v.path for v in model.trainable_variables]
+    peft.initialize(
+        model, lora("lora_ga", target_modules=["a"]), [(floats(16, 5), floats(16, 6)) for _ in range(2)], "new"
+    )
+    peft.set_adapter(model, "first")
+    peft.delete_adapter(model, "new")
+    assert same(values(model.weights), before) and [v.path for v in model.trainable_variables] == trained
 
 
 def test_layers_that_a_start_does_not_take():

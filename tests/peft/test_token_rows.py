@@ -130,7 +130,11 @@ def test_what_cannot_be_is_said(options, message):
     assert adapters_of(model) is None
 
 
-@pytest.mark.parametrize("value", [[-1], [1, 1], ["a"], {"other": [-1]}, {3: [1]}, "other"], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [[-1], [1, 1], ["a"], [True], [1.5], {"other": [-1]}, {"other": None}, {"other": "12"}, {3: [1]}, "other"],
+    ids=str,
+)
 def test_indices_are_checked(value):
     with pytest.raises(ValueError, match="trainable_token_indices"):
         peft.LoRA(trainable_token_indices=value)
@@ -196,3 +200,9 @@ def test_rows_of_a_table_that_is_the_output_matrix_too():
     rows.assign(rows.numpy() + 1)
     changed = np.abs(outputs(model, x) - plain).max(axis=(0, 1))
     assert changed[3] > 0.1 and np.delete(changed, 3).max() == 0
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert peft.TrainableTokens(token_indices=np.array([3, 1])).token_indices == [3, 1]
+    assert peft.LoRA(trainable_token_indices={"name": np.int64(3)}).trainable_token_indices == {"name": [3]}
+    assert peft.LoRA(layers_to_transform=np.arange(2)).layers_to_transform == [0, 1]

@@ -22,6 +22,7 @@ SAMPLE = {
         "PromptTuning",
         "LoRA, target_parameters",
         "verbs while training",
+        "EVA, CorDA, LoRA-GA",
         "`.keras`, pickle, deepcopy",
         "files that it wrote",
     ],

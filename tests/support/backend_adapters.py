@@ -152,6 +152,18 @@ def switched() -> Iterator[np.ndarray]:
     yield from model.get_weights()
 
 
+def started() -> Iterator[np.ndarray]:
+    """Starts LoRA from batches, and trains it."""
+    for start in ("eva", "corda", "lora_ga"):
+        model, x = dense()
+        batches = [(x[i : i + 20], floats(20, 3, seed=i)) for i in (0, 20)]
+        adapter = peft.LoRA(r=1, target_modules=["host"], init_lora_weights=start)
+        peft.initialize(compiled(model), adapter, batches)
+        yield from map(np.abs, weights(model))  # the signs of a pair of singular vectors are free
+        train(model, x, epochs=1)
+        yield predict(model, x)
+
+
 def around() -> Iterator[np.ndarray]:
     """Switches adapters of a model within another one, which was compiled before."""
     inner, x = dense()
@@ -349,6 +361,7 @@ def _lives() -> dict[str, Case]:
 
 ADAPTERS = _lives() | {
     "verbs while training": Case(lambda: list(switched()), remark="seven trainings, one after the other"),
+    "EVA, CorDA, LoRA-GA": Case(lambda: list(started()), bound=1e-5, remark="singular vectors, from float32 sums"),
     "a model around it, compiled before": Case(lambda: list(around())),
     "`.keras`, pickle, deepcopy": Case(lambda: list(copied())),
     "`lora_dropout`": Case(lambda: list(dropped()), remark="its random numbers are those of the backend"),

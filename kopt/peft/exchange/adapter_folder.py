@@ -116,6 +116,9 @@ def load_adapter(
     nothing is traced anew, which makes it a quick exchange. Moments of other values are stale, so the state that
     optimizers have of it is put back to its start; counters start anew too, the learning rate stays.
 
+    A layer that is two modules of Hugging Face, as embeddings with an output matrix of their own, becomes trained whole
+    if the file has one of them in `modules_to_save`; the other one starts from the base.
+
     Args:
         model: a built model whose base has the weights that the adapter was trained with.
         directory: the folder with `adapter_config.json` and `adapter_model.safetensors`, or `adapter_model.bin` of old

@@ -213,10 +213,10 @@ def _sent(port: Port, shape: Sequence[int]) -> Placement | None:
     for index in _indices(shape):
         try:
             moved = index if record.hook is None else record.hook(index.view(_Probe), list(own))
-            axes.append(np.asarray(moved).view(np.ndarray).reshape(own))
         except (ValueError, IndexError, TypeError):
             return None
-        if not np.issubdtype(axes[-1].dtype, np.integer):
+        axes.append(np.asarray(moved).view(np.ndarray))
+        if axes[-1].shape != own or not np.issubdtype(axes[-1].dtype, np.integer):
             return None
     return Placement(tuple(shape), tuple(axes))
 
@@ -236,7 +236,7 @@ def _possible_shapes(group: Sequence[Port]) -> list[tuple[int, ...]]:
             shapes.reverse()
     elif len(own) <= 2 and group[0].parameter == "bias":
         shapes.append((total,))
-    shapes += [own, (1, *own)]
+    shapes += [own, (1, *own), own[::-1]]
     shapes += [(own[0] + extra, *own[1:]) for extra in range(1, 9)]  # rows that Keras lacks, as RoBERTa's first two
     return list(dict.fromkeys(shapes))
 

@@ -67,8 +67,7 @@ class Reader:
         if unknown:
             raise ValueError(
                 f"{len(unknown)} tensor(s) belong to modules that the model does not have, as {unknown[0]}. Closest "
-                f"names: "
-                f"{names.nearest(_bare(unknown[0]))}. Layers outside of the backbone are named with "
+                f"names: {names.nearest(_bare(unknown[0]))}. Layers outside of the backbone are named with "
                 "modules={'keras path': 'module'}."
             )
         self._check_output({_bare(key).removeprefix(f"{OUTPUT_MODULE}."): value for key, value in output.items()})
@@ -278,6 +277,10 @@ class Reader:
     def _is_whole(self, module: str) -> bool:
         return matches(self.config.get("modules_to_save"), self.spelled[module])
 
+    def _is_left_out(self, module: str) -> bool:
+        """Returns whether a file need not have a module of a layer that it trains whole: it may train another one."""
+        return module not in self.copies and not matches(self.config.get("modules_to_save"), module)
+
     def _is_inner(self, module: str) -> bool:
         spec = self.config.get("feedforward_modules") or ()
         if isinstance(spec, str):
@@ -314,7 +317,9 @@ class Reader:
                 port = self.names.ports[path, attr]
                 used.add((port.module, port.parameter))
                 tensor, place = self.copies.get(port.module, {}).get(port.parameter), self.names.placement(port)
-                if tensor is None:
+                if tensor is None and step.whole and self._is_left_out(port.module):
+                    found[path][attr] = base_value(port)
+                elif tensor is None:
                     missing.append(f"{self.spelled.get(port.module, port.module)}.{port.parameter}")
                 elif tensor.shape != place.shape:
                     wrong.append(
@@ -324,9 +329,7 @@ class Reader:
                 else:
                     found[path][attr] = place.take(tensor)
         unexpected = [key for entry, key in self.keys.items() if entry not in used]
-        problems = []
-        if wrong:
-            problems.append(f"{wrong[0]}" + (f" ({len(wrong)} such tensors)" if len(wrong) > 1 else ""))
+        problems = [f"{wrong[0]}" + (f" ({len(wrong)} such tensors)" if len(wrong) > 1 else "")] if wrong else []
         if missing:
             problems.append(f"{len(missing)} missing tensor(s): {', '.join(missing[:3])}")
         if unexpected:

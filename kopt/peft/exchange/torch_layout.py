@@ -76,7 +76,8 @@ def check_order(adapter: Adapter, site: Site, factors: Factors, path: str) -> No
         return
     inputs = np.arange(site.fan_in).reshape(site.size("channel"), -1).T.ravel()  # Keras counts channels fastest
     same = np.array_equal(factors.inputs, inputs) and np.array_equal(factors.outputs, np.arange(site.fan_out))
-    if not same or factors.output_length != site.fan_out or math.prod(factors.input_shape) != site.fan_in:
+    whole = factors.output_length == site.fan_out and math.prod(factors.input_shape) == site.fan_in
+    if not same or not whole or factors.input_shape[0] != site.size("channel"):
         raise ValueError(
             f"{path} is only a part of its module in Hugging Face, or in another order there. "
             f"{type(adapter).__name__} counts inputs and outputs, so its adapter cannot be exchanged for this layer. "

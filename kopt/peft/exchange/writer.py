@@ -182,7 +182,8 @@ class Writer:
             return self.task_type != "FEATURE_EXTRACTION"
         mapping = self.adapter.extra.get("auto_mapping") or {}
         if mapping.get("base_model_class"):
-            return re.search(r"Model$", mapping["base_model_class"]) is None
+            # GPT2LMHeadModel and GPT2DoubleHeadsModel have one, GPT2Model has none.
+            return re.search(r"(?<!Head)(?<!Heads)Model$", mapping["base_model_class"]) is None
         return outside
 
     def _missing_lengths(self, module: str, parts: list[torch_layout.Part]) -> Array | None:
@@ -245,8 +246,8 @@ class Writer:
             if raw:
                 there = [f"{name}.{p.parameter}" for name in universe for p in names.by_module.get(name, ())]
                 config["target_parameters"] = shortest_suffixes(spelled.values(), there)
-            if adapter.get_config().get("init_lora_weights") == "loftq":
-                config["init_lora_weights"] = True  # in peft it would be another base
+            if adapter.get_config().get("init_lora_weights") in ("eva", "loftq"):
+                config["init_lora_weights"] = True  # peft would look for batches, or for another base
             if any("start_A" in p.values for parts in [*self.parts.values(), *self.parameters.values()] for p in parts):
                 config["init_lora_weights"] = True  # A₀ and B₀ have become part of A and B
         if any(part.factors.transposed for parts in self.parts.values() for part in parts):

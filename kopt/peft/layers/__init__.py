@@ -4,6 +4,7 @@ from kopt.peft.layers.attention import Spot as Spot
 from kopt.peft.layers.attention import find_place as find_place
 from kopt.peft.layers.attention import is_attention as is_attention
 from kopt.peft.layers.keras_internals import TAKES_WEIGHTS_BY_PLACE as TAKES_WEIGHTS_BY_PLACE
+from kopt.peft.layers.keras_internals import all_variables as all_variables
 from kopt.peft.layers.keras_internals import attach as attach
 from kopt.peft.layers.keras_internals import attention_through as attention_through
 from kopt.peft.layers.keras_internals import child_layers as child_layers

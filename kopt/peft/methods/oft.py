@@ -69,6 +69,15 @@ class OFT(Adapter):
         return {name: Weight((size * (size - 1) // 2, count), zeros if self.init_weights else normal(0.1))}
 
     @override
+    def check_fit(self, site: Site) -> None:
+        if 0 in next(iter(self.weights(site).values())).shape(site):
+            width = site.fan_out if site.kind == "embedding" else site.fan_in
+            raise ValueError(
+                f"OFT: blocks of 1 of {width} numbers leave nothing to rotate. Take an oft_block_size near a larger "
+                f"divisor, or leave the layer out. Received: r={self.r}, oft_block_size={self.oft_block_size}"
+            )
+
+    @override
     def spell(self, name: str, site: Site) -> str:
         return f"{name}.weight"
 

@@ -14,8 +14,18 @@ from keras import ops
 from typing_extensions import override
 
 from kopt.peft.adapter import Adapter, Array, Base, Weight
-from kopt.peft.host import as_float32, base_value
-from kopt.peft.layers import Site, Tensor, child_of, find_site, set_optimizer
+from kopt.peft.host import AdapterLayer, as_float32, base_value
+from kopt.peft.layers import (
+    Site,
+    Tensor,
+    all_variables,
+    child_of,
+    direct_variables,
+    find_site,
+    flatten_layers,
+    is_trainable,
+    set_optimizer,
+)
 from kopt.peft.methods import LoRA
 from kopt.peft.model import ModelAdapters, Plan, add_adapter, disable_adapter
 
@@ -63,15 +73,24 @@ def watch_inputs(model: Any, paths: Iterable[str], batches: Any, see: Callable[[
         model: the model.
         paths: of the layers.
         batches: as `fit` takes them.
-        see: function of the path and of what the layer takes in one call.
+        see: function of the path and of what the layer takes in one call, of at least one row.
+
+    Raises:
+        ValueError: no batch reaches a layer, or what it takes is not finite.
     """
     mask: Array | None = None
+    reached, damaged = set[str](), list[str]()
 
     def notice(site: Site, x: Tensor) -> None:
         rows = site.rows(np.asarray(ops.convert_to_numpy(ops.cast(x, "float32"))))
         if mask is not None and rows.shape[: mask.ndim] == mask.shape:
             rows = rows[mask]
-        see(names[id(site)], rows.reshape(-1, rows.shape[-1]))
+        path, rows = names[id(site)], rows.reshape(-1, rows.shape[-1])
+        if not np.isfinite(rows).all():
+            damaged.append(path)  # an error here would come out of the model's call as one of Keras
+        elif len(rows):
+            reached.add(path)
+            see(path, rows)
 
     with _onlooker(model, _Inputs(notice), paths) as current, disable_adapter(model):
         names = {id(layer.site): path for path, layer in current.hosts.items()}
@@ -79,6 +98,13 @@ def watch_inputs(model: Any, paths: Iterable[str], batches: Any, see: Callable[[
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             mask = np.asarray(x[_MASK], bool) if isinstance(x, Mapping) and _MASK in x else None
             model(keras.tree.map_structure(lambda value: ops.convert_to_tensor(np.asarray(value)), x), training=False)
+            if damaged:
+                raise ValueError(f"In a batch the inputs of {damaged[0]} have NaN or infinite values.")
+    if left := [path for path in paths if path not in reached]:
+        raise ValueError(
+            f"No batch reaches {', '.join(left[:5])}: the model does not use them, or the batches have no rows that "
+            f"{_MASK!r} leaves in. Leave them out with exclude_modules, or take other batches."
+        )
 
 
 def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, Array]:
@@ -95,11 +121,16 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
     count = 0
     with _onlooker(model, _Change(), paths) as current:
         active, merged = list(current.active), list(current.merged)
+        statistics, thawed = _statistics(model), list[Any]()
         try:
             current.choose([_NAME])
             # A plain step of the rate 1 from D = 0 gives D = -∇L: Keras' trainers differentiate on every backend.
             set_optimizer(model, keras.optimizers.SGD(1.0))
             changes = {path: current.hosts[path].weights_of[_NAME]["change"] for path in paths}
+            learned = {id(change) for change in changes.values()}
+            thawed = [v for v in model.trainable_variables if id(v) not in learned]  # layers may be, beside the hosts
+            for variable in thawed:
+                variable.trainable = False
             total = {path: np.zeros(change.shape) for path, change in changes.items()}
             for batch in _each(batches):
                 count += 1
@@ -107,15 +138,24 @@ def mean_gradients(model: Any, paths: Iterable[str], batches: Any) -> dict[str, 
                 model.train_on_batch(x, y, sample_weight=weight)
                 for path, change in changes.items():
                     total[path] -= change.numpy()
-                    change.assign(ops.zeros_like(change))
+                    change.assign(np.zeros(change.shape, "float32"))
         finally:
             set_optimizer(model, before)
             model.train_function = None
             model.reset_metrics()
+            for variable in thawed:
+                variable.trainable = True
+            for variable, value in statistics:
+                variable.assign(value)
             current.choose(active)
             current.merge(merged)
+    if damaged := [path for path, value in total.items() if not np.isfinite(value).all()]:
+        raise ValueError(f"The gradient of the loss at {damaged[0]} has NaN or infinite values.")
     if flat := [path for path, value in total.items() if not value.any()]:
-        raise ValueError(f"The loss has no gradient at {', '.join(flat[:5])}. Do the batches have targets: (x, y)?")
+        raise ValueError(
+            f"The loss has no gradient at {', '.join(flat[:5])}. Do the batches have targets: (x, y)? Leave out layers "
+            "that the model does not use with exclude_modules."
+        )
     return {path: value / count for path, value in total.items()}
 
 
@@ -132,6 +172,13 @@ def kernel_of(layer: Any) -> Array:
     assert site is not None
     value: Array = site.matrix(as_float32(site.variable) if child is None else base_value(child, site.attr))
     return value
+
+
+def _statistics(model: Any) -> list[tuple[Any, Array]]:
+    """Returns what training steps change beside weights, with its values: moving means of layers that were thawed."""
+    thawed = [x for x in flatten_layers(model) if is_trainable(x) and not isinstance(x, AdapterLayer)]
+    found = [v for x in thawed for v in all_variables(x).values() if not any(v is w for w in direct_variables(x))]
+    return [(v, np.array(v.numpy())) for v in found]
 
 
 @contextlib.contextmanager

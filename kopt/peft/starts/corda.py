@@ -35,6 +35,8 @@ def corda(
     for path, step in plans.items():
         adapter = lora_of(step)
         c = products[path] / calls[path]
+        if not c.any():
+            raise ValueError(f"The inputs of {path} are 0 in all batches.")
         c += 0.01 * np.mean(np.diag(c)) * np.eye(len(c))
         u, s, v = np.linalg.svd(kernel_of(step.layer).T @ c, full_matrices=False)
         taken = slice(None, adapter.r) if corda_method == "ipm" else slice(-adapter.r, None)

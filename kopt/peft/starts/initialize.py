@@ -1,5 +1,6 @@
 """The verb: a LoRA that starts from data."""
 
+import inspect
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from kopt.peft.adapter import Adapter
 from kopt.peft.layers import child_of, find_site
 from kopt.peft.methods import LoRA
-from kopt.peft.model import Plan, plan, put_adapter
+from kopt.peft.model import Plan, add_adapter, plan, put_adapter
 from kopt.peft.requirements import require_method
 from kopt.peft.starts.batches import lora_of
 from kopt.peft.starts.corda import corda
@@ -71,13 +72,19 @@ def initialize(model: Any, adapter: Adapter, batches: Any = None, adapter_name: 
             f"initialize takes a LoRA with init_lora_weights of {', '.join(map(repr, _STARTS))}; others are put in by "
             f"get_peft_model(model, adapter). Received: {adapter!r}"
         )
-    kind, plans = str(adapter.init_lora_weights), plan(model, adapter)
+    kind = str(adapter.init_lora_weights)
+    known = list(inspect.signature(_STARTS[kind]).parameters)[3:]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"initialize: {kind!r} has no option {unknown[0]!r}, but {', '.join(known)}.")
+    plans = plan(model, adapter)
     beside = {path for path, step in plans.items() if step.targeted and not isinstance(step.adapter, LoRA)}
     targeted = {path: step for path, step in plans.items() if step.targeted and path not in beside}
     for path, step in plans.items():
         if path not in beside:
             _check(kind, path, step)
-    starts = _STARTS[kind](model, targeted, batches, **options)
+    trial = type(adapter)(**adapter.get_config() | {"init_lora_weights": True})
+    add_adapter(model, trial, adapter_name).remove(adapter_name)  # refuses what it does before batches are looked at
+    starts = _STARTS[kind](model, targeted, batches, **options)  # and before LoftQ quantizes the base
     own = {path: {key: start.pop(key) for key in ("r", "lora_alpha") if key in start} for path, start in starts.items()}
     config = adapter.get_config() | {"target_modules": sorted(own)}
     if kind == "eva":  # patterns that name a path are looked at before others that fit it
