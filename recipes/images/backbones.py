@@ -212,7 +212,7 @@ def of_run(folder: Path, side: int | None) -> Backbone:
     """Returns the backbone of a run of this recipe.
 
     Raises:
-        UsageError: its pictures have another size.
+        UsageError: its pictures have another size, or its layers another precision.
         DataError: the run has no whole model.
     """
     import keras
@@ -227,6 +227,9 @@ def of_run(folder: Path, side: int | None) -> Backbone:
     own = model.input_shape[1]
     if side not in (None, own):
         raise UsageError(f"--image-size {side}: the pictures of {folder} have {own}.")
+    layer, policy = next(layer for layer in model.get_layer(NAME).layers if layer.weights), keras.config.dtype_policy()
+    if layer.dtype_policy.name != policy.name:
+        raise UsageError(f"--precision: the layers of {folder} have {layer.dtype_policy.name}, not {policy.name}.")
     kernel, bias = (keras.ops.convert_to_numpy(v).astype(np.float64) for v in model.get_layer(PREPARE).weights)
     return Backbone(model.get_layer(NAME), own, True, kernel, bias, str(folder))
 

@@ -121,6 +121,7 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
 
 def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
+    methods.keep_start(run, "--weights", flags.weights)
     with run.workers.scope():
         base = backbones.load(flags.backbone, flags.weights, flags.image_size, run.workers.replicas > 1)
     run.learning_rate = rate = classifier.method_of(flags.tune, base.trained).rate(flags.optim)

@@ -144,8 +144,8 @@ def build(flags: Train, pretrained: Pretrained, labels: Labels) -> Any:
         place = methods.labels_of(adapter)
         if place is not None and not (made := Labels.read(place)).same_as(labels):
             raise DataError(f"--adapter {adapter}: made for other labels, {made}.")
-    length = flags.max_length + methods.virtual_tokens(flags.tune)
-    backbone = language_model.load_backbone(pretrained, length, flags.backbone_dropout)
+    virtual = methods.virtual_tokens(flags.tune)
+    backbone = language_model.load_backbone(pretrained, flags.max_length, flags.backbone_dropout, virtual)
     scale = (labels.deviation, labels.mean) if labels.task == "regression" else None
     model = language_model.build(backbone, labels.outputs, flags.dropout, flags.pooling, scale)
     if adapter is not None:

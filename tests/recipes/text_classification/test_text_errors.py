@@ -19,7 +19,7 @@ from recipes.text_classification import recipe
         ("--batch-size 0", "at least 1"),
         ("--max-length 2", "at least 3"),
         ("--max-length 99", "at most 40 tokens"),
-        ("--method prompt --max-length 32", "at most 40 tokens"),
+        ("--method prompt --max-length 32", "--max-length 32 and 20 tokens of the prompt: "),
         ("--dropout 1", "less than 1"),
         ("--validation-split 1", "less than 1"),
         ("--validation-split 0.2", "--validation-split has no effect with --validation-file"),
