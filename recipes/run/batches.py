@@ -83,7 +83,7 @@ def hold_out(
     try:
         x_kept, x_held, y_kept, y_held = train_test_split(x, classes, test_size=fraction, stratify=y, random_state=seed)
     except ValueError as error:
-        alone = [names[k] if len(names) else str(k) for k in np.flatnonzero(np.bincount(classes) == 1)]
+        alone = [names[k] if names else str(k) for k in np.flatnonzero(np.bincount(classes) == 1).tolist()]
         reason = f"there is one example alone of {', '.join(alone[:5])}" if alone else " ".join(str(error).split())
         advice = "Give more examples of each class, a larger share, or a file or folder for that set."
         raise UsageError(f"{flag} {fraction}: {reason}. {advice}") from error

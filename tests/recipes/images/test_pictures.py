@@ -213,7 +213,7 @@ def test_a_classifier_on_an_application():
 def test_a_classifier_on_a_preset():
     hub = pytest.importorskip("keras_hub")
     sizes = {"stackwise_num_filters": [64], "stackwise_num_blocks": [1], "stackwise_num_strides": [1]}
-    resnet = hub.models.ResNetBackbone([8], [3], block_type="basic_block", image_shape=(None, None, 3), **sizes)
+    resnet = hub.models.ResNetBackbone([64], [3], block_type="basic_block", image_shape=(None, None, 3), **sizes)
     resnet.save_to_preset("preset")
     hub.layers.ImageConverter(image_size=(48, 48), scale=1 / 255).save_to_preset("preset")
     base = backbones.load("preset", None, None)
