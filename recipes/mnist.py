@@ -156,6 +156,7 @@ def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
     import keras
 
+    methods.keep_start(run, "--adapt", flags.tune.adapt)
     data = load(flags.data, flags.view)
     # A run that goes on finds the same images again.
     run.flags = flags = dataclasses.replace(flags, data=data.name or flags.data)

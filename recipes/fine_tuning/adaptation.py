@@ -67,7 +67,7 @@ def of_model(flags: Any, folder: Path, names: tuple[str, ...]) -> dict[str, Any]
     Args:
         flags: all flags of the recipe.
         folder: of that run.
-        names: of these flags.
+        names: of these flags; the precision of its layers, which are saved with it, is among them.
 
     Raises:
         UsageError: the flags name another model.
@@ -78,7 +78,17 @@ def of_model(flags: Any, folder: Path, names: tuple[str, ...]) -> dict[str, Any]
     for name, value in taken.items():
         if getattr(flags, name) not in (getattr(default, name), value):
             raise UsageError(f"--{name} {getattr(flags, name)}: the model of {folder} has {value}. Leave it out.")
-    return taken
+    own, now = before.run.precision, flags.run.precision
+    if _policy(own) == _policy(now):
+        return taken
+    if now != default.run.precision:
+        raise UsageError(f"--precision {now}: the model of {folder} has {own}. Leave it out.")
+    return taken | {"run": dataclasses.replace(flags.run, precision=own)}
+
+
+def _policy(precision: str) -> str:
+    """Returns how Keras calls a precision: to round factors to TF32 is no matter of the layers."""
+    return "float32" if precision == "tf32" else precision
 
 
 def with_rate(flags: AdaptFlags, optim: OptimizerFlags) -> OptimizerFlags:

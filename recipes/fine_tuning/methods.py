@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..run.errors import UsageError
 from ..run.fit import Run
+from ..run.folder import NEW
 from ..run.optimizer_flags import OptimizerFlags, default_learning_rate
 
 TARGETS = "all-linear"
@@ -84,6 +86,21 @@ def low_rank(name: str) -> Make:
 def plain(name: str) -> Make:
     """Returns what makes an adapter without arguments."""
     return lambda peft, rank, alpha, dropout, width: (getattr(peft, name), {})
+
+
+def keep_start(run: Run, flag: str, start: str | Path | None) -> None:
+    """Checks that a run does not replace the run that it starts from, which its adapter needs again.
+
+    Args:
+        run: that has not begun.
+        flag: that names the other run.
+        start: what it says.
+
+    Raises:
+        UsageError: it does.
+    """
+    if start is not None and run.folder.name == NEW and Path(start).resolve() == run.folder.resolve().parent:
+        raise UsageError(f"{flag} {start}: is the run that --overwrite would replace. Choose another --output-dir.")
 
 
 def check(flags: Any, methods: Mapping[str, Method], own: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What is written about a run of the recipe: the model card, and samples."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], in_
         rows["Perplexity before the training, test set"] = f"{metrics['test_perplexity_before']:.4f}"
     rows |= {
         "Trained parameters": f"{metrics['trained_parameters']:,} of {metrics['parameters']:,}",
+        "Kernels of the base": metrics["quantize"] or "as they were",
         "Peak memory": "unknown" if metrics["peak_memory_mb"] is None else f"{metrics['peak_memory_mb']:,.0f} MB",
         "Training data": f"{metrics['data']}, {metrics['train_examples']:,} examples",
         "Tokens that are learnt": f"{metrics['train_tokens']:,}",
@@ -77,7 +79,7 @@ def card(folder: Path, command: str, flags: Any, metrics: Mapping[str, Any], in_
         if dpo
         else "Perplexity is that of the tokens that are learnt: of answers where there are prompts, else of all.",
         program=program("generation"),
-        folder=folder,
+        folder=shlex.quote(str(folder)),
         use=use,
     )
 

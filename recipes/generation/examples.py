@@ -1,14 +1,16 @@
 """The texts to learn from: files of texts, answers, chats or preferences, and what is held out of them."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..readers import formats
 from ..readers.files import read_lines
-from ..readers.formats import plain_suffix
+from ..readers.formats import Format, plain_suffix
 from ..readers.records import FlawError, OnBadRow, check_text
 from ..readers.rows import good_rows
 from ..run.errors import DataError, UsageError
@@ -25,7 +27,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 """The columns of a file, by what it holds."""
 ROLES = ("system", "user", "assistant")
 PAGES, SHORTEST_PAGE, LONGEST_PAGE = 50, 500, 20_000
-"""Into how many pages a .txt file is cut, and how many characters they have."""
+"""Into how many pages a .txt file is cut, and how many characters they have where its paragraphs allow it."""
+WITHIN = 2
+"""A page with so many times these characters ends within a paragraph."""
 TOPICS = "topics"
 
 Example = str | list[dict[str, str]] | tuple[str, str, str]
@@ -46,6 +50,7 @@ class DataFlags:
     """Share of the data that is held out if there is no --validation-data; with 0 there is none."""
     test_split: OpenFraction = 0.1
     """Share of the data that is held out if there is no --test-data."""
+    form: Format = dataclasses.field(default_factory=Format)
     on_bad_row: OnBadRow = "error"
     """error stops at the first row that cannot be used; skip leaves such rows out and counts them."""
     max_train_examples: OptionalCount = None
@@ -76,6 +81,8 @@ def check(flags: DataFlags, objective: str) -> None:
         UsageError: they contradict each other.
     """
     own = flags.data in (None, TOPICS)
+    files = [None if own else Path(str(flags.data)), flags.validation_data, flags.test_data]
+    formats.check(flags.form, files)
     if own and objective == "dpo":
         raise UsageError("--objective dpo: give --data too, a file of rows with prompt, chosen and rejected.")
     for name in ("validation_data", "test_data"):
@@ -96,14 +103,14 @@ def load(flags: DataFlags, objective: str) -> Data:
         source = "pages of Python's language reference, which come with Python"
     else:
         place = Path(str(flags.data))
-        kind, found = read(place, objective, flags.on_bad_row)
+        kind, found = read(place, objective, flags.on_bad_row, flags.form)
         parts, source = {"train": found}, place.name
     origins = {}
     for i, (name, path, share) in enumerate(
         (("test", flags.test_data, flags.test_split), ("validation", flags.validation_data, flags.validation_split))
     ):
         if path is not None:
-            other, parts[name] = read(path, objective, flags.on_bad_row)
+            other, parts[name] = read(path, objective, flags.on_bad_row, flags.form)
             if other != kind:
                 raise DataError(f"{path.name}: holds {other}, but {source} {kind}.")
             origins[name] = path.name
@@ -121,7 +128,7 @@ def _hold_out(
 ) -> tuple[list[Example], list[Example]]:
     count = round(share * len(part)) or (1 if share else 0)
     if count >= len(part):
-        raise DataError(f"{source}: {len(part)} examples are too few for {flag} {share}. Give more, or a file for it.")
+        raise DataError(f"{source}: too few for {flag} {share} ({len(part)} in all). Give more, or a file for it.")
     chosen = set(np.random.default_rng(seed).permutation(len(part))[:count].tolist())
     return [x for i, x in enumerate(part) if i not in chosen], [x for i, x in enumerate(part) if i in chosen]
 
@@ -135,16 +142,17 @@ def _limit(part: list[Example], count: int | None) -> list[Example]:
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def read(path: Path, objective: str, on_bad_row: OnBadRow) -> tuple[Kind, list[Example]]:
-    """Returns what a file holds, and its examples.
+def read(path: Path, objective: str, on_bad_row: OnBadRow, form: Format | None = None) -> tuple[Kind, list[Example]]:
+    """Returns what a file holds, and its examples; a .txt file is a plain text unless `form` makes it a table.
 
     Raises:
         DataError: it cannot be read, a row is bad, or it holds something else than the objective needs.
     """
-    if plain_suffix(path) == ".txt":
+    form = form or Format()
+    if plain_suffix(path) == ".txt" and form.delimiter is None and form.columns is None:
         if objective == "dpo":
             raise DataError(f"{path.name}: plain text, but --objective dpo needs rows of prompt, chosen and rejected.")
-        return "text", [*_pages(path)]
+        return "text", [*_pages(path, form.encoding)]
     kinds: dict[Kind, None] = {}
 
     def convert(record: Mapping[str, Any]) -> Example:
@@ -161,7 +169,7 @@ def read(path: Path, objective: str, on_bad_row: OnBadRow) -> tuple[Kind, list[E
             return cells[0], cells[1], cells[2]
         return [{"role": "user", "content": cells[0]}, {"role": "assistant", "content": cells[1]}]
 
-    found = [example for _, example in good_rows(path, convert, {}, on_bad_row)]
+    found = [example for _, example in good_rows(path, convert, {}, on_bad_row, form)]
     return next(iter(kinds)), found
 
 
@@ -195,23 +203,29 @@ def _messages(cell: Any) -> list[dict[str, str]]:
     return found
 
 
-def _pages(path: Path) -> list[str]:
-    """Returns a plain text in about PAGES pages, cut at ends of paragraphs, so that some can be held out."""
+def _pages(path: Path, encoding: str | None) -> list[str]:
+    """Returns a plain text in about PAGES pages, so that some can be held out.
+
+    They end where a paragraph does; where none ends for long, with a line, and within a line that long, with a word.
+    """
     lines = list[str]()
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_lines(path, encoding), 1):
         try:
             check_text(line, "the text")
         except FlawError as flaw:
             raise DataError(f"{path.name}, line {number}: {flaw}.") from flaw
         lines.append(line.rstrip("\r\n"))
     size = min(max(sum(map(len, lines)) // PAGES, SHORTEST_PAGE), LONGEST_PAGE)
+    words = re.compile(rf".{{1,{size}}}(?:\s|$)|.{{1,{size}}}")
     pages, page, count = list[str](), list[str](), 0
     for line in lines:
-        page.append(line)
-        count += len(line)
-        if count >= size and not line.strip():
-            pages.append("\n".join(page).strip())
-            page, count = [], 0
+        parts = words.findall(line) if len(line) > WITHIN * size else [line]
+        for part in parts:
+            page.append(part)
+            count += len(part)
+            if len(parts) > 1 or (count >= size and (not part.strip() or count >= WITHIN * size)):
+                pages.append("\n".join(page).strip())
+                page, count = [], 0
     found = [text for text in (*pages, "\n".join(page).strip()) if text]
     if not found:
         raise DataError(f"{path.name}: is empty.")

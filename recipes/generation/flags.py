@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..run.flags import Count, NonNegative, OptionalPath, Range, RunFlags, RunPath
+from ..readers.records import OptionalPolicy
+from ..run.flags import Count, NonNegative, OptionalPath, Range, RunFlags, RunPath, optional
 from ..run.optimizer_flags import OptimizerFlags
 from .examples import DataFlags
 from .methods import AdapterFlags
@@ -24,7 +25,7 @@ class Train:
     beta: Annotated[float, Range(0, above=True)] = 0.1
     """With dpo, how much a step away from the model without its adapter costs."""
     template: Template = "auto"
-    """How prompts and answers are written: by the model's chat template, on lines, or not at all (plain texts)."""
+    """How prompts are written: by the model's chat template, on lines with who speaks (roles) or without, or none."""
     max_length: Annotated[int, Range(2)] = 256
     """Tokens of a row. Longer plain texts become several, of longer answers the end is left out."""
     packing: bool = True
@@ -51,6 +52,8 @@ class Evaluate:
     """Folder of a run."""
     test_data: OptionalPath = None
     """Test file of the same kind as the training data. Default: the test set of the run."""
+    on_bad_row: OptionalPolicy = None
+    """As for train, of --test-data. Default: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Predict:
     """Folder of a run."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to answer, or to go on from; can be repeated."""
+    system: Annotated[str | None, optional("TEXT")] = None
+    """System message before each prompt, as in the chats that were trained on."""
     max_tokens: Count = 128
     """At most this many tokens."""
     temperature: NonNegative = 0.7

@@ -108,7 +108,12 @@ def check_length(causal_lm: Any, pretrained: Pretrained, length: int, flag: str)
     Raises:
         UsageError: it does not.
     """
+    most = longest(causal_lm, pretrained)
+    if most is not None and length > most:
+        raise UsageError(f"{flag}: {length} tokens, but {pretrained.name} takes at most {most}.")
+
+
+def longest(causal_lm: Any, pretrained: Pretrained) -> int | None:
+    """Returns how many tokens the longest text has that the model takes; `None` if it has no bound."""
     known = (pretrained.config or {}).get("max_position_embeddings")
-    longest = getattr(causal_lm.backbone, "max_sequence_length", None) or known
-    if longest is not None and length > longest:
-        raise UsageError(f"{flag}: {length} tokens, but {pretrained.name} takes at most {longest}.")
+    return getattr(causal_lm.backbone, "max_sequence_length", None) or known

@@ -10,13 +10,14 @@ import tyro
 
 from ..readers.pretrained import Pretrained
 from ..run.errors import DataError, UsageError
-from ..run.flags import OptionalCount, OptionalNumber, OptionalPath, OptionalPositive, Range
+from ..run.flags import OptionalCount, OptionalNumber, OptionalPath, OptionalPositive, Range, optional
 from ..run.optimizer_flags import OptimizerFlags, default_learning_rate
+from .language_model import BASE
 
 CONFIG = "adapter_config.json"
 PATTERN = r"*+?[](){}|\^$"
-HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Names on the Hub of models that have another name here."""
+BASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "bytes": BASE}
+"""What `transformers` loads for models that have another name here: a name on the Hub, or a folder of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ class AdapterFlags:
     """Share of the inputs that an adapter does not see while training. Default: none."""
     target: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Layer to adapt: a name (can be repeated), or a regular expression of the whole path. Default: all-linear."""
+    quantize: Annotated[Literal["nf4", "int8", "int4"] | None, optional("nf4|int8|int4")] = None
+    """Keep the kernels of the model below the adapter in so few bits; with nf4 that is QLoRA."""
     lora_plus_ratio: Annotated[OptionalNumber, Range(1)] = None
     """Learning rate of the factor B of lora and dora as a multiple of that of A (LoRA+)."""
     adapter: OptionalPath = None
@@ -100,6 +103,7 @@ def check(flags: AdapterFlags) -> None:
         "dropout": method.dropout,
         "lora_plus_ratio": method.plus,
         "target": method.adapter,
+        "quantize": method.adapter,
         "adapter": method.adapter,
     }
     for name, used in takes.items():
@@ -112,7 +116,7 @@ def check(flags: AdapterFlags) -> None:
 
 
 def add_adapter(model: Any, flags: AdapterFlags, pretrained: Pretrained) -> None:
-    """Freezes the model and adds the adapter that the flags describe, or the one to start from.
+    """Freezes the model, quantizes it if it is to be, and adds the adapter of the flags, or the one to start from.
 
     Raises:
         UsageError: the adapter does not fit the model.
@@ -123,6 +127,8 @@ def add_adapter(model: Any, flags: AdapterFlags, pretrained: Pretrained) -> None
         return
     from kopt import peft
 
+    if flags.quantize is not None:
+        peft.quantize(model, flags.quantize)
     if flags.adapter is not None:
         load_adapter(model, flags.adapter, flags.method, pretrained)
         return
@@ -149,8 +155,10 @@ def _names_or_pattern(target: Sequence[str]) -> list[str] | str:
 
 
 def base_name(pretrained: Pretrained) -> str | None:
-    """Returns the name of the base in an adapter's file: on the Hub, or a folder; `None` for KerasHub's presets."""
-    return None if pretrained.config is None else HUB.get(pretrained.name, pretrained.name)
+    """Returns the base as `transformers` loads it: a name on the Hub, or a folder; `None` for KerasHub's presets."""
+    if pretrained.config is None:
+        return None
+    return BASES.get(pretrained.name, pretrained.name if Path(pretrained.name).is_dir() else pretrained.place)
 
 
 def learning_rate(flags: AdapterFlags, optim: OptimizerFlags) -> float:
@@ -221,8 +229,8 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return trained, everything
 
 
-def merge(model: Any) -> Any:
-    """Merges the adapters into the model, and returns it without them.
+def merge(model: Any, flags: AdapterFlags) -> Any:
+    """Merges the adapters into the model, whose kernels are floats again, and returns it without them.
 
     Raises:
         UsageError: the method has none that can be merged.
@@ -230,6 +238,8 @@ def merge(model: Any) -> Any:
     from kopt import peft
 
     try:
+        if flags.quantize is not None:
+            peft.dequantize(model)
         return peft.merge_and_unload(model)
     except ValueError as error:
         raise UsageError(f"--merge: {' '.join(str(error).split())}") from error

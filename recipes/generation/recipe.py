@@ -22,6 +22,7 @@ from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
+from ..run.flags import check_texts, refuse
 from ..run.folder import atomic_folder, check_empty, new_folder, read_flags
 from ..run.optimizer_flags import make_optimizer, scaled
 from . import examples, language_model, methods, tokens
@@ -101,8 +102,9 @@ def train_in(run: Run, flags: Train, data: Data, pretrained: Pretrained, tokeniz
     trained, everything = methods.count_parameters(causal_lm)
     compile_model(flags, model, optimizer, run.jit)
     count = int(sum(mask[1:].sum() for mask in parts["train"].learnt))
+    bits = "" if flags.tune.quantize is None else f" in {flags.tune.quantize}"
     about = (
-        f"{flags.model}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
+        f"{flags.model}{bits}, {flags.tune.method}: {trained:,} of {everything:,} parameters are trained, "
         f"{flags.optim.optimizer}; {len(data.train):,} examples, of which {count:,} tokens are learnt"
     )
     if not run.begin(model, training, about):
@@ -114,10 +116,10 @@ def train_in(run: Run, flags: Train, data: Data, pretrained: Pretrained, tokeniz
     memory = peak_memory()
     save(run, causal_lm, pretrained)
     after = model.evaluate(made["test"], verbose=0, return_dict=True)
-    run.tracking.texts({"samples": tabulate_samples(sample(flags, data, causal_lm, tokenizer))})
+    run.tracking.texts({"samples": tabulate_samples(sample(flags, data, causal_lm, pretrained, tokenizer))})
     metrics = run.facts(
         {"model": flags.model, "base": methods.base_name(pretrained), "method": flags.tune.method}
-        | {"objective": flags.objective, "template": flags.template}
+        | {"quantize": flags.tune.quantize, "objective": flags.objective, "template": flags.template}
         | {"peak_memory_mb": memory, "trained_parameters": trained, "parameters": everything},
         measure(before, after),
         describe_data(data, count),
@@ -149,7 +151,9 @@ def encode(run: Run, flags: Train, part: list[Example], name: str, tokenizer: To
             f"and are cut; {lost:,} have nothing left to learn and are left out."
         )
     if not found.ids:
-        raise DataError(f"the {name} set has nothing to learn within --max-length {flags.max_length} tokens.")
+        raise DataError(
+            f"the {name} set has nothing to learn within --max-length {flags.max_length} tokens. Give a larger one."
+        )
     return found
 
 
@@ -220,15 +224,19 @@ def describe_data(data: Data, count: int) -> dict[str, Any]:
     return {"data": data.source, **origins, **sizes, "train_tokens": count}
 
 
-def sample(flags: Train, data: Data, causal_lm: Any, tokenizer: Tokenizer) -> list[tuple[str, str, str]]:
+def sample(
+    flags: Train, data: Data, causal_lm: Any, pretrained: Pretrained, tokenizer: Tokenizer
+) -> list[tuple[str, str, str]]:
     """Returns prompts from the test set, what the model writes behind each, and what stands there."""
     from . import sampling
 
     found = []
+    room = language_model.longest(causal_lm, pretrained) or flags.max_length + SAMPLE_TOKENS
+    count = min(SAMPLE_TOKENS, room // 2)
     for example in data.test[:SAMPLES]:
         prompt, answer = tokens.ask(example, flags.template, tokenizer)
-        prompt = prompt[: flags.max_length]
-        written = sampling.write(causal_lm, tokenizer, prompt, SAMPLE_TOKENS, 0.0, 1.0, 0)
+        prompt = prompt[: min(flags.max_length, room - count)]
+        written = sampling.write(causal_lm, tokenizer, prompt, count, 0.0, 1.0, 0)
         found.append((tokenizer.decode(prompt), written, answer))
     return found
 
@@ -276,17 +284,21 @@ def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a run as JSON; returns the exit code."""
     from . import objectives
 
+    refuse(flags, ("on_bad_row",), flags.test_data is None and "without --test-data")
     trained, pretrained = restore(flags.model)
     if flags.test_data is None:
         data = examples.load(trained.data, trained.objective)
         part, source = data.test, data.origins["test"]
     else:
-        _, part = examples.read(flags.test_data, trained.objective, trained.data.on_bad_row)
-        source = flags.test_data.name
+        source, policy = flags.test_data.name, flags.on_bad_row or trained.data.on_bad_row
+        kind, part = examples.read(flags.test_data, trained.objective, policy, trained.data.form)
+        if (kind == "text") != (trained.template == "none"):
+            wanted = "text" if trained.template == "none" else "prompt and response, or messages"
+            raise DataError(f"{source}: holds {kind}, but {flags.model} has learnt from others. Give rows of {wanted}.")
     tokenizer = Tokenizer(pretrained)
     encoded, *_ = tokens.encode(part, trained.template, tokenizer, trained.max_length)
     if not encoded.ids:
-        raise DataError(f"{source}: nothing to learn within --max-length {trained.max_length} tokens.")
+        raise DataError(f"{source}: nothing to measure within the --max-length of {flags.model}, {trained.max_length}.")
     parts = {"test": encoded}
     # Without an adapter the reference is the model that the run began with.
     start = None if trained.tune.adapts or trained.objective == "sft" else build(trained, pretrained)
@@ -304,17 +316,22 @@ def evaluate(flags: Evaluate) -> int:
 
 def predict(flags: Predict) -> int:
     """Prints what the model writes behind each prompt, as it writes it; returns the exit code."""
-    if not flags.prompt or not all(prompt.strip() for prompt in flags.prompt):
-        raise UsageError("predict: give at least one --prompt that is not empty.")
+    if not flags.prompt:
+        raise UsageError("predict: give at least one --prompt.")
+    check_texts("--prompt", flags.prompt)
+    check_texts("--system", [] if flags.system is None else [flags.system])
     trained, pretrained = restore(flags.model)
+    refuse(flags, ("system",), trained.template == "none" and "with a run on plain texts")
     tokenizer = Tokenizer(pretrained)
     causal_lm = load(flags.model, trained, pretrained)
     from . import sampling
 
+    before = [] if flags.system is None else [{"role": "system", "content": flags.system}]
+
     for number, prompt in enumerate(flags.prompt):
         if len(flags.prompt) > 1:
             print(f"> {prompt}")
-        start = tokens.prompt_tokens([{"role": "user", "content": prompt}], trained.template, tokenizer)
+        start = tokens.prompt_tokens([*before, {"role": "user", "content": prompt}], trained.template, tokenizer)
         language_model.check_length(
             causal_lm, pretrained, len(start) + flags.max_tokens, "--max-tokens with the prompt"
         )
@@ -335,7 +352,7 @@ def export(flags: Export) -> int:
         if trained.tune.adapts and not flags.merge:
             shutil.copytree(flags.model / "adapter", folder, dirs_exist_ok=True)
         elif trained.tune.adapts:
-            whole = methods.merge(load(flags.model, trained, pretrained))
+            whole = methods.merge(load(flags.model, trained, pretrained), trained.tune)
             language_model.save_model(whole, pretrained, folder / language_model.WHOLE)
         else:
             shutil.copytree(flags.model / language_model.WHOLE, folder / language_model.WHOLE)

@@ -12,13 +12,16 @@ from .examples import Example, Kind
 
 STEP = 32
 """Rows that are not packed are padded to a multiple of this, so that few shapes are traced."""
-Template = Literal["auto", "chat", "lines", "none"]
-"""How a prompt and its answer are written: as the model's chat template says, one below the other, or not at all."""
+Template = Literal["auto", "chat", "roles", "lines", "none"]
+"""How what is before an answer is written: as the model's chat template says, a line for each message with or without
+who says it, or not at all. It is the same for every answer of a run and for `predict`."""
 Pieces = list[tuple[str, bool]]
 """Parts of a text, each with whether it is learnt."""
 INPUTS = ("token_ids", "targets", "documents")
 PROMPT = 24
 """Tokens of a plain text that a sample goes on from."""
+BEGINNING = 40
+"""Letters of an example in an error."""
 
 
 class Tokenizer:
@@ -90,29 +93,32 @@ def choose_template(template: Template, kind: Kind, tokenizer: Tokenizer) -> Tem
         UsageError: the data have no use for it, or the model has no chat template.
     """
     if (kind == "text") != (template == "none") and template != "auto":
-        wanted = "texts have no prompts; take none" if kind == "text" else "there are prompts; take chat or lines"
+        wanted = (
+            "texts have no prompts; take none" if kind == "text" else "there are prompts; take chat, roles or lines"
+        )
         raise UsageError(f"--template {template}: {wanted}, or leave it out.")
     if template == "chat" and not tokenizer.has_template:
-        raise UsageError("--template chat: the tokenizer of the model has no chat template. Take lines.")
+        raise UsageError("--template chat: the tokenizer of the model has no chat template. Take roles or lines.")
     if kind == "text":
         return "none"
-    return ("chat" if tokenizer.has_template else "lines") if template == "auto" else template
+    if template != "auto":
+        return template
+    return "chat" if tokenizer.has_template else "roles" if kind == "chat" else "lines"
 
 
-def prompt_text(messages: Sequence[dict[str, str]], template: Template, tokenizer: Tokenizer, roles: bool) -> str:
+def prompt_text(messages: Sequence[dict[str, str]], template: Template, tokenizer: Tokenizer) -> str:
     """Returns the text that an answer follows.
 
     Args:
         messages: of a chat, up to the answer.
         template: how they are written.
         tokenizer: of the model.
-        roles: whether lines name who speaks.
     """
     if template == "chat":
         return tokenizer.render(messages, True)
-    if not roles:
-        return "".join(message["content"] + ("\n" if template == "lines" else "") for message in messages)
-    return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+    if template == "roles":
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+    return "".join(message["content"] + ("\n" if template == "lines" else "") for message in messages)
 
 
 def pieces(example: Example, template: Template, tokenizer: Tokenizer) -> list[Pieces]:
@@ -129,15 +135,14 @@ def pieces(example: Example, template: Template, tokenizer: Tokenizer) -> list[P
 
 def _chat_pieces(messages: list[dict[str, str]], template: Template, tokenizer: Tokenizer) -> Pieces:
     found, written = list[tuple[str, bool]](), ""
-    roles = [message["role"] for message in messages] != ["user", "assistant"]
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = prompt_text(messages[:i], template, tokenizer, roles)
+            before = prompt_text(messages[:i], template, tokenizer)
             whole = template == "chat"
             after = tokenizer.render(messages[: i + 1], False) if whole else before + message["content"]
             if not (before.startswith(written) and after.startswith(before)):
                 raise DataError(
-                    "the chat template of the model changes what is before an answer. Take --template lines."
+                    "the chat template of the model changes what is before an answer. Take --template roles."
                 )
             found += [(before[len(written) :], False), (after[len(before) :], True)]
             written = after
@@ -146,8 +151,7 @@ def _chat_pieces(messages: list[dict[str, str]], template: Template, tokenizer: 
 
 def prompt_tokens(messages: Sequence[dict[str, str]], template: Template, tokenizer: Tokenizer) -> list[int]:
     """Returns the tokens that an answer follows; with the template none those of a text to go on from."""
-    roles = [message["role"] for message in messages] != ["user"]
-    text = prompt_text(messages, template, tokenizer, roles)
+    text = prompt_text(messages, template, tokenizer)
     return [*(tokenizer.start if template != "chat" else ()), *tokenizer.encode(text)]
 
 
@@ -159,7 +163,8 @@ def ask(example: Example, template: Template, tokenizer: Tokenizer) -> tuple[lis
     if isinstance(example, tuple):
         return prompt_tokens([{"role": "user", "content": example[0]}], template, tokenizer), example[1]
     last = max(i for i, message in enumerate(example) if message["role"] == "assistant")
-    return prompt_tokens(example[:last], template, tokenizer), example[last]["content"]
+    before = _chat_pieces(example[: last + 1], template, tokenizer)[:-1]  # with the ends of the answers before
+    return _encode_one(before, tokenizer, template)[0].tolist(), example[last]["content"]
 
 
 class Encoded(NamedTuple):
@@ -186,7 +191,10 @@ def encode(
     """
     ids, learnt, owners, cut = list[Array](), list[Array](), list[int](), 0
     for number, example in enumerate(examples):
-        texts = [_encode_one(parts, tokenizer, template) for parts in pieces(example, template, tokenizer)]
+        try:
+            texts = [_encode_one(parts, tokenizer, template) for parts in pieces(example, template, tokenizer)]
+        except DataError as error:
+            raise DataError(f"the example that begins with {_beginning(example)!r}: {error}") from error
         if isinstance(example, str):
             texts = [window for window in _windows(*texts[0], length) if len(window[0]) > 1]
         else:
@@ -198,6 +206,12 @@ def encode(
         learnt += [mask for _, mask in texts]
         owners += [number] * len(texts)
     return Encoded(ids, learnt), cut, owners
+
+
+def _beginning(example: Example) -> str:
+    """Returns the first letters of an example, by which it can be found."""
+    first = example if isinstance(example, str) else example[0]
+    return (first if isinstance(first, str) else first["content"])[:BEGINNING]
 
 
 def _encode_one(parts: Pieces, tokenizer: Tokenizer, template: Template) -> tuple[Array, Array]:

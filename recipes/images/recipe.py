@@ -21,13 +21,14 @@ import tyro
 from ..fine_tuning import adapter_files, methods
 from ..fine_tuning.class_names import read_names, write_names
 from ..readers import leakage
+from ..readers.records import OptionalPolicy
 from ..run import plots
 from ..run.batches import Array, class_weights, one_hot
 from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
 from ..run.facts import peak_memory
 from ..run.fit import Run, prepare
-from ..run.flags import Count, Fraction, OptionalCount, OptionalPath, RunFlags, RunPath, optional
+from ..run.flags import Count, Fraction, OptionalCount, OptionalPath, RunFlags, RunPath, optional, refuse
 from ..run.folder import check_empty, load_model, new_folder, read_flags
 from ..run.optimizer_flags import OptimizerFlags, make_optimizer, scaled
 from ..run.scores import Scores, predict_probabilities, score_probabilities
@@ -80,6 +81,8 @@ class Evaluate:
     """Folder of a run."""
     test_data: OptionalPath = None
     """Test set, as for train. Default: the test set of the run."""
+    on_bad_row: OptionalPolicy = None
+    """As for train, of --test-data. Default: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Export:
 def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
     """Trains and saves a model; returns the exit code. `arguments` are those of the command line, for the card."""
     album.check(flags.data)
-    backbone = backbones.choose(flags.backbone)
+    backbone = backbones.choose(flags.backbone, flags.weights)
     tune = classifier.choose(flags.tune, backbones.is_trained(backbone, flags.weights))
     flags = dataclasses.replace(flags, backbone=backbone, tune=tune, data=album.choose(flags.data))
     with Run("images", flags, arguments, f"{tune.method}-{flags.optim.optimizer}") as run:
@@ -118,6 +121,7 @@ def train(flags: Train, arguments: Sequence[str] | None = None) -> int:
 
 def train_in(run: Run, flags: Train) -> int:
     """Trains and saves a model in the folder of a run; returns the exit code."""
+    methods.keep_start(run, "--weights", flags.weights)
     with run.workers.scope():
         base = backbones.load(flags.backbone, flags.weights, flags.image_size, run.workers.replicas > 1)
     run.learning_rate = rate = classifier.method_of(flags.tune, base.trained).rate(flags.optim)
@@ -159,7 +163,7 @@ def load(flags: Train, side: int) -> Album:
     found = album.load(flags.data, side)
     if flags.run.progress != "none":
         if flags.data.data in ("mnist5k", "digits"):
-            print(f"data: no --data; {found.source}, as pictures.")
+            print(f"data: {found.source}, as pictures.")
         if found.origins["test"].startswith("held out"):
             print(f"data: no test set; {len(found.rows['test']):,} pictures are held out of the training set for it.")
     return found
@@ -272,6 +276,7 @@ def restore(folder: Path) -> tuple[Train, list[str], Any]:
 
 def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a run as JSON; returns the exit code."""
+    refuse(flags, ("on_bad_row",), flags.test_data is None and "without --test-data")
     trained, names, model = restore(flags.model)
     side = model.input_shape[1]
     if flags.test_data is None:
@@ -280,7 +285,8 @@ def evaluate(flags: Evaluate) -> int:
             raise DataError(f"{flags.model}: its data has other labels now: {', '.join(found.names)}.")
         x, rows, y, source = found.x, found.rows["test"], found.y, found.origins["test"]
     else:
-        x, y, source = album.read_test(flags.test_data, trained.data, names, side)
+        data = dataclasses.replace(trained.data, on_bad_row=flags.on_bad_row or trained.data.on_bad_row)
+        x, y, source = album.read_test(flags.test_data, data, names, side)
         rows = np.arange(len(x))
     scores = score_probabilities(_predict(model, x, rows, names), y[rows])
     learnt = leakage.count_learnt(flags.model, album.fingerprints(x, rows))

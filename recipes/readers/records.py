@@ -4,9 +4,10 @@ import collections
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..run.errors import DataError
+from ..run.flags import optional
 
 SHOWN = 5
 """How many line numbers of skipped rows are printed."""
@@ -21,6 +22,7 @@ MOST_WORDS = 4
 Record = Mapping[str, Any] | str
 """The cells of a row by column, or a text that says what is wrong with the row."""
 OnBadRow = Literal["error", "skip"]
+OptionalPolicy = Annotated[OnBadRow | None, optional("error|skip")]
 
 
 class Tokens(str):

@@ -1,6 +1,6 @@
 """From arrays to batches: held-out examples, targets, `tf.data` pipelines and augmentation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,12 @@ def told_by(order: EpochOrder, dataset: Any) -> Any:
 
 
 def hold_out(
-    x: Array, y: Array | None, fraction: float, seed: int, flag: str = "--validation-split"
+    x: Array,
+    y: Array | None,
+    fraction: float,
+    seed: int,
+    flag: str = "--validation-split",
+    names: Sequence[str] = (),
 ) -> tuple[Array, Array, Array, Array]:
     """Returns x and y without a random `fraction` of each class, then x and y of this fraction.
 
@@ -67,6 +72,7 @@ def hold_out(
         fraction: in (0, 1).
         seed: of the choice.
         flag: which set the fraction.
+        names: of the classes, for the error; without them their numbers.
 
     Raises:
         UsageError: `fraction` leaves one side without some class.
@@ -77,7 +83,10 @@ def hold_out(
     try:
         x_kept, x_held, y_kept, y_held = train_test_split(x, classes, test_size=fraction, stratify=y, random_state=seed)
     except ValueError as error:
-        raise UsageError(f"{flag} {fraction}: {' '.join(str(error).split())}") from error
+        alone = [names[k] if names else str(k) for k in np.flatnonzero(np.bincount(classes) == 1).tolist()]
+        reason = f"there is one example alone of {', '.join(alone[:5])}" if alone else " ".join(str(error).split())
+        advice = "Give more examples of each class, a larger share, or a file or folder for that set."
+        raise UsageError(f"{flag} {fraction}: {reason}. {advice}") from error
     return x_kept, y_kept, x_held, y_held
 
 

@@ -159,6 +159,19 @@ def refuse(flags: Any, names: Iterable[str], reason: object) -> None:
             raise UsageError(f"--{field.name.replace('_', '-')} has no effect {reason}. Leave it out.")
 
 
+def check_texts(flag: str, texts: Iterable[str]) -> None:
+    """Checks that what a flag gives are texts with something in them.
+
+    Raises:
+        UsageError: one is empty, or has bytes that are no letters.
+    """
+    for text in texts:
+        if not text.strip():
+            raise UsageError(f"{flag}: is empty.")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"{flag} {text[:40]!a}: is not UTF-8. Convert it, or set the locale to UTF-8.")
+
+
 def check_rate(flags: Any) -> None:
     """Checks that `--lr-find` can find a learning rate, and that none is given.
 

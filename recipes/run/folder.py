@@ -371,7 +371,7 @@ def read_flags(folder: Path, kind: type) -> Any:
         DataError: the folder holds no complete run.
     """
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.json").is_file():
-        raise DataError(f"{folder}: no complete run. Give the folder of a finished run as --model.")
+        raise DataError(f"{folder}: no complete run. Give the folder of a finished run.")
     return _flags_of(folder, kind)
 
 

@@ -26,6 +26,8 @@ def make_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a figure as PNG."""
+    for text in figure.findobj(lambda part: hasattr(part, "set_parse_math")):
+        text.set_parse_math(False)  # a name with dollars is no formula
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -67,14 +69,15 @@ def plot_errors(
         probabilities: [n, class].
         names: of the classes.
         title: above the grid.
-        rows: of eight images each.
+        rows: of eight images each, or twice as many of four whose classes have longer names.
     """
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(probabilities[wrong, y[wrong]], kind="stable")][: rows * 8]
-    rows = max(1, -(-len(worst) // 8))
-    figure = make_figure(11, 0.7 + 1.65 * rows)
-    grid = list(figure.subplots(rows, 8, squeeze=False).flat)
+    columns = 8 if max(map(len, names)) <= 3 else 4
+    rows, names = max(1, -(-len(worst) // columns)), [name if len(name) < 18 else f"{name[:15]}..." for name in names]
+    figure = make_figure(11, 0.7 + (0.35 + 10.4 / columns) * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, worst, strict=False):

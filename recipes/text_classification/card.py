@@ -1,5 +1,6 @@
 """What is written about a run of the recipe: the model card, and samples with predictions."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ All measures of quality are of the test set.
 
 {notes}
 
-{PREDICT.format(program=program("text_classification"), folder=folder)}
+{PREDICT.format(program=program("text_classification"), folder=shlex.quote(str(folder)))}
 {_describe_use(folder / "adapter", flags, metrics, labels)}
 The settings are in `config.yaml`.
 """

@@ -1,7 +1,7 @@
 """The examples of a text classifier, in three splits, and the names of their classes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -55,6 +55,12 @@ class Corpus:
     def names(self) -> list[str]:
         """Returns the names of the classes, or of the labels; none for numbers."""
         return list(self.labels.names)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Returns the names that no text of the training set has, as of a label whose texts are all held out."""
+        y = self.train.y
+        return [name for k, name in enumerate(self.names) if not (y[:, k] if y.ndim == 2 else y == k).any()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +184,7 @@ def load(flags: TextFlags) -> Corpus:
             refuse(flags, (f"{name}_split",), f"with a data set that has a {name} set")
         elif share:
             # Which texts does not depend on the seed, so that runs with several seeds can be compared.
-            splits["train"], splits[name] = _hold_out(splits["train"], share, i, name)
+            splits["train"], splits[name] = _hold_out(splits["train"], share, i, name, labels.names)
             origins[name] = f"held out of {source}"
     splits = _keep_apart(splits, flags.deduplicate)
     limits = {"train": flags.max_train_examples, "validation": flags.max_eval_examples, "test": flags.max_eval_examples}
@@ -268,7 +274,7 @@ def _limit(part: Split, count: int | None) -> Split:
     return _pick(part, np.sort(np.random.default_rng(0).permutation(len(part))[:count]))
 
 
-def _hold_out(part: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
+def _hold_out(part: Split, fraction: float, seed: int, name: str, names: Sequence[str]) -> tuple[Split, Split]:
     classes = part.y if part.y.dtype == np.int64 else None
-    kept, _, held, _ = hold_out(np.arange(len(part)), classes, fraction, seed, f"--{name}-split")
+    kept, _, held, _ = hold_out(np.arange(len(part)), classes, fraction, seed, f"--{name}-split", names)
     return _pick(part, kept), _pick(part, held)

@@ -22,6 +22,8 @@ Label = str | tuple[str, ...]
 """Of a text, as it was read; several are a tuple."""
 FILE = "labels.json"
 SEPARATOR = "|"
+FINEST = 2.0**-17
+"""Deviation of numbers, in units of their mean, below which float32 keeps too little of what they differ by."""
 LARGEST_TARGETS = 2**31
 """Bytes of the targets, one number for each text and output."""
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
@@ -89,13 +91,18 @@ class Labels:
         """Returns the same with the mean and the deviation of the numbers that are trained on.
 
         Raises:
-            DataError: they are all the same.
+            DataError: they are all the same, or nearly so for the size that they have.
         """
         if self.task != "regression":
             return self
         mean, deviation = float(y.mean()), float(y.std())
         if not deviation > 0:
             raise DataError(f"every label of the training set is {mean:g}; there is nothing to learn.")
+        if deviation < abs(mean) * FINEST:
+            raise DataError(
+                f"the labels of the training set, {mean:g} ± {deviation:.1g}, differ by too little for numbers of 32 "
+                "bits. Take away what they have in common."
+            )
         return dataclasses.replace(self, mean=mean, deviation=deviation)
 
     def write(self, folder: Path) -> None:
@@ -155,9 +162,15 @@ def describe(labels: Iterable[Label], wanted: Wanted, source: str) -> Labels:
     task = find_task(found) if wanted == "auto" else wanted
     if not found:
         raise DataError(f"{source}: no labels.")
+    if wanted == "auto" and task == "single-label":
+        _check_classes([str(label) for label in found], source)
     if task == "regression":
         return Labels(task)
     names = sort_names({part for label in found for part in parts_of(label)})
+    if task == "multi-label" and len(names) == 1:
+        raise DataError(
+            f"{source}: the only label is {names[0]!r}. Give the texts without it a label too, and --task single-label."
+        )
     if len(names) < 2:
         raise DataError(
             f"{source}: every label is {names[0]!r}; a classifier needs at least two classes."
@@ -169,6 +182,22 @@ def describe(labels: Iterable[Label], wanted: Wanted, source: str) -> Labels:
         numbers = " For numbers that are no classes give --task regression." if all(map(is_number, found)) else ""
         raise DataError(f"{source}: {len(names):,} labels for {len(found):,} texts. Is --label-column right?{numbers}")
     return Labels(task, names)
+
+
+def _check_classes(labels: Sequence[str], source: str) -> None:
+    """Refuses to make classes of numbers with fractions some of which cannot be read.
+
+    Raises:
+        DataError: most labels are numbers, some with fractions, or would be with a point for their comma.
+    """
+    numbers = [text for label in labels if is_number(text := label.replace(",", ".", 1))]
+    if 2 * len(numbers) > len(labels) and find_task(numbers) == "regression":
+        other = next(label for label in labels if not is_number(label))
+        advice = "Write numbers with a point, or give" if "," in other else "Mend it, or give"
+        raise DataError(
+            f"{source}: most labels are numbers with fractions, but {other!r} is none. {advice} --task single-label if "
+            "they are names of classes, --task regression --on-bad-row skip to leave such texts out."
+        )
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

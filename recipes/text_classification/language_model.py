@@ -111,13 +111,14 @@ class Tokenizer:
 # -------------------------------------------------------------------------------------------------------------- model
 
 
-def load_backbone(pretrained: Pretrained, max_length: int, dropout: float | None = None) -> Any:
+def load_backbone(pretrained: Pretrained, max_length: int, dropout: float | None = None, virtual: int = 0) -> Any:
     """Returns the KerasHub backbone, with the activations that a Hugging Face configuration names.
 
     Args:
         pretrained: which.
         max_length: largest number of tokens of a text.
         dropout: rate of its dropout layers; `None` leaves each its own.
+        virtual: tokens that an adapter puts before a text.
 
     Raises:
         UsageError: the model does not take texts so long, or has no dropout.
@@ -134,8 +135,9 @@ def load_backbone(pretrained: Pretrained, max_length: int, dropout: float | None
     if not isinstance(taken, dict) or not {"token_ids", "padding_mask"} <= set(taken) <= INPUTS:
         raise DataError(f"--model {pretrained.name}: {type(backbone).__name__} is no encoder of token ids.")
     longest = getattr(backbone, "max_sequence_length", None)
-    if longest is not None and max_length > longest:
-        raise UsageError(f"--max-length {max_length}: {pretrained.name} takes at most {longest} tokens.")
+    if longest is not None and max_length + virtual > longest:
+        more = f" and {virtual} tokens of the prompt" if virtual else ""
+        raise UsageError(f"--max-length {max_length}{more}: {pretrained.name} takes at most {longest} tokens.")
     if pretrained.config is not None:
         set_activations(backbone, pretrained.config)
     if dropout is not None:

@@ -20,6 +20,7 @@ import tyro
 from ..fine_tuning.methods import adapter_stats
 from ..readers import leakage
 from ..readers.pretrained import Pretrained, library_versions
+from ..readers.records import OptionalPolicy
 from ..run.batches import Array
 from ..run.command_line import Commands, run_command
 from ..run.errors import DataError, UsageError
@@ -34,6 +35,7 @@ from ..run.flags import (
     Range,
     RunFlags,
     RunPath,
+    check_texts,
     refuse,
 )
 from ..run.folder import check_empty, load_model, new_folder, read_flags
@@ -83,6 +85,8 @@ class Evaluate:
     """Folder of a run."""
     test_file: OptionalPath = None
     """Test file with the columns of the training file. Default: the test set of the run."""
+    on_bad_row: OptionalPolicy = None
+    """As for train, of --test-file. Default: as the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Predict:
     """The second text for each --text, for a run on pairs of texts."""
     file: OptionalPath = None
     """More texts: a file of rows, as for train, with the columns of the run, or a .txt file with a text a line."""
+    on_bad_row: OptionalPolicy = None
+    """As for train, of --file. Default: as the run."""
     top: Count = 5
     """At most this many labels, the most probable first."""
     threshold: Annotated[OptionalNumber, Range(0, 1)] = None
@@ -126,6 +132,8 @@ def load(flags: Train) -> Corpus:
             print(f"data: {why}: --task {found.labels.task}; --task single-label would make classes of them.")
         if found.origins["test"].startswith("held out"):
             print(f"data: no test set; {len(found.test):,} texts are held out of the training set for it.")
+        if found.unseen:
+            print(f"data: no text of the training set is labelled {', '.join(found.unseen[:5])}: it is never learnt.")
     return found
 
 
@@ -136,8 +144,8 @@ def build(flags: Train, pretrained: Pretrained, labels: Labels) -> Any:
         place = methods.labels_of(adapter)
         if place is not None and not (made := Labels.read(place)).same_as(labels):
             raise DataError(f"--adapter {adapter}: made for other labels, {made}.")
-    length = flags.max_length + methods.virtual_tokens(flags.tune)
-    backbone = language_model.load_backbone(pretrained, length, flags.backbone_dropout)
+    virtual = methods.virtual_tokens(flags.tune)
+    backbone = language_model.load_backbone(pretrained, flags.max_length, flags.backbone_dropout, virtual)
     scale = (labels.deviation, labels.mean) if labels.task == "regression" else None
     model = language_model.build(backbone, labels.outputs, flags.dropout, flags.pooling, scale)
     if adapter is not None:
@@ -292,6 +300,7 @@ def restore(folder: Path) -> tuple[Train, Labels, Pretrained, Any]:
 
 def evaluate(flags: Evaluate) -> int:
     """Prints the test metrics of a run as JSON; returns the exit code."""
+    refuse(flags, ("on_bad_row",), flags.test_file is None and "without --test-file")
     trained, labels, pretrained, model = restore(flags.model)
     if flags.test_file is None:
         found = load(trained)
@@ -299,10 +308,10 @@ def evaluate(flags: Evaluate) -> int:
             raise DataError(f"{flags.model}: its data has other labels now: {found.labels}.")
         split, source = found.test, found.origins["test"]
     else:
-        data = trained.data
-        texts = labelled_texts.read_table(flags.test_file, data.columns, data.on_bad_row, data.form)
+        data, policy = trained.data, flags.on_bad_row or trained.data.on_bad_row
+        texts = labelled_texts.read_table(flags.test_file, data.columns, policy, data.form)
         texts = corpus.rename_labels(texts, rename(data.label_names))
-        texts = corpus.keep_known_labels(texts, labels, trained.data.on_bad_row)
+        texts = corpus.keep_known_labels(texts, labels, policy)
         split, source = corpus.number_labels(texts, labels), texts.source
     task = tasks.task_of(labels)
     results = task.measure(_predict(trained, pretrained, model, split.texts, task), split.y)
@@ -316,8 +325,9 @@ def predict(flags: Predict) -> int:
     """Prints each text with its most probable labels, or its number; returns the exit code."""
     if not flags.text and flags.file is None:
         raise UsageError("predict: give at least one --text, or a --file.")
-    if not all(text.strip() for text in (*flags.text, *flags.text_pair)):
-        raise UsageError("--text: is empty.")
+    refuse(flags, ("on_bad_row",), flags.file is None and "without --file")
+    check_texts("--text", flags.text)
+    check_texts("--text-pair", flags.text_pair)
     trained, labels, pretrained, model = restore(flags.model)
     refuse(flags, ("threshold",), labels.task != "multi-label" and f"with --task {labels.task}")
     refuse(flags, ("top",), labels.task == "regression" and "with --task regression")
@@ -348,7 +358,8 @@ def read_texts(flags: Predict, trained: Train) -> Texts:
     if flags.file is None:
         return texts
     columns = trained.data.columns._replace(label=None)
-    more = labelled_texts.read_texts(flags.file, columns, trained.data.on_bad_row, trained.data.form)
+    policy = flags.on_bad_row or trained.data.on_bad_row
+    more = labelled_texts.read_texts(flags.file, columns, policy, trained.data.form)
     pairs = None if texts.pairs is None else texts.pairs + (more.pairs or [])
     return dataclasses.replace(texts, texts=texts.texts + more.texts, pairs=pairs)
 

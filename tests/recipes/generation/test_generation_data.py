@@ -1,6 +1,7 @@
 """Files of texts, answers, chats and preferences; what of them is learnt; rows of several texts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,18 +99,42 @@ def test_a_plain_text_becomes_pages_of_which_some_are_held_out(here):
     assert sorted(everything) == sorted(paragraphs)
     assert len(data.test) == round(0.2 * len({*data.train, *data.validation, *data.test}))
     assert data == examples.load(examples.DataFlags(data="book.txt", test_split=0.2), "sft")
+    (here / "latin.txt").write_text("\n\n".join(paragraphs).replace("word", "wörd"), encoding="cp1252")
+    form = examples.Format(encoding="cp1252")
+    assert all("wörd" in page for page in examples.read(here / "latin.txt", "sft", "error", form)[1])
     (here / "bad.txt").write_bytes(b"fine\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"bad.txt, line 2"):
         examples.read(here / "bad.txt", "sft", "error")
+
+
+@pytest.mark.parametrize("between", ["\n", " ", ""])
+def test_a_plain_text_without_paragraphs_becomes_pages_too(between, here):
+    sentences = [f"Sentence {i} says nothing."[: None if between else 8] for i in range(4000)]
+    (here / "log.txt").write_text(between.join(sentences))
+    _, pages = examples.read(here / "log.txt", "sft", "error")
+    assert 10 <= len(pages) <= 60 and max(map(len, pages)) < 20_000
+    assert between.join(pages) == between.join(sentences)
+
+
+def test_a_text_with_a_delimiter_is_a_table(here):
+    (here / "data.txt").write_text("prompt;response\nWhy?;So.\n")
+    kind, found = examples.read(here / "data.txt", "sft", "error", examples.Format(delimiter=";"))
+    assert kind == "response" and found[0][1]["content"] == "So."
 
 
 @pytest.mark.parametrize(
     ("flags", "objective", "says"),
     [
         ({}, "dpo", "give --data too"),
-        ({"test_data": "a.jsonl"}, "sft", "--test-data has no effect without a file"),
-        ({"data": "a.jsonl", "test_data": "b.jsonl", "test_split": 0.3}, "sft", "--test-split has no effect with"),
+        ({"test_data": Path("a.jsonl")}, "sft", "--test-data has no effect without a file"),
+        (
+            {"data": "a.jsonl", "test_data": Path("b.jsonl"), "test_split": 0.3},
+            "sft",
+            "--test-split has no effect with",
+        ),
         ({"data": "topics", "on_bad_row": "skip"}, "sft", "--on-bad-row has no effect"),
+        ({"data": "topics", "form": examples.Format(encoding="cp1252")}, "sft", "--encoding: has no effect"),
+        ({"data": "a.jsonl", "form": examples.Format(delimiter=";")}, "sft", "--delimiter ;: has no effect on a.jsonl"),
     ],
 )
 def test_flags_that_contradict(flags, objective, says):
@@ -131,8 +156,9 @@ def test_answers_alone_are_learnt():
     assert Letters().decode(lines.ids[0]) == "Why?\nSo." and learnt(lines) == "So.|"
     chat, *_ = tokens.encode([answer], "chat", Letters([1]), 99)
     assert Letters().decode(chat.ids[0]) == "<user:Why?><assistant:So.>" and learnt(chat) == "So.>"
-    talk, *_ = tokens.encode([CHAT], "lines", Letters(), 999)
-    assert learnt(talk) == "4|6|"
+    for template in ("lines", "roles"):
+        talk, *_ = tokens.encode([CHAT], template, Letters(), 999)
+        assert learnt(talk) == "4|6|"
     talk, *_ = tokens.encode([CHAT], "chat", Letters(), 999)
     assert learnt(talk) == "4>6>"
     assert tokens.prompt_tokens(answer[:1], "lines", Letters([1])) == [1, *map(ord, "Why?\n")]
@@ -152,16 +178,41 @@ def test_long_answers_are_cut_and_long_prompts_left_out():
     assert cut == 2 and owners == [0, 0] and [learnt(encoded, i) for i in (0, 1)] == ["aaaaa", "b|"]
 
 
+@pytest.mark.parametrize("template", ["chat", "roles", "lines"])
+@pytest.mark.parametrize("chat", [CHAT, CHAT[1:3], CHAT[1:4], CHAT[2:]])
+def test_an_answer_is_learnt_behind_what_is_asked_for_it(template, chat):
+    model = Letters([1])
+    encoded, *_ = tokens.encode([chat], template, model, 999)
+    asked, answer = tokens.ask(chat, template, model)
+    last = max(i for i, message in enumerate(chat) if message["role"] == "assistant")
+    assert encoded.ids[0][: len(asked)].tolist() == asked and answer == chat[last]["content"]
+    assert model.decode(encoded.ids[0][len(asked) :]).startswith(answer) and encoded.learnt[0][len(asked) :].all()
+    if not any(message["role"] == "assistant" for message in chat[:last]):
+        assert tokens.prompt_tokens(chat[:last], template, model) == asked
+
+
+def test_what_a_chat_template_refuses_is_named():
+    class Strict(Letters):
+        def render(self, messages, answer):
+            raise DataError("the chat template of the model: no system message")
+
+    with pytest.raises(DataError, match=r"the example that begins with 'Be brief\.': the chat template"):
+        tokens.encode([CHAT], "chat", Strict(), 99)
+
+
 @pytest.mark.parametrize(
     ("template", "kind", "has", "found"),
     [
         ("auto", "text", True, "none"),
         ("auto", "chat", True, "chat"),
         ("auto", "response", False, "lines"),
+        ("auto", "preference", False, "lines"),
+        ("auto", "chat", False, "roles"),
+        ("roles", "response", True, "roles"),
         ("lines", "response", True, "lines"),
         ("chat", "chat", False, "no chat template"),
         ("lines", "text", True, "take none"),
-        ("none", "chat", True, "take chat or lines"),
+        ("none", "chat", True, "take chat, roles or lines"),
     ],
 )
 def test_templates(template, kind, has, found):

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from kopt import peft
-from recipes.generation import gguf_file, language_model, main, methods, objectives, tokens
+from recipes.generation import gguf_file, language_model, main, methods, objectives, recipe, sampling, tokens
 from recipes.generation.methods import AdapterFlags
+from recipes.readers.pretrained import Pretrained
 from recipes.run.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -57,9 +58,11 @@ def test_a_preset_whose_layers_take_no_such_mask(files, tmp_path, capsys):
     assert main([*argv, "--max-length", "32"]) == 0
     said = capsys.readouterr().out
     assert "GPT2Backbone has no mask for it" in said and "loss of one step" in said
+    argv[-1:] = ["--output-dir", str(tmp_path / "run"), "--max-steps", "1"]
+    assert main([*argv, "--max-length", "32"]) == 0  # its samples are no longer than the model takes
 
 
-def test_answers(run, files, capsys, tiny):
+def test_answers(run, files, capsys, tiny, tmp_path):
     flags = ("--epochs", 2, "--batch-size", 4, "--rank", 8)
     metrics, folder = run(*flags)
     assert metrics["template"] == "lines" and metrics["train_tokens"] < 96 * 6
@@ -73,6 +76,9 @@ def test_answers(run, files, capsys, tiny):
     assert main(["evaluate", "--model", str(folder)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test_perplexity"] == pytest.approx(metrics["test_perplexity"], rel=1e-4)
+    (tmp_path / "texts.jsonl").write_text('{"text": "The cow says moo."}\n')
+    assert main(["evaluate", "--model", str(folder), "--test-data", str(tmp_path / "texts.jsonl")]) == 3
+    assert "Give rows of prompt and response, or messages" in capsys.readouterr().err
     asked = ["predict", "--model", str(folder), "--prompt", "What says the cow?", "--temperature", "0"]
     assert main([*asked, "--max-tokens", "5"]) == 0
     said = capsys.readouterr().out
@@ -194,6 +200,54 @@ def test_gguf_files(tiny, tmp_path, monkeypatch):
         gguf_file.as_folder(tmp_path / "bad.gguf")
 
 
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_a_quantized_base(bits, run, capsys):
+    metrics, folder = run("--quantize", bits, "--epochs", 2)
+    assert metrics["quantize"] == bits and metrics["test_perplexity"] < 0.5 * metrics["test_perplexity_before"]
+    assert f"| Kernels of the base | {bits} |" in (folder / "README.md").read_text()
+    flags, pretrained = recipe.restore(folder)
+    trained = recipe.load(folder, flags, pretrained)
+    assert sum(v.dtype in ("int8", "uint8") for v in trained.variables) >= 14  # seven projections a layer
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["test_perplexity"] == pytest.approx(metrics["test_perplexity"], rel=1e-3)
+    assert main(["export", "--model", str(folder), "--to", str(folder / "whole"), "--merge"]) == 0
+    x = {"token_ids": np.arange(12)[None], "padding_mask": np.ones((1, 12))}
+    whole, adapted = load(folder / "whole" / "model").predict_on_batch(x), trained.predict_on_batch(x)
+    # Keras rounds inputs, too, where kernels are int8.
+    np.testing.assert_allclose(whole, adapted, atol=1e-4 if bits == "nf4" else 0.05 * np.abs(adapted).max())
+
+
+def test_chats_are_asked_as_they_were_learnt(run, tmp_path, capsys, monkeypatch):
+    turns = [("system", "Be brief."), ("user", "2+2?"), ("assistant", "4")]
+    chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 8)
+    metrics, folder = run("--data", tmp_path / "chats.jsonl", "--max-steps", 1)
+    assert metrics["template"] == "roles"
+    asked = []
+    monkeypatch.setattr(sampling, "write", lambda model, tokenizer, start, *rest: asked.append(tokenizer.decode(start)))
+    flags = ["predict", "--model", str(folder), "--prompt", "3+3?"]
+    assert main(flags) == main([*flags, "--system", "Be brief."]) == 0
+    assert asked == ["user: 3+3?\nassistant: ", "system: Be brief.\nuser: 3+3?\nassistant: "]
+    for wrong in (["--system", " "], ["--prompt", "\udcff"]):
+        assert main([*flags, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "--system: is empty" in said and "--prompt '\\udcff': is not UTF-8" in said
+
+
+def test_the_base_in_the_files_of_an_adapter(tiny, tmp_path):
+    place = str(tmp_path)
+    found = {name: methods.base_name(Pretrained(name, place, {})) for name in ("smollm2", "bytes", "a.gguf", str(tiny))}
+    assert found == {
+        "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "bytes": "base",  # beside the adapter in the folder of the run
+        "a.gguf": place,
+        str(tiny): str(tiny),
+    }
+    assert methods.base_name(Pretrained("gpt2_base_en", "gpt2_base_en", None)) is None
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -201,6 +255,7 @@ def test_gguf_files(tiny, tmp_path, monkeypatch):
         ("--distribute mirrored", "trains on one device"),
         ("--method ia3 --rank 4", "--rank has no effect"),
         ("--method full --adapter x", "--adapter has no effect"),
+        ("--method full --quantize nf4", "--quantize has no effect with --method full"),
         ("--objective dpo --no-packing", "--no-packing has no effect"),
         ("--early-stopping 1 --validation-split 0", "needs a --validation-split"),
         ("--target nothing", "nothing"),
@@ -215,8 +270,6 @@ def test_usage_errors(flags, says, tiny, files, capsys):
 
 
 def test_sampling():
-    from recipes.generation import sampling
-
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
     draws = sampling.Streaming(print, [], 1.0, 0.7, 0)
     counts = np.bincount([draws.draw(logits) for _ in range(400)], minlength=4) / 400

@@ -106,6 +106,10 @@ def test_merging_gives_the_same_and_adapters_can_be_gone_on_from(base, train, qu
     more, _ = train("--weights", str(base), "--method", "lora", "--adapter", str(out))
     assert more["trained_parameters"] == metrics["trained_parameters"] and more["test_loss"] != metrics["test_loss"]
     flags = ["--data", folder, "--backbone", "small", "--image-size", "32", "--weights", base]
+    own = ["--output-dir", base, "--overwrite"]
+    assert "is the run that --overwrite would replace" in fails(capsys, 2, *flags, *own)
+    assert "have float32, not mixed_bfloat16" in fails(capsys, 2, *flags, "--precision", "mixed_bfloat16")
+    keras.config.set_dtype_policy("float32")
     assert "fixed by --adapter" in fails(capsys, 2, *flags, "--method", "lora", "--adapter", out, "--rank", "2")
     command(capsys, "export", "--model", out, "--to", "a")
     assert (Path("a") / "adapter_model.safetensors").exists() and (Path("a") / "labels.json").exists()

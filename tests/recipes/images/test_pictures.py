@@ -14,6 +14,7 @@ from PIL import Image
 from recipes.images import album, backbones, classifier, efficientnet_lite
 from recipes.images.torch_file import MAGIC, read_tensors
 from recipes.readers import network, packaged
+from recipes.run import plots
 from recipes.run.batches import change_light, shift_and_rotate
 from recipes.run.errors import DataError, UsageError
 
@@ -56,6 +57,35 @@ def test_a_table(folder, capsys):
         load("t.csv")
     found = load("t.csv", on_bad_row="skip", test_split=0.2)
     assert found.names == ["blue", "red"] and len(found.x) == 18 and "skipped 1 of 19" in capsys.readouterr().err
+
+
+def test_classes_without_a_picture(capsys):
+    write_folder(Path("d"), 12, 1)
+    Path("d/notes").mkdir()
+    for path in Path("d/red").iterdir():
+        path.write_bytes(b"no")
+    found = load("d", on_bad_row="skip")
+    assert found.names == ["blue", "green"] and found.y[found.rows["train"]].max() == 1
+    said = capsys.readouterr().err
+    assert "d: no pictures in notes: no class." in said and "no picture of red can be read" in said
+    for path in Path("d/green").iterdir():
+        path.write_bytes(b"no")
+    with pytest.raises(DataError, match="d: only pictures of blue can be read"):
+        load("d", on_bad_row="skip")
+    write_folder(Path("few"), 1, 1)
+    with pytest.raises(DataError, match=r"3 labels for as many pictures\. Give more pictures of each class"):
+        load("few")
+    write_folder(Path("two"), 2, 1, ["red", "blue"])
+    with pytest.raises(UsageError, match=r"--test-split 0\.1: .* Give more examples of each class"):
+        load("two")
+
+
+def test_names_with_dollars_are_no_formulas():
+    counts, names = np.eye(2, dtype=int), [r"$\foo$", "a rather long name of a class"]
+    plots.plot_confusion(Path("c.png"), counts, names, "50 $ of $")
+    images, chances = np.zeros((2, 8, 8, 3), np.uint8), np.array([[0.9, 0.1], [0.9, 0.1]])
+    plots.plot_errors(Path("e.png"), images, np.array([0, 1]), chances, names, "Errors")
+    assert Path("c.png").exists() and Path("e.png").exists()
 
 
 def test_pictures_that_cannot_be_read(folder, capsys):
@@ -171,6 +201,35 @@ def test_what_applications_want_of_a_picture(name):
     scale, offset = backbones._probe(module.preprocess_input)
     x = np.random.default_rng(0).uniform(0, 255, (1, 2, 2, 3))
     np.testing.assert_allclose(x @ scale + offset, module.preprocess_input(x.astype("float32")), rtol=1e-4, atol=1e-3)
+
+
+def test_a_classifier_on_an_application():
+    base = backbones.load("vgg16", "none", 32)
+    model = classifier.build(base, 3, 0.0, classifier.TuneFlags(method="full"))
+    assert model.output_shape == (None, 3) and model.get_layer("backbone").output_shape == (None, 1, 1, 512)
+
+
+@pytest.mark.slow
+def test_a_classifier_on_a_preset():
+    hub = pytest.importorskip("keras_hub")
+    sizes = {"stackwise_num_filters": [64], "stackwise_num_blocks": [1], "stackwise_num_strides": [1]}
+    resnet = hub.models.ResNetBackbone([64], [3], block_type="basic_block", image_shape=(None, None, 3), **sizes)
+    resnet.save_to_preset("preset")
+    hub.layers.ImageConverter(image_size=(48, 48), scale=1 / 255).save_to_preset("preset")
+    base = backbones.load("preset", None, None)
+    model = classifier.build(base, 3, 0.0, classifier.TuneFlags(method="lora", rank=2))
+    assert model.output_shape == (None, 3) and base.side == 48 and base.trained
+
+
+def test_the_backbone_of_a_run_is_called_as_there():
+    Path("run").mkdir()
+    Path("run/metrics.json").write_text('{"recipe": "images", "model": "mobilenetv2"}')
+    assert backbones.choose("auto", "run") == backbones.choose("mobilenetv2", "run") == "mobilenetv2"
+    with pytest.raises(UsageError, match="--backbone small: that of run is mobilenetv2"):
+        backbones.choose("small", "run")
+    Path("run/metrics.json").write_text('{"recipe": "mnist", "model": "cnn"}')
+    with pytest.raises(DataError, match="--weights run: not a run of this recipe"):
+        backbones.choose("auto", "run")
 
 
 def test_weights_that_cannot_be_had(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """A trained classifier adapted to other digits: what is frozen, what is trained, and what is saved."""
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ from kopt import peft
 from recipes import mnist
 from recipes.fine_tuning import adaptation
 from recipes.readers import digits
+from recipes.run.flags import RunFlags
 
 HEAD = 256 * 10 + 10
 
@@ -86,6 +88,8 @@ def test_an_adapted_run_goes_on(baseline, npz, undrawn):
         ("--method head", 2, "--method has no effect without --adapt"),
         ("--rank 4", 2, "--rank has no effect without --adapt"),
         ("--adapt BASE --method head --rank 4", 2, "--rank has no effect with --method head"),
+        ("--adapt BASE --output-dir BASE --overwrite", 2, "is the run that --overwrite would replace"),
+        ("--adapt BASE --precision mixed_bfloat16", 2, "has float32. Leave it out"),
         ("--adapt BASE --dropout 0.5", 2, "has 0.25. Leave it out"),
         ("--adapt nowhere", 3, "no complete run"),
     ],
@@ -94,6 +98,15 @@ def test_errors(flags, code, says, baseline, npz, capsys):
     argv = ["--data", npz, *flags.replace("BASE", str(baseline)).split()]
     assert says in fails(capsys, code, *argv)
     assert not Path("saved_models").exists()
+
+
+def test_the_precision_is_that_of_the_run(baseline, tmp_path):
+    shutil.copytree(baseline, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("precision: float32", "precision: mixed_bfloat16"))
+    taken = adaptation.of_model(mnist.Train(), tmp_path / "run", ("model",))
+    assert taken["run"].precision == "mixed_bfloat16" and taken["model"] == "mlp"
+    assert "run" not in adaptation.of_model(mnist.Train(run=RunFlags(precision="tf32")), baseline, ("model",))
 
 
 def test_other_classes_are_named(arrays, capsys):

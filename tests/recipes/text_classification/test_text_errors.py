@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from text_data import VOCABULARY, fails, sentences, write_bert, write_csv
+from text_data import VOCABULARY, command, fails, sentences, write_bert, write_csv
 
 from recipes.readers import network, packaged
 from recipes.run.progress import Report
@@ -19,7 +19,7 @@ from recipes.text_classification import recipe
         ("--batch-size 0", "at least 1"),
         ("--max-length 2", "at least 3"),
         ("--max-length 99", "at most 40 tokens"),
-        ("--method prompt --max-length 32", "at most 40 tokens"),
+        ("--method prompt --max-length 32", "--max-length 32 and 20 tokens of the prompt: "),
         ("--dropout 1", "less than 1"),
         ("--validation-split 1", "less than 1"),
         ("--validation-split 0.2", "--validation-split has no effect with --validation-file"),
@@ -87,7 +87,8 @@ def test_data_errors(name, content, says, made, capsys):
 
 def test_too_few_texts_to_hold_out(made, capsys):
     Path("a.csv").write_text("text,label\nx,1\ny,2\nz,2\n")
-    assert "--test-split 0.1" in fails(capsys, 2, "--train-file", "a.csv", "--model", made / "bert")
+    says = fails(capsys, 2, "--train-file", "a.csv", "--model", made / "bert")
+    assert "--test-split 0.1: there is one example alone of 1. Give more examples of each class" in says
     flags = ["--train-file", "a.csv", "--test-file", "a.csv", "--model", made / "bert"]
     assert "--validation-split 0.1" in fails(capsys, 2, *flags)
     flags = ["--train-file", made / "train.csv", "--validation-split", "0", "--early-stopping", "2"]
@@ -145,6 +146,9 @@ def test_adapter_errors(baseline, made, tmp_path, capsys):
     assert not Path("saved_models").exists()
 
 
+TEXT = ("--text", "a")
+
+
 def test_run_errors(baseline, made, capsys, tmp_path):
     model = ("--model", baseline)
     assert "no complete run" in fails(capsys, 3, "evaluate", "--model", "nowhere")
@@ -153,6 +157,10 @@ def test_run_errors(baseline, made, capsys, tmp_path):
     assert "at least 1" in fails(capsys, 2, "predict", *model, "--text", "a", "--top", "0")
     assert "expected none" in fails(capsys, 2, "predict", *model, "--text", "a", "--text-pair", "b")
     assert "No such file" in fails(capsys, 3, "predict", *model, "--file", "nowhere.txt")
+    assert "--on-bad-row has no effect without --file" in fails(
+        capsys, 2, "predict", *model, *TEXT, "--on-bad-row", "skip"
+    )
+    assert "--text '\\udcff': is not UTF-8" in fails(capsys, 2, "predict", *model, "--text", "\udcff")
     Path("empty.txt").write_text("\n")
     assert "no rows" in fails(capsys, 3, "predict", *model, "--file", "empty.txt")
     assert "not an empty folder" in fails(capsys, 2, "export", *model, "--to", baseline)
@@ -160,7 +168,11 @@ def test_run_errors(baseline, made, capsys, tmp_path):
     assert "not an empty folder" in fails(capsys, 2, "export", *model, "--to", "file")
     assert "file/deep" in fails(capsys, 2, "export", *model, "--to", "file/deep")
     Path("other.csv").write_text("text,label\nx,new\n")
-    assert "'new' is not in the training set" in fails(capsys, 3, "evaluate", *model, "--test-file", "other.csv")
+    other = ("evaluate", *model, "--test-file", "other.csv")
+    assert "'new' is not in the training set" in fails(capsys, 3, *other)
+    Path("other.csv").write_text("text,label\nx,new\ny,good\n")
+    assert json.loads(command(capsys, *other, "--on-bad-row", "skip"))["test_examples"] == 1
+    assert "--on-bad-row has no effect without --test-file" in fails(capsys, 2, *other[:3], "--on-bad-row", "skip")
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.yaml", "metrics.json", "labels.json"):

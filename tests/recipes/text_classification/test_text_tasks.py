@@ -44,6 +44,13 @@ def test_what_is_asked_for_wins():
     assert describe(["1.5", "2"], "single-label", "x").names == ["1.5", "2"]
     with pytest.raises(DataError, match="For numbers that are no classes give --task regression"):
         describe(["1", "2", "3"], "auto", "x")
+    for other, advice in (("n/a", "Mend it"), ("nan", "Mend it"), ("3,5", "Write numbers with a point")):
+        with pytest.raises(
+            DataError, match=f"x: most labels are numbers with fractions, but '{other}' is none. {advice}"
+        ):
+            describe(["1.5", "2", other, "3.25"], "auto", "x")
+    assert describe(["1.5", "2", "a", "b", "a"], "auto", "x").names == ["1.5", "2", "a", "b"]
+    assert describe(["1", "2", "n/a", "1", "2"], "auto", "x").names == ["1", "2", "n/a"]
     with pytest.raises(DataError, match="no text has a label"):
         describe([(), ()], "auto", "x")
 
@@ -150,6 +157,27 @@ def test_measures_of_numbers():
     assert scores["loss"] == pytest.approx(scores["rmse"] ** 2 / 4)
     assert scores["rmse_of_mean"] == pytest.approx(np.sqrt(((y - 2.5) ** 2).mean()))
     assert correlation(np.ones(3), np.arange(3.0)) == correlation(np.array([np.inf, 0, 0]), np.arange(3.0)) == 0
+
+
+def test_numbers_that_float32_cannot_tell_apart():
+    labels = Labels("regression")
+    assert labels.scaled_to(np.array([1000.0, 1000.1])).deviation == pytest.approx(0.05)
+    with pytest.raises(DataError, match=r"1e\+09 ± 5e\+01, differ by too little"):
+        labels.scaled_to(1e9 + np.array([0.0, 100.0]))
+
+
+def test_labels_that_are_never_learnt():
+    texts = labelled_texts.Texts(["a", "b", "c"], None, [("x",), ("x", "y"), ("z",)], [1, 2, 3], "t")
+    labels = Labels("multi-label", ("x", "y", "z"))
+    part = corpus.number_labels(texts.take([0, 1]), labels)
+    assert corpus.Corpus(part, None, part, labels, "t", {}).unseen == ["z"]
+    part = corpus.number_labels(labelled_texts.Texts(["a"], None, ["v"], [1], "t"), Labels("single-label", ("u", "v")))
+    assert corpus.Corpus(part, None, part, Labels("single-label", ("u", "v")), "t", {}).unseen == ["u"]
+    numbers = Labels("regression")
+    part = corpus.number_labels(labelled_texts.Texts(["a"], None, ["2.5"], [1], "t"), numbers)
+    assert corpus.Corpus(part, None, part, numbers, "t", {}).unseen == []
+    with pytest.raises(DataError, match="the only label is 'x'"):
+        describe([("x",), ()], "multi-label", "t")
 
 
 def test_the_loss_of_numbers_has_no_unit():
