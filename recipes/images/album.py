@@ -281,9 +281,9 @@ def _readable(names: list[str], labels: Array, kept: Array, train: int, source: 
 
 def _known(part: Listed, names: Sequence[str], on_bad_row: OnBadRow) -> Listed:
     known, bad = set(names), BadRows(part.source, "picture", on_bad_row)
-    for i, label in enumerate(part.labels, 1):
+    for i, (label, place) in enumerate(zip(part.labels, _places(part), strict=True), 1):
         if label not in known:
-            bad.add(i, f"the label {label!r} is not in the training set", f" ({_places(part)[i - 1]})")
+            bad.add(i, f"the label {label!r} is not in the training set", f" ({place})")
     bad.report(len(part.labels))
     rows = [i for i, label in enumerate(part.labels) if label in known]
     if not rows:

@@ -79,6 +79,11 @@ def test_answers(run, files, capsys, tiny, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "The cow says moo."}\n')
     assert main(["evaluate", "--model", str(folder), "--test-data", str(tmp_path / "texts.jsonl")]) == 3
     assert "Give rows of prompt and response, or messages" in capsys.readouterr().err
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "What says the cow?", "response": "moo"}\n{"prompt": "a"}\n')
+    evaluate = ["evaluate", "--model", str(folder), "--on-bad-row", "skip"]
+    assert main(evaluate) == 2 and "no effect without --test-data" in capsys.readouterr().err
+    assert main([*evaluate, "--test-data", str(tmp_path / "bad.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["test_examples"] == 1
     asked = ["predict", "--model", str(folder), "--prompt", "What says the cow?", "--temperature", "0"]
     assert main([*asked, "--max-tokens", "5"]) == 0
     said = capsys.readouterr().out
