@@ -20,7 +20,10 @@ from ..run.folder import atomic
 from . import rows
 
 FOLDER = "adapters"
-SHARED = ("lora", "dora", "lora-fa", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira", "oft", "ia3")
+SHARED = (
+    *("lora", "dora", "lora-fa", "gralora", "delora", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira"),
+    *("oft", "hra", "road", "ia3"),
+)
 """Methods that both recipes have."""
 
 

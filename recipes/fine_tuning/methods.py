@@ -1,6 +1,7 @@
 """Methods of fine-tuning by name: what each one trains, which flags it uses, and its adapter."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..run.optimizer_flags import OptimizerFlags, default_learning_rate
 TARGETS = "all-linear"
 RANK = 16
 """Default of lora and dora."""
-FROZEN = ("rank", "alpha", "target")
+FROZEN = ("rank", "alpha", "dropout", "target")
 """Flags whose values are those of the adapter that a training starts from."""
 
 Make = Callable[[Any, int | None, float | None, float, int], tuple[Any, dict[str, Any]]]
@@ -101,6 +102,11 @@ def keep_start(run: Run, flag: str, start: str | Path | None) -> None:
     """
     if start is not None and run.folder.name == NEW and Path(start).resolve() == run.folder.resolve().parent:
         raise UsageError(f"{flag} {start}: is the run that --overwrite would replace. Choose another --output-dir.")
+
+
+def grouped(name: str, group: int) -> Make:
+    """Returns what makes a method with groups of outputs, of the size nearest below `group` that divides the width."""
+    return lambda peft, rank, alpha, dropout, width: (getattr(peft, name), {"group_size": math.gcd(group, width)})
 
 
 def check(flags: Any, methods: Mapping[str, Method], own: Sequence[str]) -> None:

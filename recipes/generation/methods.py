@@ -1,66 +1,66 @@
-"""Methods of fine-tuning by name: the adapter of each, its learning rate, and the flags that it uses."""
+"""The methods of fine-tuning that a language model can be trained by, and their adapters."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..fine_tuning import adapter_files, methods
+from ..fine_tuning.methods import TARGETS, Method, grouped, low_rank, plain, ranked
+from ..fine_tuning.methods import count_parameters as count_parameters
 from ..readers.pretrained import Pretrained
-from ..run.errors import DataError, UsageError
+from ..run.errors import UsageError
 from ..run.flags import OptionalCount, OptionalNumber, OptionalPath, OptionalPositive, Range, optional
-from ..run.optimizer_flags import OptimizerFlags, default_learning_rate
+from ..run.optimizer_flags import OptimizerFlags
 from .language_model import BASE
 
-CONFIG = "adapter_config.json"
-PATTERN = r"*+?[](){}|\^$"
 BASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "bytes": BASE}
 """What `transformers` loads for models that have another name here: a name on the Hub, or a folder of the run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method of fine-tuning.
-
-    Args:
-        adapter: class of kopt.peft; `None` trains all weights.
-        learning_rate: default for AdamW.
-        rank: default of --rank; `None` takes none.
-        alpha: its argument for --alpha.
-        dropout: its argument for --dropout.
-        plus: whether it takes --lora-plus-ratio.
-    """
-
-    adapter: str | None
-    learning_rate: float
-    rank: int | None = None
-    alpha: str | None = None
-    dropout: str | None = None
-    plus: bool = False
-
-
 Name = Literal[
-    "lora", "dora", "lora-fa", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira", "oft", "ia3", "full"
+    "lora",
+    "dora",
+    "lora-fa",
+    "gralora",
+    "delora",
+    "hira",
+    "miss",
+    "loha",
+    "lokr",
+    "vera",
+    "randlora",
+    "shira",
+    "oft",
+    "hra",
+    "road",
+    "ia3",
+    "full",
 ]
-METHODS: dict[str, Method] = {
-    "lora": Method("LoRA", 1e-3, 16, "lora_alpha", "lora_dropout", plus=True),
-    "dora": Method("DoRA", 1e-3, 16, "lora_alpha", "lora_dropout", plus=True),
-    "lora-fa": Method("LoRAFA", 1e-3, 16, "lora_alpha", "lora_dropout"),
-    "hira": Method("HiRA", 1e-3, 32, None, "hira_dropout"),
-    "miss": Method("MiSS", 1e-3, 32, None, "miss_dropout"),
-    "loha": Method("LoHa", 1e-3, 16, "alpha"),
-    "lokr": Method("LoKr", 1e-3, 16, "alpha"),
-    "vera": Method("VeRA", 1e-2, 256, None, "vera_dropout"),
-    "randlora": Method("RandLoRA", 1e-3, 32, "randlora_alpha", "randlora_dropout"),
-    "shira": Method("SHiRA", 1e-3, 32),
-    "oft": Method("OFT", 1e-3),
-    "ia3": Method("IA3", 1e-2),
-    "full": Method(None, 1e-4),
+OWN = ("rank", "alpha", "dropout", "target", "lora_plus_ratio", "quantize", "adapter")
+_ANY = frozenset({"target", "quantize", "adapter"})
+_RANKED = _ANY | {"rank"}
+_DROPPED = _RANKED | {"dropout"}
+METHODS = {
+    "lora": Method(1e-3, None, low_rank("LoRA"), frozenset(OWN), (TARGETS,)),
+    "dora": Method(1e-3, None, low_rank("DoRA"), frozenset(OWN), (TARGETS,)),
+    "lora-fa": Method(1e-3, None, low_rank("LoRAFA"), _DROPPED | {"alpha"}, (TARGETS,)),
+    "gralora": Method(1e-3, None, ranked("GraLoRA", 16, "alpha", "gralora_dropout"), _DROPPED | {"alpha"}, (TARGETS,)),
+    "delora": Method(1e-3, None, ranked("DeLoRA", 16, dropout="module_dropout"), _DROPPED, (TARGETS,)),
+    "hira": Method(1e-3, None, ranked("HiRA", 32, dropout="hira_dropout"), _DROPPED, (TARGETS,)),
+    "miss": Method(1e-3, None, ranked("MiSS", 32, dropout="miss_dropout"), _DROPPED, (TARGETS,)),
+    "loha": Method(1e-3, None, ranked("LoHa", 16, "alpha"), _RANKED | {"alpha"}, (TARGETS,)),
+    "lokr": Method(1e-3, None, ranked("LoKr", 16, "alpha"), _RANKED | {"alpha"}, (TARGETS,)),
+    "vera": Method(1e-2, None, ranked("VeRA", 256, dropout="vera_dropout"), _DROPPED, (TARGETS,)),
+    "randlora": Method(
+        1e-3, None, ranked("RandLoRA", 32, "randlora_alpha", "randlora_dropout"), _DROPPED | {"alpha"}, (TARGETS,)
+    ),
+    "shira": Method(1e-3, None, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
+    "oft": Method(1e-3, None, plain("OFT"), _ANY, (TARGETS,)),
+    "hra": Method(1e-3, None, ranked("HRA", 8), _RANKED, (TARGETS,)),
+    "road": Method(1e-3, None, grouped("RoAd", 16), _ANY, (TARGETS,)),
+    "ia3": Method(1e-2, None, plain("IA3"), _ANY, (TARGETS,)),
+    "full": Method(1e-4, None, None),
 }
-FROZEN = ("rank", "alpha", "dropout", "target")
-"""Flags whose values are those of the saved adapter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class AdapterFlags:
     @property
     def adapts(self) -> bool:
         """Returns whether the method has an adapter."""
-        return METHODS[self.method].adapter is not None
+        return METHODS[self.method].make is not None
 
 
 def check(flags: AdapterFlags) -> None:
@@ -96,23 +96,7 @@ def check(flags: AdapterFlags) -> None:
     Raises:
         UsageError: it does not use one of them.
     """
-    method = METHODS[flags.method]
-    takes = {
-        "rank": method.rank,
-        "alpha": method.alpha,
-        "dropout": method.dropout,
-        "lora_plus_ratio": method.plus,
-        "target": method.adapter,
-        "quantize": method.adapter,
-        "adapter": method.adapter,
-    }
-    for name, used in takes.items():
-        if getattr(flags, name) in (None, False, ()):
-            continue
-        if not used:
-            raise UsageError(f"--{name.replace('_', '-')} has no effect with --method {flags.method}. Leave it out.")
-        if flags.adapter is not None and name in FROZEN:
-            raise UsageError(f"--{name} is fixed by --adapter {flags.adapter}. Leave it out.")
+    methods.check(flags, METHODS, OWN)
 
 
 def add_adapter(model: Any, flags: AdapterFlags, pretrained: Pretrained) -> None:
@@ -123,35 +107,23 @@ def add_adapter(model: Any, flags: AdapterFlags, pretrained: Pretrained) -> None
         DataError: the saved one cannot be read, or is of another method or model.
     """
     method = METHODS[flags.method]
-    if method.adapter is None:
+    if method.make is None:
         return
     from kopt import peft
 
     if flags.quantize is not None:
-        peft.quantize(model, flags.quantize)
+        try:
+            peft.quantize(model, flags.quantize)
+        except ValueError as error:
+            raise UsageError(f"--quantize {flags.quantize}: {' '.join(str(error).split())}") from error
     if flags.adapter is not None:
         load_adapter(model, flags.adapter, flags.method, pretrained)
         return
-    options: dict[str, Any] = {"target_modules": _names_or_pattern(flags.target)}
-    if method.rank is not None:
-        options["r"] = rank = flags.rank or method.rank
-        if method.alpha is not None:
-            options[method.alpha] = 2.0 * rank if flags.alpha is None else flags.alpha
-    if flags.dropout is not None and method.dropout is not None:
-        options[method.dropout] = flags.dropout
-    name = base_name(pretrained)
-    try:
-        cls = getattr(peft, method.adapter)
-        peft.get_peft_model(model, cls(**options, extra={} if name is None else {"base_model_name_or_path": name}))
-    except ValueError as error:
-        raise UsageError(f"--method {flags.method}: {' '.join(str(error).split())}") from error
-
-
-def _names_or_pattern(target: Sequence[str]) -> list[str] | str:
-    if not target:
-        return "all-linear"
-    single = len(target) == 1 and (target[0] == "all-linear" or any(letter in target[0] for letter in PATTERN))
-    return target[0] if single else list(target)
+    cls, options = method.make(peft, flags.rank, flags.alpha, flags.dropout or 0.0, model.backbone.hidden_dim)
+    options["target_modules"] = methods.names_or_pattern(flags.target or method.target)
+    if (name := base_name(pretrained)) is not None:
+        options["extra"] = {"base_model_name_or_path": name}
+    methods.add(model, flags.method, cls, options)
 
 
 def base_name(pretrained: Pretrained) -> str | None:
@@ -163,11 +135,7 @@ def base_name(pretrained: Pretrained) -> str | None:
 
 def learning_rate(flags: AdapterFlags, optim: OptimizerFlags) -> float:
     """Returns the learning rate: the given one, else for AdamW that of the method, else the optimizer's own."""
-    if optim.learning_rate is not None:
-        return optim.learning_rate
-    if optim.optimizer.lower() == "adamw":
-        return METHODS[flags.method].learning_rate
-    return default_learning_rate(optim.optimizer)
+    return METHODS[flags.method].rate(optim)
 
 
 def multipliers(flags: AdapterFlags) -> list[tuple[str, float]]:
@@ -190,43 +158,17 @@ def load_adapter(model: Any, path: Path, method: str, pretrained: Pretrained) ->
         UsageError: the adapter is of another method.
         DataError: it cannot be read or does not fit the model.
     """
-    from kopt import peft
-
-    folder = next((place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None)
-    if folder is None:
-        raise DataError(f"--adapter {path}: no {CONFIG} there. Give a folder that save_pretrained wrote, or a run.")
-    cls = getattr(peft, METHODS[method].adapter or "")
-    try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        found = (kind.get("peft_type"), bool(kind.get("use_dora")))
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder / CONFIG}: not a readable configuration of an adapter.") from error
-    if found != (cls.peft_type, bool(cls.fixed.get("use_dora"))):
-        name = "DoRA" if found[1] else found[0]
-        raise UsageError(f"--adapter {path}: holds {name}, which --method {method} does not make.")
-    try:
-        peft.load_adapter(model, folder, base_model=_base(pretrained))
-    except ValueError as error:
-        raise DataError(f"--adapter {path}: {' '.join(str(error).split())}") from error
+    adapter_files.check_kind(path, method, METHODS[method])
+    adapter_files.load(model, path, _base(pretrained))
 
 
 def save_adapter(model: Any, folder: Path, pretrained: Pretrained) -> None:
     """Writes the adapter of the model as Hugging Face peft does."""
-    from kopt import peft
-
-    peft.save_pretrained(model, folder, base_model=_base(pretrained), task_type="CAUSAL_LM")
+    adapter_files.save(model, folder, _base(pretrained), "CAUSAL_LM")
 
 
 def _base(pretrained: Pretrained) -> str | None:
     return None if pretrained.config is None else pretrained.place
-
-
-def count_parameters(model: Any) -> tuple[int, int]:
-    """Returns the number of trainable parameters, and of all."""
-    from kopt import peft
-
-    trained, everything = peft.get_nb_trainable_parameters(model)
-    return trained, everything
 
 
 def merge(model: Any, flags: AdapterFlags) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..fine_tuning import adapter_files, methods
-from ..fine_tuning.methods import TARGETS, Method, low_rank, plain, ranked
+from ..fine_tuning.methods import TARGETS, Method, grouped, low_rank, plain, ranked
 from ..fine_tuning.methods import count_parameters as count_parameters
 from ..readers.pretrained import Pretrained
 from ..run.errors import UsageError
@@ -42,6 +42,8 @@ Name = Literal[
     "lora",
     "dora",
     "lora-fa",
+    "gralora",
+    "delora",
     "hira",
     "miss",
     "loha",
@@ -50,6 +52,8 @@ Name = Literal[
     "randlora",
     "shira",
     "oft",
+    "hra",
+    "road",
     "adapter",
     "ia3",
     "bitfit",
@@ -66,6 +70,8 @@ METHODS = {
     "lora": Method(2e-3, 1e-2, low_rank("LoRA"), frozenset(OWN), (TARGETS,)),
     "dora": Method(2e-3, 1e-2, low_rank("DoRA"), frozenset(OWN), (TARGETS,)),
     "lora-fa": Method(2e-3, 1e-2, low_rank("LoRAFA"), _RANKED | {"alpha"}, (TARGETS,)),
+    "gralora": Method(2e-3, 1e-2, ranked("GraLoRA", 16, "alpha", "gralora_dropout"), _RANKED | {"alpha"}, (TARGETS,)),
+    "delora": Method(2e-3, 1e-2, ranked("DeLoRA", 16, dropout="module_dropout"), _RANKED, (TARGETS,)),
     "hira": Method(2e-3, 1e-2, ranked("HiRA", 32, dropout="hira_dropout"), _RANKED, (TARGETS,)),
     "miss": Method(2e-3, 1e-2, ranked("MiSS", 32, dropout="miss_dropout"), _RANKED, (TARGETS,)),
     "loha": Method(2e-3, 1e-2, ranked("LoHa", 16, "alpha"), _RANKED | {"alpha"}, (TARGETS,)),
@@ -76,6 +82,8 @@ METHODS = {
     ),
     "shira": Method(2e-3, 1e-2, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
     "oft": Method(2e-3, 1e-2, plain("OFT"), _TARGETED, (TARGETS,)),
+    "hra": Method(2e-3, 1e-2, ranked("HRA", 8), _RANKED, (TARGETS,)),
+    "road": Method(2e-3, 1e-2, grouped("RoAd", 16), _TARGETED, (TARGETS,)),
     "adapter": Method(1e-3, 1e-2, _bottleneck, _ANY | {"rank", "target"}),
     "ia3": Method(2e-2, None, plain("IA3"), _TARGETED),
     "bitfit": Method(2e-3, 1e-2, plain("BitFit"), _TARGETED),

@@ -146,7 +146,8 @@ def test_the_margin_is_that_of_the_paper(tiny):
 def test_every_method_learns(method, tiny):
     causal_lm = load(tiny)
     pretrained = language_model.find_model(str(tiny))
-    methods.add_adapter(causal_lm, AdapterFlags(method=method), pretrained)
+    rank = 4 if "rank" in methods.METHODS[method].flags else None
+    methods.add_adapter(causal_lm, AdapterFlags(method=method, rank=rank), pretrained)
     model = objectives.build(causal_lm)
     model.compile(keras.optimizers.Adam(1e-2), objectives.token_mean)
     inputs, weights = tokens.fill(rows((15, 15)), [[0], [1]], 16)

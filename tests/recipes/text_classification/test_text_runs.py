@@ -103,14 +103,14 @@ def test_every_method_trains_what_it_should(method, train, quick, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in TRAINED])
 def test_methods_of_the_board_are_saved_and_evaluated(method, train, quick, capsys):
-    flags = ["--rank", "3"] if "rank" in methods.METHODS[method].flags else []
+    flags = ["--rank", "4"] if "rank" in methods.METHODS[method].flags else []
     flags += ["--alpha", "3"] if "alpha" in methods.METHODS[method].flags else []
     metrics, folder = train("--method", method, "--max-steps", "2", "--max-length", "20", *flags)
     assert HEAD < metrics["trained_parameters"] < metrics["parameters"] / 2
     assert metrics["learning_rate"] == methods.METHODS[method].learning_rate
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     if flags:
-        assert config["r"] == 3
+        assert config["r"] == 4
     if "--alpha" in flags:
         assert next(config[name] for name in ("lora_alpha", "randlora_alpha", "alpha") if name in config) == 3
     out = command(capsys, "evaluate", "--model", folder)
