@@ -153,7 +153,6 @@ def test_a_merged_model_is_not_saved_with_its_adapters(tmp_path):
     np.testing.assert_allclose(outputs(keras.models.load_model(tmp_path / "m.keras"), x), live, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")  # Keras, of its own InputLayer
 def test_more_errors():
     model, _ = dense()
     for function in (peft.unload, peft.merge_adapter, peft.get_model_status):
@@ -170,7 +169,7 @@ def test_more_errors():
         peft.get_peft_model(model, peft.LoRA(target_modules=["a"]), "a.b")
     with pytest.raises(ValueError, match="Did you mean 'default'"):
         peft.set_adapter(model, "defualt")
-    with pytest.raises(ValueError, match=r"^a has adapters.*cannot be quantized"):
+    with pytest.raises(ValueError, match="has adapters, so it cannot be quantized"):
         model.quantize("int8")
     peft.merge_adapter(model)
     with pytest.raises(ValueError, match="merged already"):
