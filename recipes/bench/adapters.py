@@ -21,7 +21,7 @@ from . import rows
 
 FOLDER = "adapters"
 SHARED = (
-    *("lora", "dora", "lora-fa", "gralora", "delora", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira"),
+    *("lora", "dora", "lora-fa", "gralora", "hira", "miss", "loha", "lokr", "vera", "randlora", "shira"),
     *("oft", "hra", "road", "ia3"),
 )
 """Methods that both recipes have."""

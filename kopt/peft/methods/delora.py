@@ -28,7 +28,8 @@ class DeLoRA(Additive):
 
     Args:
         r: 1 to 65,536, rank of the change.
-        delora_lambda: λ at the start, 1e-6 to 1e6.
+        delora_lambda: λ at the start, 1e-6 to 1e6. A change has the size λ/r ‖W‖ for each term as soon as B has moved,
+            whatever the learning rate: a small model may need less than this default of peft.
         module_dropout: in [0, 1), share of the inputs that the change does not see while training.
         rank_pattern: r by regular expression of the end of a path.
         lambda_pattern: `delora_lambda` by regular expression of the end of a path.
