@@ -65,7 +65,7 @@ _ANY = frozenset({"adapter", "head_learning_rate"})
 _TARGETED = _ANY | {"target", "merge"}
 _RANKED = _TARGETED | {"rank"}
 METHODS = {
-    # The rates of miss, shira and prompt are those that `benchmarks.method_rates` found.
+    # The rates of gralora, hra, miss, road, shira and prompt are those that `benchmarks.method_rates` found.
     # All layers, at about ten times the rate of full fine-tuning: Schulman et al., "LoRA without regret", 2025.
     "lora": Method(2e-3, 1e-2, low_rank("LoRA"), frozenset(OWN), (TARGETS,)),
     "dora": Method(2e-3, 1e-2, low_rank("DoRA"), frozenset(OWN), (TARGETS,)),
@@ -81,7 +81,7 @@ METHODS = {
     ),
     "shira": Method(6e-4, 1e-2, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
     "oft": Method(2e-3, 1e-2, plain("OFT"), _TARGETED, (TARGETS,)),
-    "hra": Method(2e-3, 1e-2, ranked("HRA", 8), _RANKED, (TARGETS,)),
+    "hra": Method(6e-4, 1e-2, ranked("HRA", 8), _RANKED, (TARGETS,)),
     "road": Method(2e-3, 1e-2, grouped("RoAd", 16), _TARGETED, (TARGETS,)),
     "adapter": Method(1e-3, 1e-2, _bottleneck, _ANY | {"rank", "target"}),
     "ia3": Method(2e-2, None, plain("IA3"), _TARGETED),
