@@ -55,7 +55,7 @@ METHODS = {
     "shira": Method(1e-3, None, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
     "oft": Method(1e-3, None, plain("OFT"), _ANY, (TARGETS,)),
     "hra": Method(3e-4, None, ranked("HRA", 8), _RANKED, (TARGETS,)),
-    "road": Method(1e-3, None, grouped("RoAd", 16), _ANY, (TARGETS,)),
+    "road": Method(1e-2, None, grouped("RoAd", 16), _ANY, (TARGETS,)),
     "ia3": Method(1e-2, None, plain("IA3"), _ANY, (TARGETS,)),
     "full": Method(1e-4, None, None),
 }

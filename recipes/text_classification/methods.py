@@ -82,7 +82,7 @@ METHODS = {
     "shira": Method(6e-4, 1e-2, ranked("SHiRA", 32), _RANKED, (TARGETS,)),
     "oft": Method(2e-3, 1e-2, plain("OFT"), _TARGETED, (TARGETS,)),
     "hra": Method(6e-4, 1e-2, ranked("HRA", 8), _RANKED, (TARGETS,)),
-    "road": Method(2e-3, 1e-2, grouped("RoAd", 16), _TARGETED, (TARGETS,)),
+    "road": Method(2e-2, 1e-2, grouped("RoAd", 16), _TARGETED, (TARGETS,)),
     "adapter": Method(1e-3, 1e-2, _bottleneck, _ANY | {"rank", "target"}),
     "ia3": Method(2e-2, None, plain("IA3"), _TARGETED),
     "bitfit": Method(2e-3, 1e-2, plain("BitFit"), _TARGETED),

@@ -9,6 +9,7 @@ import pytest
 import zoo
 from keras import layers, ops
 from probes import outputs, same, scramble, values
+from small_adapters import fitting
 
 from kopt import peft
 from kopt.peft.adapter import Adapter
@@ -68,10 +69,7 @@ def build(kind):
 
 def small(cls, **options):
     """Returns the method for each layer that can host it, of a rank that fits small kernels."""
-    rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
-    needed = {"token_indices": [1, 3], "block_size": 1, "gralora_k": 1, "n_frequency": 4, "group_size": 2}
-    own = {name: value for name, value in needed.items() if name in cls.fields}
-    return cls(target_modules=r".*", **rank, **own, **options)
+    return cls(target_modules=r".*", **fitting(cls) | options)
 
 
 def hosting(cls, kind):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from method_peers import build
 from probes import outputs, scramble
+from small_adapters import fitting
 from zoo import dense, floats, integers
 
 from kopt import peft
@@ -212,9 +213,7 @@ MERGED = {name: cls for name, cls in peft.adapters().items() if cls.mergeable an
 @pytest.mark.parametrize("name", sorted(MERGED))
 def test_every_method_as_lora(name, kind):
     cls = MERGED[name]
-    rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
-    own = {"token_indices": [1, 3]} if "token_indices" in cls.fields else {}
-    adapter, (model, x) = cls(target_modules=["host"], **rank, **own), build(kind)
+    adapter, (model, x) = cls(target_modules=["host"], **fitting(cls)), build(kind)
     try:
         peft.get_peft_model(model, adapter)
     except ValueError:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zoo
 from probes import outputs, scramble
+from small_adapters import fitting
 
 from kopt import peft
 
@@ -80,11 +81,10 @@ METHODS = {name: cls for name, cls in peft.adapters().items() if cls.__module__.
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - ELSEWHERE))
 def test_every_method_in_litert(name, tmp_path):
     cls = METHODS[name]
-    rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(32, "relu", name="hidden"), keras.layers.Dense(4, name="head")]
     model = keras.Sequential([keras.Input((16,)), *layers])
-    peft.get_peft_model(model, cls(target_modules=["hidden", "head"], **rank))
+    peft.get_peft_model(model, cls(target_modules=["hidden", "head"], **fitting(cls)))
     scramble(model, 0.2)
     x = zoo.floats(3, 16)
     expected = outputs(model, x)

@@ -6,6 +6,7 @@ import pytest
 import zoo
 from keras import layers
 from probes import outputs, same, scramble, values
+from small_adapters import fitting
 
 from kopt import peft
 from kopt.peft.layers import quantized_kernel
@@ -47,9 +48,7 @@ def near(x, y, bound=1e-5):
 
 def small(cls):
     """Returns a method for the host, of a rank that fits it."""
-    rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
-    tokens = {"token_indices": [1, 3]} if "token_indices" in cls.fields else {}
-    return cls(target_modules=["host"], **rank, **tokens)
+    return cls(target_modules=["host"], **fitting(cls))
 
 
 def some(usual):

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from problems import flat, network, regression, rules
+from small_adapters import fitting
 
 import kopt
 from kopt import peft
@@ -98,9 +99,7 @@ def adapted(cls, strategy):
         layers = [keras.layers.Embedding(9, 4), keras.layers.LayerNormalization(), keras.layers.Flatten()]
         layers += [keras.layers.Dense(8, "tanh"), keras.layers.Dense(4)]
         model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
-        rank = {"r": 2} if "r" in cls.fields and cls.fields["r"].default > 8 else {}
-        tokens = {"token_indices": [1, 3]} if "token_indices" in cls.fields else {}
-        peft.get_peft_model(model, cls(target_modules=".*", **rank, **tokens))
+        peft.get_peft_model(model, cls(target_modules=".*", **fitting(cls)))
         options, callbacks = dict(OPTIONS), []
         if cls is peft.AdaLoRA:
             options.pop("gradient_accumulation_steps")  # which the callback refuses
