@@ -15,9 +15,11 @@ INTRODUCTION = """# The board of adapters
     kopt bench --part adapters --adapter-task sentences --method lora     # one row anew
 
 Methods of fine-tuning under one small budget, each in a process of its own, one run a method with seed 0. The learning
-rate is the one that the recipe has for the method, which nobody has tuned for this budget: a method with few parameters
-would often take a larger one. So the order says what the defaults give, not what a method can do; with other seeds
-neighbours change places. Seconds were measured beside other work, and tell a long training from a short one alone.
+rate is the one that the recipe has for the method. Of sentences, those of six methods were [chosen on validation
+sets](../benchmarks/README.md#learning-rates-of-the-methods); the others nobody has tuned for this budget, and a method
+with few parameters would often take a larger one. So the order says what the defaults give, not what a method can do;
+with other seeds neighbours change places. Seconds were measured beside other work, and tell a long training from a
+short one alone.
 
 In Python: `kopt.board.adapters()["sentences"]["lora"]`; [`kopt/board/method_rows.py`](../kopt/board/method_rows.py)
 describes the files, and [peft.md](peft.md) the methods."""
