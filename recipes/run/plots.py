@@ -26,8 +26,10 @@ def make_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Writes a figure as PNG."""
-    for text in figure.findobj(lambda part: hasattr(part, "set_parse_math")):
-        text.set_parse_math(False)  # a name with dollars is no formula
+    scales = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"]
+    powers = {id(part) for axis in scales for part in axis.findobj()}  # 10³ is written as a formula
+    for text in figure.findobj(lambda part: hasattr(part, "set_parse_math") and id(part) not in powers):
+        text.set_parse_math(False)  # a name with dollars is none
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120)
 

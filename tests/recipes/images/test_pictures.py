@@ -88,6 +88,15 @@ def test_names_with_dollars_are_no_formulas():
     assert Path("c.png").exists() and Path("e.png").exists()
 
 
+def test_powers_of_ten_are_formulas():
+    figure = plots.make_figure(3, 3)
+    axes = figure.subplots()
+    axes.plot([1, 1e4], [0, 1])
+    axes.set(xscale="log", title="$5")
+    plots.save_figure(figure, Path("p.png"))
+    assert all(label.get_parse_math() for label in axes.get_xticklabels()) and not axes.title.get_parse_math()
+
+
 def test_pictures_that_cannot_be_read(folder, capsys):
     write_folder(Path("d"), 12, 1)
     Path("d/red/0.png").write_bytes(Path("d/red/0.png").read_bytes()[:60])
