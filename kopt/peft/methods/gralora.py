@@ -66,19 +66,15 @@ class GraLoRA(Additive):
 
     @override
     def weights(self, site: Site) -> dict[str, Weight]:
-        k, wide = self.gralora_k, uniform(1 / math.sqrt(site.fan_in))
-        inner = uniform(math.sqrt(k / site.fan_in))
+        k, last = self.gralora_k, zeros if self.init_weights else uniform(1 / math.sqrt(self.r))
         found = {
-            "gralora_A": Weight((k, site.fan_in // k, self.r), inner, as_it_is=True),
-            "gralora_B": Weight((k, self.r, site.fan_out // k), self._last(self.r), as_it_is=True),
+            "gralora_A": Weight((k, site.fan_in // k, self.r), uniform(math.sqrt(k / site.fan_in)), as_it_is=True),
+            "gralora_B": Weight((k, self.r, site.fan_out // k), last, as_it_is=True),
         }
         if self.hybrid_r:
-            found["gralora_A_general"] = Weight(("in", self.hybrid_r), wide)
-            found["gralora_B_general"] = Weight((self.hybrid_r, "out"), self._last(self.hybrid_r))
+            found["gralora_A_general"] = Weight(("in", self.hybrid_r), uniform(1 / math.sqrt(site.fan_in)))
+            found["gralora_B_general"] = Weight((self.hybrid_r, "out"), last)
         return found
-
-    def _last(self, rank: int) -> Any:
-        return zeros if self.init_weights else uniform(1 / math.sqrt(rank))
 
     @override
     def spell(self, name: str, site: Site) -> str:

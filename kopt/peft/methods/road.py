@@ -68,12 +68,10 @@ class RoAd(Adapter):
         """Returns y' for y, [..., out]."""
         half, out = self.group_size // 2, y.shape[-1]
         groups = np.arange(out).reshape(-1, 2, half)
-        own, other = np.arange(out), out + np.arange(out)  # places of the factors of yᵢ and of yⱼ
+        own = other = np.arange(out)  # places of the factors of yᵢ and of yⱼ
         if self.variant == "road_1":
             own = other = np.repeat(np.arange(out // 2).reshape(-1, 1, half), 2, axis=1).ravel()
-        elif self.variant == "road_2":
-            other = own
-        else:
+        elif self.variant == "road_4":
             own, other = np.arange(2 * out).reshape(-1, 2, self.group_size).transpose(1, 0, 2).reshape(2, out)
         cosine = ops.take(p.road_alpha, own) * ops.cos(ops.take(p.road_theta, own))
         sine = ops.take(p.road_alpha, other) * ops.sin(ops.take(p.road_theta, other))
