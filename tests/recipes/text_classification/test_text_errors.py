@@ -33,7 +33,10 @@ from recipes.text_classification import recipe
         ("--lora-plus-ratio 0.5", "at least 1"),
         ("--optimizer keras.adafactor --lora-plus-ratio 4", "only kopt's optimizers"),
         ("--optimizer adamm", "adam"),
-        ("--method head --rank 4", "--rank has no effect with --method head; it is for lora, dora, lora-fa, hira"),
+        (
+            "--method head --rank 4",
+            "--rank has no effect with --method head; it is for lora, dora, lora-fa, gralora, hira",
+        ),
         ("--method full --alpha 4", "--alpha has no effect"),
         ("--method ia3 --lora-plus-ratio 4", "has no effect"),
         ("--method prompt --target query", "has no effect"),
