@@ -17,6 +17,9 @@ class HRA(Adapter):
 
         W' = Hᵣ ... H₂ H₁ W          Hₖ = I - 2 uₖ uₖᵀ / ‖uₖ‖²
 
+    The product is I - V Tᵀ Vᵀ for the columns uₖ / ‖uₖ‖ of V and T = 2 (I + 2 S)⁻¹, where S has the part of Vᵀ V above
+    its diagonal (Schreiber and Van Loan, 1989): two thin products, of which the input alone is kept.
+
     Weights: U [in, r], with the columns uₖ. At the start these are equal in pairs, so that W' = W.
 
     Args:
@@ -64,25 +67,25 @@ class HRA(Adapter):
             values["hra_u"] = np.repeat(values["hra_u"][:, ::2], 2, axis=1)
 
     @staticmethod
-    def _units(p: Any) -> list[Tensor]:
-        """Returns uₖ / ‖uₖ‖, each [in, 1]."""
-        u = p.hra_u / ops.sqrt(ops.sum(ops.square(p.hra_u), axis=0))
-        return ops.split(u, u.shape[1], axis=1)
+    def _factors(p: Any) -> tuple[Tensor, Tensor]:
+        """Returns V and Tᵀ Vᵀ, [in, r] and [r, in]; the second is 0 while the adapter is off."""
+        v = p.hra_u / ops.sqrt(ops.sum(ops.square(p.hra_u), axis=0))
+        below = ops.tril(ops.matmul(ops.transpose(v), v), k=-1)
+        return v, ops.solve_triangular(
+            ops.eye(v.shape[1]) + 2 * p.gate * below, 2 * p.gate * ops.transpose(v), lower=True
+        )
 
     @override
     def effective(self, w: Tensor, p: Any) -> Tensor:
         """Returns Hᵣ ... H₁ W."""
-        for u in self._units(p):
-            w = w - 2 * p.gate * ops.matmul(u, ops.matmul(ops.transpose(u), w))
-        return w
+        v, rest = self._factors(p)
+        return w - ops.matmul(v, ops.matmul(rest, w))
 
     @override
     def forward(self, x: Tensor, base: Base, p: Any) -> Tensor:
         """Reflects the input where its width is in its last axes."""
         if not base.site.maps_last_axes:
             return super().forward(x, base, p)
+        v, rest = (ops.cast(factor, x.dtype) for factor in self._factors(p))
         rows = ops.reshape(x, (-1, base.site.fan_in))
-        for unit in reversed(self._units(p)):
-            u = ops.cast(unit, x.dtype)
-            rows = rows - ops.cast(2 * p.gate, x.dtype) * ops.matmul(ops.matmul(rows, u), ops.transpose(u))
-        return base(ops.reshape(rows, ops.shape(x)))
+        return base(ops.reshape(rows - ops.matmul(ops.matmul(rows, v), rest), ops.shape(x)))

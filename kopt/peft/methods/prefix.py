@@ -46,8 +46,8 @@ class PrefixTuning(Adapter):
     Switching it on or off changes shapes inside: the model's own compiled functions are traced anew, but a model that
     contains it must be compiled again. A model has one prompt or prefix at a time.
 
-    Differs from Hugging Face peft: in a Mistral whose sequence with the prefix is longer than its sliding window, tokens
-    see the prefix from beyond the window, too.
+    Differs from Hugging Face peft: in a Mistral whose sequence and prefix are longer than its sliding window tokens see
+    the prefix from beyond the window, too.
     Reference: Li and Liang, 2021, arXiv:2101.00190; without the network: Liu et al., 2021, arXiv:2110.07602.
     """
 
