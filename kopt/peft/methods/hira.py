@@ -1,6 +1,7 @@
 """HiRA."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from keras import ops
@@ -8,7 +9,7 @@ from typing_extensions import override
 
 from kopt.declare import Convert, Fraction
 from kopt.peft import targets
-from kopt.peft.adapter import Initializer, Length, Weight, normal, uniform, zeros
+from kopt.peft.adapter import Array, Initializer, Length, Weight, normal, uniform, zeros
 from kopt.peft.layers import Site, Tensor
 from kopt.peft.methods.additive import Additive
 
@@ -27,6 +28,7 @@ class HiRA(Additive):
         init_weights: True is uniform for A, as in torch; "gaussian" draws A from N(0, 1/r²). False draws both factors
             from N(0, 1), which is not the identity.
 
+    Differs from Hugging Face peft: 0.21.2 passes over its `rank_pattern`, and cannot read a file with ranks by one.
     Reference: Huang et al., 2025, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models".
     """
 
@@ -57,6 +59,15 @@ class HiRA(Additive):
         elif self.init_weights == "gaussian":
             a = normal(1 / self.r)
         return {"hira_A": Weight(("in", self.r), a), "hira_B": Weight((self.r, "out"), b, rest=0.0)}
+
+    @classmethod
+    @override
+    def unfold(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Array]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Array]]:
+        """Leaves a `rank_pattern` out that peft has passed over."""
+        ranks = {array.shape[0] for name, array in tensors.items() if name.endswith(("hira_A", "hira_embedding_A"))}
+        return {**config, "rank_pattern": {}} if ranks == {config.get("r", cls.r)} else config, tensors
 
     @override
     def spell(self, name: str, site: Site) -> str:
