@@ -12,7 +12,7 @@ import pathlib
 import statistics
 
 from benchmarks import _turns
-from benchmarks.text_methods import train
+from benchmarks.text_methods import add_data, train
 from recipes.text_classification.methods import METHODS
 
 RATES = (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
@@ -20,11 +20,7 @@ RATES = (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-file", type=pathlib.Path, required=True)
-    parser.add_argument("--test-file", type=pathlib.Path, required=True)
-    parser.add_argument("--text-column", default="text")
-    parser.add_argument("--examples", type=int, default=2000, help="texts to train on")
-    parser.add_argument("--epochs", type=int, default=1)
+    add_data(parser, 2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)

@@ -29,6 +29,15 @@ EVALUATED = 1000
 """Texts of the validation set, and of the test set, that are looked at."""
 
 
+def add_data(parser, examples):
+    """Adds the flags that say what is trained on; `examples` is the default number of texts."""
+    parser.add_argument("--train-file", type=pathlib.Path, required=True)
+    parser.add_argument("--test-file", type=pathlib.Path, required=True)
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--examples", type=int, default=examples, help="texts to train on")
+    parser.add_argument("--epochs", type=int, default=1)
+
+
 def train(flags, method, rate, seed):
     """Returns the metrics of a run, trained unless it is there."""
     folder = flags.runs / f"{method}{'' if rate is None else f'-{rate:g}'}-{seed}"
@@ -75,11 +84,7 @@ def compare(ours, theirs):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-file", type=pathlib.Path, required=True)
-    parser.add_argument("--test-file", type=pathlib.Path, required=True)
-    parser.add_argument("--text-column", default="text")
-    parser.add_argument("--examples", type=int, default=6000, help="texts to train on")
-    parser.add_argument("--epochs", type=int, default=1)
+    add_data(parser, 6000)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--rate-seeds", type=int, default=1, help="of them, how many choose the rate")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of full fine-tuning")
