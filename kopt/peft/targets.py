@@ -72,7 +72,7 @@ def parse_indices(value: Any) -> list[int] | None:
     return items
 
 
-def _whole_numbers(value: Any, limit: int) -> list[int] | None:
+def _whole_numbers(value: object, limit: int) -> list[int] | None:
     """Returns one number or several, NumPy's too, as a list; None unless all are whole, and from 0 to below a limit."""
     value = value.tolist() if isinstance(value, np.ndarray) else value
     items: list[Any] = list(value) if isinstance(value, Iterable) else [value]

@@ -194,7 +194,7 @@ def adapted_class(base: Any) -> type:
         def quantize(self) -> Any:
             return self._refuse_quantization
 
-        def _refuse_quantization(self, *args: Any, **kwargs: Any) -> None:
+        def _refuse_quantization(self, *args: object, **kwargs: object) -> None:
             what = "kernels in nf4" if adapters_of(self) is None else "adapters"  # Keras begins, and stops on the way
             raise ValueError(
                 f"The model has {what}, so it cannot be quantized as a whole. Call kopt.peft.quantize before adapters "

@@ -145,7 +145,7 @@ def _chosen(model: Any, target_modules: Any, exclude_modules: Any) -> dict[str, 
     return chosen
 
 
-def _require(name: str, spec: Any, field: str, paths: Iterable[str], which: str = "") -> None:
+def _require(name: str, spec: str | list[str], field: str, paths: Iterable[str], which: str = "") -> None:
     """Raises ValueError if `name`, which as a pattern is `spec`, matches none of the paths."""
     if not any(matches(spec, path) for path in paths):
         near = nearest(name, list(paths)) or "none"
